@@ -1,0 +1,68 @@
+"""How the optimizer of a trainer treats the variables of losses and transforms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from kriterion._state import StateLayer
+
+
+class LossVariablesOptimizer(keras.optimizers.MultiOptimizer):
+    """One optimizer for the weights, a second like it, with a learning rate of its own, for the loss's variables.
+
+    Unlike its base class it has a `learning_rate`, that of the weights, so that callbacks keep working.
+    """
+
+    @classmethod
+    def from_optimizer(
+        cls, optimizer: keras.optimizers.Optimizer, learning_rate: Any, state: StateLayer
+    ) -> LossVariablesOptimizer:
+        """Wrap an optimizer; variables found in `state` when the optimizer is built get `learning_rate`."""
+        if isinstance(optimizer, (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)):
+            raise ValueError(
+                "Trainer.compile: `loss_learning_rate` needs a plain optimizer. "
+                f"Received: optimizer={type(optimizer).__name__}. Pass the optimizer that it wraps "
+                "(Keras adds loss scaling by itself), or give the rates in your own MultiOptimizer."
+            )
+        config = {**optimizer.get_config(), "name": f"{optimizer.name}_loss"}
+        config["learning_rate"] = keras.saving.serialize_keras_object(learning_rate)
+        for_loss = type(optimizer).from_config(config)
+        for_loss.weight_decay = None
+
+        def select(variable: keras.Variable) -> keras.optimizers.Optimizer:
+            return for_loss if any(variable is own for own in state.variables) else optimizer
+
+        # Listed first among `optimizers`, before the variables are known: it has the learning rate.
+        select.default_optimizer = optimizer  # type: ignore[attr-defined]
+        return cls(select, name=optimizer.name)
+
+    @property
+    def learning_rate(self) -> Any:
+        """Learning rate of the weights."""
+        return self.optimizers[0].learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        self.optimizers[0].learning_rate = value
+
+
+def exclude_from_weight_decay(optimizer: Any, variables: Sequence[keras.Variable]) -> None:
+    """Keep weight decay off these variables, besides what the user excluded."""
+    if optimizer is None or not variables:
+        return
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        exclude_from_weight_decay(optimizer.inner_optimizer, variables)
+        return
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        for inner in optimizer.optimizers:
+            exclude_from_weight_decay(inner, variables)
+        return
+    # The public method replaces earlier exclusions, so those are put back.
+    excluded = getattr(optimizer, "_exclude_from_weight_decay", set())
+    pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
+    optimizer.exclude_from_weight_decay(var_list=list(variables))
+    optimizer._exclude_from_weight_decay |= excluded
+    optimizer._exclude_from_weight_decay_pattern = pattern

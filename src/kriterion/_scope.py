@@ -1,0 +1,40 @@
+"""Substituting values for variables without touching the variables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import keras
+
+# Keras has no public name for the current scope.
+from keras.src.backend.common.stateless_scope import get_stateless_scope
+
+
+def forked_scope(mapping: Iterable[tuple[keras.Variable, Any]] = ()) -> keras.StatelessScope:
+    """A copy of the current scope with `mapping` laid over it.
+
+    A nested `StatelessScope` hides the outer one; this one sees the same values. What is assigned in it
+    stays in it, and can be read with `get_current_value`.
+    """
+    outer = get_stateless_scope()
+    scope = keras.StatelessScope(collect_losses=True)
+    if outer is not None:
+        scope.state_mapping.update(outer.state_mapping)
+    for variable, value in mapping:
+        scope.add_update((variable, value))
+    return scope
+
+
+def isolated(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, such that the variables that it assigns keep their values.
+
+    For passes whose side effects must not count (a step advances batch statistics and seeds once) and for
+    functions that a framework traces by itself (a value assigned inside must not leak out of the trace).
+    """
+
+    def wrapped(*args: Any) -> Any:
+        with forked_scope():
+            return function(*args)
+
+    return wrapped

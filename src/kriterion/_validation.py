@@ -1,0 +1,46 @@
+"""Checks of arguments: the argument, the rule, what was received."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+
+def check_float(
+    owner: str,
+    name: str,
+    value: Any,
+    *,
+    above: float = -math.inf,
+    minimum: float = -math.inf,
+    maximum: float = math.inf,
+) -> float:
+    """Return `value` as a finite float with `above < value` and `minimum <= value <= maximum`, or raise."""
+    is_number = isinstance(value, (int, float)) or (getattr(value, "shape", None) == () and hasattr(value, "__float__"))
+    if is_number and not isinstance(value, bool):
+        number = float(value)
+        if math.isfinite(number) and number > above and minimum <= number <= maximum:
+            return number
+    bounds = [
+        f"> {above:g}" if above > -math.inf else "",
+        f">= {minimum:g}" if minimum > -math.inf else "",
+        f"<= {maximum:g}" if maximum < math.inf else "",
+    ]
+    rule = " and ".join(bound for bound in bounds if bound)
+    raise ValueError(f"{owner}: `{name}` must be a finite number {rule}".rstrip() + f". Received: {name}={value!r}")
+
+
+def check_int(owner: str, name: str, value: Any, *, minimum: int) -> int:
+    """Return `value` if it is an integer of at least `minimum`, or raise a `ValueError`."""
+    if isinstance(value, int) and not isinstance(value, bool) and value >= minimum:
+        return value
+    raise ValueError(f"{owner}: `{name}` must be an integer >= {minimum}. Received: {name}={value!r}")
+
+
+def check_choice(owner: str, name: str, value: Any, choices: Sequence[str]) -> str:
+    """Return `value` if it is one of `choices`, or raise a `ValueError`."""
+    if isinstance(value, str) and value in choices:
+        return value
+    options = ", ".join(repr(choice) for choice in choices)
+    raise ValueError(f"{owner}: `{name}` must be one of {options}. Received: {name}={value!r}")

@@ -1,0 +1,26 @@
+"""The framework in use. Only the modules in this package import jax, tensorflow or torch."""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+import keras
+
+from kriterion.backend._protocol import Backend, Tensor
+
+_SUPPORTED = ("jax", "tensorflow", "torch")
+
+name: str = keras.backend.backend()
+if name not in _SUPPORTED:
+    raise ImportError(
+        f"Kriterion runs on the Keras backends {', '.join(_SUPPORTED)}. Received: {name!r}. "
+        "Set the environment variable KERAS_BACKEND to one of them before importing keras."
+    )
+_module = cast(Backend, importlib.import_module(f"kriterion.backend.{name}"))
+
+TrainStep = _module.TrainStep
+value_and_gradient = _module.value_and_gradient
+map_leading_axis = _module.map_leading_axis
+
+__all__ = ["Tensor", "TrainStep", "map_leading_axis", "name", "value_and_gradient"]

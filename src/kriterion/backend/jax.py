@@ -1,0 +1,54 @@
+"""JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import keras
+
+from kriterion.backend._protocol import Tensor
+
+
+def value_and_gradient(
+    function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor]
+) -> tuple[tuple[Tensor, Any], list[Tensor]]:
+    return jax.value_and_grad(function, has_aux=True)(list(values))
+
+
+def map_leading_axis(function: Callable[[Any], Any], stacked: Any) -> Any:
+    return jax.lax.map(function, stacked)
+
+
+class TrainStep:
+    """Keras's JAX train step differentiates this function; its four lists of state are the arguments."""
+
+    def compute_loss_and_updates(
+        self: Any,
+        trainable_variables: list[Tensor],
+        non_trainable_variables: list[Tensor],
+        metrics_variables: list[Tensor],
+        x: Any,
+        y: Any,
+        sample_weight: Any,
+        training: bool = False,
+        optimizer_variables: list[Tensor] | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Any, list[Tensor], list[Tensor]]]:
+        if not (training and self.transforms):
+            return super().compute_loss_and_updates(  # type: ignore[misc]
+                trainable_variables,
+                non_trainable_variables,
+                metrics_variables,
+                x,
+                y,
+                sample_weight,
+                training=training,
+                optimizer_variables=optimizer_variables,
+            )
+        loss, (y_pred, non_trainable, metrics) = self.evaluate_objective(
+            trainable_variables, non_trainable_variables, metrics_variables, (x, y, sample_weight)
+        )
+        with keras.StatelessScope(zip(self.optimizer.variables, optimizer_variables or [], strict=True)):
+            scaled = self.optimizer.scale_loss(loss)
+        return scaled, (loss, y_pred, non_trainable, metrics)

@@ -1,0 +1,57 @@
+"""TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from kriterion.backend._in_place import minimise
+from kriterion.backend._protocol import Tensor
+
+
+def value_and_gradient(
+    function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor]
+) -> tuple[tuple[Tensor, Any], list[Tensor]]:
+    values = [tf.convert_to_tensor(value) for value in values]
+    with tf.GradientTape() as tape:
+        tape.watch(values)
+        value, aux = function(values)
+    gradients = tape.gradient(value, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
+    return (value, aux), [tf.convert_to_tensor(gradient) for gradient in gradients]
+
+
+def map_leading_axis(function: Callable[[Any], Any], stacked: Any) -> Any:
+    # The number of slices is static, and an unrolled loop can be differentiated twice under XLA as well.
+    slices = next(leaf for leaf in keras.tree.flatten(stacked) if leaf is not None).shape[0]
+    results = [
+        function(keras.tree.map_structure(lambda leaf, i=i: None if leaf is None else leaf[i], stacked))
+        for i in range(slices)
+    ]
+    return keras.tree.map_structure(lambda *leaves: tf.stack(leaves), *results)
+
+
+def _differentiate(objective: Callable[[list[Tensor]], tuple[Tensor, Any]], variables: Any) -> Any:
+    values = [tf.convert_to_tensor(variable.value) for variable in variables]
+    with tf.GradientTape() as tape:
+        tape.watch(values)
+        scaled_loss, aux = objective(values)
+    return aux, tape.gradient(scaled_loss, values)
+
+
+class TrainStep:
+    """Keras's TensorFlow train step, minimising the composed objective where there are transforms."""
+
+    def _maybe_symbolic_build(self: Any, iterator: Any = None, data_batch: Any = None) -> None:
+        # Keras makes variables while it traces the first step here; those of losses and transforms must exist before.
+        if self._distribute_strategy is None and self.objective_state.parts:
+            self._symbolic_build(iterator=iterator, data_batch=data_batch)
+        else:
+            super()._maybe_symbolic_build(iterator=iterator, data_batch=data_batch)  # type: ignore[misc]
+
+    def train_step(self: Any, data: Any) -> dict[str, Tensor]:
+        if not self.transforms:
+            return super().train_step(data)  # type: ignore[misc]
+        return minimise(self, data, _differentiate)

@@ -1,0 +1,48 @@
+"""PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+import torch
+
+from kriterion.backend._in_place import minimise
+from kriterion.backend._protocol import Tensor
+
+
+def value_and_gradient(
+    function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor]
+) -> tuple[tuple[Tensor, Any], list[Tensor]]:
+    with torch.enable_grad():
+        values = [value if value.requires_grad else value.detach().requires_grad_() for value in values]
+        value, aux = function(values)
+        gradients = torch.autograd.grad(value, values, create_graph=True, allow_unused=True, materialize_grads=True)
+    return (value, aux), list(gradients)
+
+
+def map_leading_axis(function: Callable[[Any], Any], stacked: Any) -> Any:
+    slices = next(leaf for leaf in keras.tree.flatten(stacked) if leaf is not None).shape[0]
+    results = [
+        function(keras.tree.map_structure(lambda leaf, i=i: None if leaf is None else leaf[i], stacked))
+        for i in range(slices)
+    ]
+    return keras.tree.map_structure(lambda *leaves: torch.stack(leaves), *results)
+
+
+def _differentiate(objective: Callable[[list[Tensor]], tuple[Tensor, Any]], variables: Any) -> Any:
+    values = [variable.value for variable in variables]
+    with torch.enable_grad():
+        scaled_loss, aux = objective(values)
+    return aux, list(torch.autograd.grad(scaled_loss, values, allow_unused=True))
+
+
+class TrainStep:
+    """Keras's PyTorch train step, minimising the composed objective where there are transforms."""
+
+    def train_step(self: Any, data: Any) -> dict[str, Tensor]:
+        if not self.transforms:
+            return super().train_step(data)  # type: ignore[misc]
+        with torch.no_grad():
+            return minimise(self, data, _differentiate)

@@ -1,0 +1,122 @@
+"""Losses with variables of their own."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from kriterion._state import StateLayer
+from kriterion.backend import Tensor
+
+
+class TrainableLoss(keras.losses.Loss):
+    """Base class of losses with trainable variables, minimised together with the model's weights.
+
+    min over w, v of mean_i loss(y_i, f(x_i; w); v)
+
+    A subclass makes its variables in `build` with `add_weight` and uses them in `call`. A `kriterion.Trainer`
+    trains them, keeps weight decay off them, and saves them; stock `compile` cannot, so there the loss raises.
+
+    Args:
+        reduction: as in `keras.losses.Loss`.
+        name: name of the loss, prefix of its variables' paths.
+        dtype: dtype of the loss's computations, by default `keras.config.floatx()`.
+
+    Raises:
+        RuntimeError: on the first batch, if the loss was given to a stock `compile`.
+
+    Source: Keras documents no such losses; `docs/architecture.md` says how these are trained.
+
+    Example:
+
+    >>> import keras, numpy as np, kriterion
+    >>> @keras.saving.register_keras_serializable(package="example")
+    ... class GaussianLikelihood(kriterion.losses.TrainableLoss):
+    ...     "(r / s)^2 / 2 + log s, with a learned s"
+    ...     def build(self, y_true_shape, y_pred_shape):
+    ...         self.log_scale = self.add_weight((), "zeros", name="log_scale")
+    ...     def call(self, y_true, y_pred):
+    ...         residual = (y_true - y_pred) / keras.ops.exp(self.log_scale)
+    ...         return keras.ops.mean(residual**2, axis=-1) / 2 + self.log_scale
+    >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+    >>> trainer.compile("sgd", GaussianLikelihood())
+    >>> history = trainer.fit(np.ones((8, 3)), np.zeros((8, 1)), verbose=0)
+    """
+
+    def __init__(
+        self, *, reduction: str | None = "sum_over_batch_size", name: str | None = None, dtype: Any = None
+    ) -> None:
+        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        self.state = StateLayer(name=self.name)
+        self.built_shapes: list[Any] | None = None
+        self.owned_by_trainer = False
+
+    @property
+    def built(self) -> bool:
+        """Whether the variables exist."""
+        return self.built_shapes is not None
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The loss's variables."""
+        return self.state.variables
+
+    @property
+    def trainable_variables(self) -> list[keras.Variable]:
+        """The loss's trainable variables."""
+        return self.state.trainable_variables
+
+    def add_weight(self, *args: Any, **kwargs: Any) -> keras.Variable:
+        """Make a variable of the loss; the arguments are those of `keras.layers.Layer.add_weight`."""
+        return self.state.add_weight(*args, **kwargs)
+
+    def build(self, y_true_shape: tuple[int | None, ...], y_pred_shape: tuple[int | None, ...]) -> None:
+        """Make the variables, for targets and predictions of these shapes (batch axis first, perhaps None)."""
+
+    def build_once(self, y_true_shape: Any, y_pred_shape: Any) -> None:
+        """Build, if that has not been done yet, and remember the shapes for saving."""
+        if not self.built:
+            self.build(y_true_shape, y_pred_shape)
+            self.built_shapes = [y_true_shape, y_pred_shape]
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Tensor:
+        if not self.built:
+            if not self.owned_by_trainer:
+                raise RuntimeError(
+                    f"{type(self).__name__} has trainable variables, which `model.compile()` would neither train nor "
+                    "save. Use `trainer = kriterion.Trainer(model)` and `trainer.compile(optimizer, loss)` instead; "
+                    "in a loop of your own, call `loss.build_once(y_true_shape, y_pred_shape)` first and train "
+                    "`loss.trainable_variables`."
+                )
+            # Shapes without the batch axis's size, so that a later, smaller batch finds what it expects.
+            self.build_once(*(_batch_free_shape(value) for value in (y_true, y_pred)))
+        return super().__call__(y_true, y_pred, sample_weight)
+
+
+def _batch_free_shape(value: Any) -> Any:
+    return keras.tree.map_structure(
+        lambda leaf: (None, *tuple(keras.ops.convert_to_tensor(leaf).shape)[1:]), value, none_is_leaf=False
+    )
+
+
+def aligned(owner: str, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
+    """Targets and predictions of equal shape (batch, ..., d): an axis d = 1 that one of them lacks is added.
+
+    Without this, targets (n,) and predictions (n, 1) broadcast to (n, n), silently.
+    """
+    rank_true, rank_pred = len(y_true.shape), len(y_pred.shape)
+    if rank_pred == rank_true + 1 and y_pred.shape[-1] == 1:
+        y_true = keras.ops.expand_dims(y_true, -1)
+    elif rank_true == rank_pred + 1 and y_true.shape[-1] == 1:
+        y_true = keras.ops.squeeze(y_true, -1)
+    known = [(a, b) for a, b in zip(y_true.shape, y_pred.shape, strict=False) if a is not None and b is not None]
+    if len(y_true.shape) != len(y_pred.shape) or any(a != b for a, b in known):
+        raise ValueError(
+            f"{owner}: targets and predictions must have the same shape. "
+            f"Received: y_true of shape {tuple(y_true.shape)}, y_pred of shape {tuple(y_pred.shape)}. "
+            "For class indices, one-hot encode the targets."
+        )
+    if len(y_pred.shape) == 1:
+        return keras.ops.expand_dims(y_true, -1), keras.ops.expand_dims(y_pred, -1)
+    return y_true, y_pred

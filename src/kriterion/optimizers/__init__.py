@@ -1,0 +1,5 @@
+"""Optimizers for `compile`, with or without a trainer."""
+
+from kriterion.optimizers.variance_scaling import VarianceScaling
+
+__all__ = ["VarianceScaling"]

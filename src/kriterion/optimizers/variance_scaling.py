@@ -1,0 +1,163 @@
+"""Updates scaled by how certain their direction is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from kriterion._validation import check_float
+from kriterion.backend import Tensor
+
+_WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
+# What Keras's base class does around an optimizer's own update; here this optimizer does it, once.
+_AROUND_UPDATE = {
+    "weight_decay": None,
+    "clipnorm": None,
+    "global_clipnorm": None,
+    "clipvalue": None,
+    "use_ema": False,
+    "loss_scale_factor": None,
+    "gradient_accumulation_steps": None,
+}
+
+
+@keras.saving.register_keras_serializable(package="kriterion")
+class VarianceScaling(keras.optimizers.Optimizer):
+    """Any Keras optimizer, with each weight's update scaled down where the gradient is mostly noise.
+
+    update -> gamma * update, gamma = m^2 / (m^2 + rho s)
+
+    m and v are running means of the gradient and its square (decay beta, bias-corrected), s = (v - m^2) / (1 - rho)
+    is the unbiased estimate of the gradient's variance, and rho s the variance of m, with
+    rho = (1 - beta) (1 + beta^t) / ((1 + beta) (1 - beta^t)). gamma is the factor that minimises the expected squared
+    distance to the noise-free update, for an update that averages gradients as m does (SGD with momentum, Adam).
+
+    The update is scaled, not the gradient: Adam divides any lasting scale of the gradient out again. Weight decay is
+    not scaled. At the first step, where no variance is known, and for weights that never had a gradient, gamma is 1.
+
+    Args:
+        optimizer: the Keras optimizer that computes the updates. An unbuilt copy of it is used. Its weight decay,
+            clipping, averaging and gradient accumulation keep their meaning.
+        beta: decay of the running means, 0 <= beta < 1.
+        name: name of the optimizer.
+
+    Raises:
+        ValueError: `beta` is outside of its range.
+        TypeError: `optimizer` is not a Keras optimizer, or one that wraps others (put those outside).
+
+    Source: Balles and Hennig, "Dissecting Adam: the sign, magnitude and variance of stochastic gradients", ICML 2018,
+    sections 3 and 4 (M-SVAG), equations 24 to 27.
+
+    Example:
+
+    >>> import keras, kriterion
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    >>> model.compile(kriterion.optimizers.VarianceScaling(keras.optimizers.SGD(0.1, momentum=0.9)), "mse")
+    """
+
+    def __init__(
+        self, optimizer: keras.optimizers.Optimizer | str, *, beta: float = 0.9, name: str = "variance_scaling"
+    ) -> None:
+        optimizer = keras.optimizers.get(optimizer)
+        if not isinstance(optimizer, keras.optimizers.Optimizer) or isinstance(optimizer, _WRAPPERS):
+            raise TypeError(
+                "VarianceScaling: `optimizer` must be a Keras optimizer that computes updates itself. "
+                f"Received: optimizer={type(optimizer).__name__}. Wrap VarianceScaling by it instead."
+            )
+        config = optimizer.get_config()
+        around = {key: getattr(optimizer, key) for key in _AROUND_UPDATE}
+        learning_rate = config["learning_rate"]
+        if isinstance(learning_rate, dict):
+            learning_rate = keras.optimizers.schedules.deserialize(learning_rate)
+        super().__init__(
+            learning_rate,
+            ema_momentum=optimizer.ema_momentum,
+            ema_overwrite_frequency=optimizer.ema_overwrite_frequency,
+            name=name,
+            **around,
+        )
+        self.beta = check_float("VarianceScaling", "beta", beta, minimum=0.0)
+        if self.beta >= 1.0:
+            raise ValueError(f"VarianceScaling: `beta` must be < 1. Received: beta={beta!r}")
+        self._optimizer_config = keras.saving.serialize_keras_object(optimizer)
+        self.inner_optimizer = type(optimizer).from_config(config)
+        for key, value in _AROUND_UPDATE.items():
+            setattr(self.inner_optimizer, key, value)
+        self.inner_optimizer.learning_rate = self._shared_learning_rate
+
+    def _shared_learning_rate(self) -> Tensor:
+        return self.learning_rate
+
+    def build(self, variables: list[keras.Variable]) -> None:
+        if self.built:
+            return
+        super().build(variables)
+        self.inner_optimizer.build(variables)
+        self.update_count = self.add_variable((), dtype="int32", name="update_count")
+        self.means, self.squares = self.add_optimizer_variables(variables, ("mean", "square"))
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """This optimizer's variables and the inner one's."""
+        return [*super().variables, *self.inner_optimizer.variables]
+
+    def _backend_update_step(
+        self, grads: Sequence[Tensor], trainable_variables: Sequence[keras.Variable], learning_rate: Tensor
+    ) -> None:
+        """Keras's hook between clipping and weight decay before, and averaging after."""
+        factors = self._factors(grads, trainable_variables)
+        before = [ops.copy(variable) for variable in trainable_variables]
+        self.inner_optimizer.apply(grads, trainable_variables)
+        for variable, old, factor in zip(trainable_variables, before, factors, strict=True):
+            variable.assign(old + factor * (variable - old))
+
+    def _factors(self, grads: Sequence[Tensor], variables: Sequence[keras.Variable]) -> list[Tensor]:
+        """Update the running moments; return gamma for each weight."""
+        self.update_count.assign_add(1)
+        factors = []
+        for gradient, variable in zip(grads, variables, strict=True):
+            index = self._get_variable_index(variable)
+            mean, square = self.means[index], self.squares[index]
+            gradient = ops.cast(gradient, mean.dtype)
+            mean.assign(self.beta * mean + (1 - self.beta) * gradient)
+            square.assign(self.beta * square + (1 - self.beta) * ops.square(gradient))
+            factors.append(
+                variance_factor(ops.convert_to_tensor(mean), ops.convert_to_tensor(square), self.update_count, self.beta)
+            )
+        return factors
+
+    def get_config(self) -> dict[str, Any]:
+        config = {**self._optimizer_config, "config": dict(self._optimizer_config["config"])}
+        # The learning rate may have been set since.
+        config["config"]["learning_rate"] = super().get_config()["learning_rate"]
+        return {"optimizer": config, "beta": self.beta, "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> VarianceScaling:
+        config = dict(config)
+        optimizer = keras.saving.deserialize_keras_object(config.pop("optimizer"), custom_objects=custom_objects)
+        return cls(optimizer, **config)
+
+
+def variance_factor(mean: Tensor, square: Tensor, count: Tensor, beta: float) -> Tensor:
+    """gamma = m^2 / (m^2 + rho s) from running means that started at zero.
+
+    Args:
+        mean: running mean of the gradient, not bias-corrected.
+        square: running mean of its square, not bias-corrected.
+        count: number t >= 1 of gradients in them.
+        beta: their decay.
+    """
+    power = ops.power(ops.cast(beta, mean.dtype), ops.cast(count, mean.dtype))
+    first_power = ops.cast(beta, mean.dtype)
+    rho = (1 - first_power) * (1 + power) / ((1 + first_power) * (1 - power))
+    squared_mean = ops.square(mean / (1 - power))
+    # Rounding makes the difference negative where gradients are nearly constant.
+    spread = ops.relu(square / (1 - power) - squared_mean)
+    # rho is 1 at the first step, where the spread is 0.
+    variance_of_mean = ops.divide_no_nan(rho * spread, 1 - rho)
+    known = squared_mean + variance_of_mean
+    return ops.where(known > 0, ops.divide_no_nan(squared_mean, known), 1.0)

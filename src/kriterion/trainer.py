@@ -1,0 +1,318 @@
+"""The trainer: a Keras model that minimises a transformed objective of another Keras model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+
+from kriterion import backend
+from kriterion._optimizer import LossVariablesOptimizer, exclude_from_weight_decay
+from kriterion._scope import forked_scope
+from kriterion._state import StateLayer
+from kriterion._validation import check_float
+from kriterion.backend import Tensor
+from kriterion.losses.base import TrainableLoss
+from kriterion.transforms.base import Batch, Transform, Weights
+
+
+@keras.saving.register_keras_serializable(package="kriterion")
+class Trainer(backend.TrainStep, keras.Model):  # type: ignore[misc]
+    """A `keras.Model` that trains the given model on a transformed objective.
+
+    minimise T_k(...T_1(D))(w) + R(w), with D the loss of `compile` on a batch, T_1, ..., T_k the transforms, and
+    R the model's own weight penalties (always at the clean weights w)
+
+    `fit`, `evaluate`, `predict`, callbacks and saving are Keras's. The given model holds the trained weights at
+    all times, and needs neither the trainer nor Kriterion to be saved, exported or served. `evaluate` and
+    `predict` use the loss and the weights as they are: no transform, no noise.
+
+    Args:
+        model: any `keras.Model` that does not override `train_step` or `compute_loss`.
+        name: name of the trainer.
+
+    Raises:
+        TypeError: `model` is not a `keras.Model`.
+        ValueError: `model` has a training step or loss of its own, which the trainer would silently replace.
+
+    Source: `docs/architecture.md`.
+
+    Example:
+
+    >>> import keras, numpy as np, kriterion
+    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    >>> trainer = kriterion.Trainer(model)
+    >>> trainer.compile("adam", kriterion.losses.AdaptiveRobust(),
+    ...                 transforms=[kriterion.transforms.WeightNoise(0.05)])
+    >>> history = trainer.fit(np.ones((8, 3)), np.zeros((8, 1)), epochs=2, verbose=0)
+    >>> model.predict(np.ones((2, 3)), verbose=0).shape
+    (2, 1)
+    """
+
+    def __init__(self, model: keras.Model, *, name: str | None = None) -> None:
+        if not isinstance(model, keras.Model):
+            raise TypeError(f"Trainer: `model` must be a keras.Model. Received: {model!r} of type {type(model)}")
+        for method in ("train_step", "compute_loss"):
+            if getattr(type(model), method) is not getattr(keras.Model, method):
+                raise ValueError(
+                    f"Trainer: `model` must not have its own `{method}`, because the trainer's would replace it "
+                    f"without a word. Received: {type(model).__name__}, which overrides `{method}`. Move what it "
+                    "computes into a loss, `add_loss` or a kriterion.transforms.Transform."
+                )
+        super().__init__(name=name or f"{model.name}_trainer", dtype=model.dtype_policy)
+        self.model = model
+        self.objective_state = StateLayer(name="objective")
+        self.transforms: tuple[Transform, ...] = ()
+        self._penalties_apart = False
+        self.built = model.built
+
+    def build(self, input_shape: Any) -> None:
+        """Build the model, if it is not built, for inputs of this shape."""
+        if not self.model.built:
+            self.model.build(input_shape)
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """The model's outputs."""
+        outputs = self.model(inputs, training=training, mask=mask)
+        self._build_transforms()
+        return outputs
+
+    @property
+    def output_names(self) -> list[str]:
+        """The model's output names (losses and metrics can be given by name where the model has names)."""
+        return self.model.output_names
+
+    def compile(
+        self,
+        optimizer: Any = "rmsprop",
+        loss: Any = None,
+        *,
+        transforms: Sequence[Transform] = (),
+        loss_learning_rate: Any = None,
+        **kwargs: Any,
+    ) -> None:
+        """Configure training, as `keras.Model.compile` does, with two more arguments.
+
+        Args:
+            optimizer: as in Keras. It trains the loss's and the transforms' variables too, without weight decay.
+            loss: as in Keras; losses may have trainable variables (`kriterion.losses.TrainableLoss`).
+            transforms: transforms of the objective, the first being applied first: `[A, B]` minimises B(A(L)).
+            loss_learning_rate: learning rate (or schedule) of the loss's and transforms' trainable variables; by
+                default the optimizer's.
+            **kwargs: `metrics`, `loss_weights`, `steps_per_execution`, `jit_compile` and so on, as in Keras.
+
+        Raises:
+            TypeError: `transforms` is not a sequence of transforms.
+            ValueError: `loss_learning_rate` is not positive, or given with an optimizer that cannot be combined.
+        """
+        if isinstance(transforms, Transform) or not all(isinstance(t, Transform) for t in transforms):
+            raise TypeError(
+                "Trainer.compile: `transforms` must be a list of kriterion.transforms.Transform instances. "
+                f"Received: transforms={transforms!r}"
+            )
+        names = [transform.name for transform in transforms]
+        if len(set(names)) < len(names):
+            raise ValueError(
+                f"Trainer.compile: transforms must have different names. Received: {names}. "
+                "Give each its own with `name=`."
+            )
+        if isinstance(loss_learning_rate, (int, float)):
+            check_float("Trainer.compile", "loss_learning_rate", loss_learning_rate, above=0.0)
+        optimizer = keras.optimizers.get(optimizer)
+        trained_by = optimizer
+        if loss_learning_rate is not None:
+            trained_by = LossVariablesOptimizer.from_optimizer(optimizer, loss_learning_rate, self.objective_state)
+        losses = [leaf for leaf in keras.tree.flatten(loss) if isinstance(leaf, TrainableLoss)]
+        for trainable_loss in losses:
+            trainable_loss.owned_by_trainer = True
+        self.transforms = tuple(transforms)
+        # A set, because one loss may serve several outputs; in the order of appearance.
+        parts = dict.fromkeys(part.state for part in (*losses, *self.transforms))
+        self.objective_state.replace_parts(list(parts))
+        self._composed = self._data_objective
+        for transform in self.transforms:
+            self._composed = transform.apply(self._composed)
+        if self.model.built:
+            self._build_transforms()
+        super().compile(optimizer=trained_by, loss=loss, **kwargs)
+        self._user_compile_config = {
+            "optimizer": optimizer,
+            "transforms": list(self.transforms),
+            "loss_learning_rate": loss_learning_rate,
+        }
+
+    # Variables that appear late: those of the loss need the targets' shape, those of transforms a built model.
+
+    def _build_transforms(self) -> None:
+        for transform in self.transforms:
+            if not transform.built:
+                transform.build(self.model)
+                transform.built = True
+
+    def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        super()._symbolic_build(iterator=iterator, data_batch=data_batch)
+        self._build_transforms()
+        exclude_from_weight_decay(self.optimizer, self.objective_state.trainable_variables)
+
+    # The objective.
+
+    def evaluate_objective(
+        self,
+        trainable_values: Sequence[Tensor],
+        non_trainable_values: Sequence[Tensor],
+        metrics_values: Sequence[Tensor],
+        data: tuple[Any, Any, Any],
+    ) -> tuple[Tensor, tuple[Any, list[Tensor], list[Tensor]]]:
+        """The transformed objective in training, as a pure function of all variables' values and a batch.
+
+        Returns:
+            `(loss, (y_pred, new non-trainable values, new metrics values))`; no variable is changed.
+        """
+        state = [*self.non_trainable_variables, *self.metrics_variables]
+        values = dict(zip(map(id, self.trainable_variables), trainable_values, strict=True))
+        mapping = [
+            *zip(self.trainable_variables, trainable_values, strict=True),
+            *zip(state, [*non_trainable_values, *metrics_values], strict=True),
+        ]
+        with keras.StatelessScope(mapping) as scope:
+            weights = [values[id(variable)] for variable in self.model.trainable_variables]
+            loss, (y_pred, evaluated) = self._composed(weights, Batch(*data))
+            for variable in self.model.trainable_variables:
+                if variable.regularizer is not None:
+                    penalty = variable.regularizer(values[id(variable)])
+                    loss = loss + keras.ops.cast(keras.ops.sum(penalty), loss.dtype)
+        # What the forward pass assigned comes from the pass that counts, the transforms' own state from here.
+        own = {id(variable) for transform in self.transforms for variable in transform.variables}
+        new = [scope.get_current_value(v) if id(v) in own else evaluated[id(v)] for v in state]
+        count = len(self.non_trainable_variables)
+        return loss, (y_pred, new[:count], new[count:])
+
+    def _data_objective(self, weights: Weights, batch: Batch) -> tuple[Tensor, tuple[Any, dict[int, Tensor]]]:
+        """D: the loss on a batch at the given weights, without the model's weight penalties."""
+        with forked_scope(zip(self.model.trainable_variables, weights, strict=True)) as scope:
+            y_pred = self(batch.x, training=True)
+            self._penalties_apart = True
+            try:
+                loss = self.compute_loss(batch.x, batch.y, y_pred, batch.sample_weight, training=True)
+            finally:
+                self._penalties_apart = False
+            state = [*self.non_trainable_variables, *self.metrics_variables]
+            return loss, (y_pred, {id(v): scope.get_current_value(v) for v in state})
+
+    @property
+    def losses(self) -> list[Tensor]:
+        """Scalar losses of `add_loss`, activity and weight regularizers, as in Keras."""
+        losses = super().losses
+        if self._penalties_apart:
+            # Keras lists the weight penalties last, one for each trainable weight that has a regularizer.
+            penalties = sum(variable.regularizer is not None for variable in self.trainable_variables)
+            return losses[: len(losses) - penalties]
+        return losses
+
+    def track_loss(self, loss: Tensor, batch_size: Any) -> None:
+        """Add a batch's loss to the running mean that `fit` reports."""
+        self._loss_tracker.update_state(loss, sample_weight=batch_size)
+
+    def value_and_gradient(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Tensor, list[Tensor]]:
+        """The objective on a batch and its gradient, for a hand-written loop.
+
+        Args:
+            x: inputs of a batch, as for `train_on_batch`.
+            y: targets.
+            sample_weight: weights of the examples.
+
+        Returns:
+            `(loss, gradients)`: a scalar and tensors aligned with `trainer.trainable_variables`. As in a training
+            step, batch statistics and seeds advance.
+
+        Raises:
+            ValueError: the trainer is not compiled.
+
+        Example:
+
+        >>> import keras, numpy as np, kriterion
+        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+        >>> trainer.compile(keras.optimizers.SGD(0.1), "mse")
+        >>> loss, gradients = trainer.value_and_gradient(np.ones((8, 3)), np.zeros((8, 1)))
+        >>> trainer.optimizer.apply(gradients, trainer.trainable_variables)
+        """
+        if not self.compiled:
+            raise ValueError("Trainer.value_and_gradient: call `trainer.compile(optimizer, loss)` first.")
+        data = keras.tree.map_structure(
+            lambda leaf: None if leaf is None else keras.ops.convert_to_tensor(leaf), (x, y, sample_weight)
+        )
+        self._symbolic_build(data_batch=data)
+        state = [*self.non_trainable_variables, *self.metrics_variables]
+        count = len(self.non_trainable_variables)
+        current = [variable.value for variable in state]
+
+        def objective(values: Sequence[Tensor]) -> tuple[Tensor, Any]:
+            return self.evaluate_objective(values, current[:count], current[count:], data)
+
+        values = [variable.value for variable in self.trainable_variables]
+        (loss, (_, new, _)), gradients = backend.value_and_gradient(objective, values)
+        for variable, value in zip(self.non_trainable_variables, new, strict=True):
+            variable.assign(value)
+        return loss, gradients
+
+    # Saving.
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that make an equal trainer."""
+        return {"name": self.name, "model": keras.saving.serialize_keras_object(self.model)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Trainer:
+        """A trainer made from `get_config()`."""
+        model = keras.saving.deserialize_keras_object(config["model"], custom_objects=custom_objects)
+        return cls(model, name=config["name"])
+
+    def get_compile_config(self) -> dict[str, Any]:
+        """The arguments of `compile`, and the shapes that the losses were built with."""
+        config = super().get_compile_config()
+        if config:
+            config.update(
+                {key: keras.saving.serialize_keras_object(value) for key, value in self._user_compile_config.items()}
+            )
+            shapes = [loss.built_shapes for loss in self._trainable_losses()]
+            config["loss_shapes"] = keras.saving.serialize_keras_object(shapes)
+        return config
+
+    def compile_from_config(self, config: dict[str, Any]) -> None:
+        """Compile with `get_compile_config()`, and make the variables that a saved file has values for."""
+        config = keras.saving.deserialize_keras_object(config)
+        shapes = config.pop("loss_shapes")
+        self.compile(**config)
+        for loss, loss_shapes in zip(self._trainable_losses(), shapes, strict=True):
+            if loss_shapes is not None:
+                loss.build_once(*loss_shapes)
+        if self.optimizer is not None and self.built:
+            self.optimizer.build(self.trainable_variables)
+            exclude_from_weight_decay(self.optimizer, self.objective_state.trainable_variables)
+
+    def save_own_variables(self, store: Any) -> None:
+        """Keras does not save seeds; without them a resumed run would draw other noise."""
+        super().save_own_variables(store)
+        for index, seed in enumerate(self._seeds()):
+            store[f"seed_{index}"] = keras.ops.convert_to_numpy(seed)
+
+    def load_own_variables(self, store: Any) -> None:
+        """Restore the seeds of all layers, losses and transforms."""
+        seeds = self._seeds()
+        stored = [key for key in store.keys() if key.startswith("seed_")]
+        if len(stored) != len(seeds):
+            raise ValueError(
+                f"Trainer: the file was saved by a trainer with {len(stored)} random seeds, but this one has "
+                f"{len(seeds)}. Compile it with the same transforms, or load the weights into `trainer.model`."
+            )
+        super().load_own_variables({key: store[key] for key in store.keys() if key not in stored})
+        for index, seed in enumerate(seeds):
+            seed.assign(store[f"seed_{index}"])
+
+    def _seeds(self) -> list[keras.Variable]:
+        weights = {id(weight) for weight in self.weights}
+        return [variable for variable in self.variables if id(variable) not in weights]
+
+    def _trainable_losses(self) -> list[TrainableLoss]:
+        return [leaf for leaf in keras.tree.flatten(self.loss) if isinstance(leaf, TrainableLoss)]

@@ -1,0 +1,8 @@
+"""Transforms of an objective: L -> T(L)."""
+
+from kriterion.transforms.base import Batch, Transform
+from kriterion.transforms.gradient_variance_penalty import GradientVariancePenalty
+from kriterion.transforms.weight_noise import WeightNoise
+from kriterion.transforms.weight_penalty import WeightPenalty
+
+__all__ = ["Batch", "GradientVariancePenalty", "Transform", "WeightNoise", "WeightPenalty"]
