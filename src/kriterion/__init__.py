@@ -1,7 +1,11 @@
 """Kriterion changes what a Keras model minimises, where that is evaluated, and how its gradient is used."""
 
-from kriterion import losses, optimizers, regularizers, transforms
-from kriterion.trainer import Trainer
+from kriterion._default_backend import choose_default_backend
+
+choose_default_backend()
+
+from kriterion import losses, optimizers, regularizers, transforms  # noqa: E402
+from kriterion.trainer import Trainer  # noqa: E402
 
 __version__ = "0.1.0"
 

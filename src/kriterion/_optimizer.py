@@ -11,7 +11,8 @@ from kriterion._state import StateLayer
 
 
 class LossVariablesOptimizer(keras.optimizers.MultiOptimizer):
-    """One optimizer for the weights, a second like it, with a learning rate of its own, for the loss's variables.
+    """
+    One optimizer for the weights, a second like it, with a learning rate of its own, for the loss's variables.
 
     Unlike its base class it has a `learning_rate`, that of the weights, so that callbacks keep working.
     """
@@ -61,7 +62,7 @@ def exclude_from_weight_decay(optimizer: Any, variables: Sequence[keras.Variable
             exclude_from_weight_decay(inner, variables)
         return
     # The public method replaces earlier exclusions, so those are put back.
-    excluded = getattr(optimizer, "_exclude_from_weight_decay", set())
+    excluded: set[Any] = getattr(optimizer, "_exclude_from_weight_decay", set())
     pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
     optimizer.exclude_from_weight_decay(var_list=list(variables))
     optimizer._exclude_from_weight_decay |= excluded

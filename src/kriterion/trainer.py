@@ -14,12 +14,13 @@ from kriterion._state import StateLayer
 from kriterion._validation import check_float
 from kriterion.backend import Tensor
 from kriterion.losses.base import TrainableLoss
-from kriterion.transforms.base import Batch, Transform, Weights
+from kriterion.transforms.base import Batch, Objective, Transform, Weights
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
-class Trainer(backend.TrainStep, keras.Model):  # type: ignore[misc]
-    """A `keras.Model` that trains the given model on a transformed objective.
+class Trainer(backend.TrainStep, keras.Model):
+    """
+    A `keras.Model` that trains the given model on a transformed objective.
 
     minimise T_k(...T_1(D))(w) + R(w), with D the loss of `compile` on a batch, T_1, ..., T_k the transforms, and
     R the model's own weight penalties (always at the clean weights w)
@@ -39,7 +40,6 @@ class Trainer(backend.TrainStep, keras.Model):  # type: ignore[misc]
     Source: `docs/architecture.md`.
 
     Example:
-
     >>> import keras, numpy as np, kriterion
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     >>> trainer = kriterion.Trainer(model)
@@ -92,7 +92,8 @@ class Trainer(backend.TrainStep, keras.Model):  # type: ignore[misc]
         loss_learning_rate: Any = None,
         **kwargs: Any,
     ) -> None:
-        """Configure training, as `keras.Model.compile` does, with two more arguments.
+        """
+        Configure training, as `keras.Model.compile` does, with two more arguments.
 
         Args:
             optimizer: as in Keras. It trains the loss's and the transforms' variables too, without weight decay.
@@ -123,14 +124,14 @@ class Trainer(backend.TrainStep, keras.Model):  # type: ignore[misc]
         trained_by = optimizer
         if loss_learning_rate is not None:
             trained_by = LossVariablesOptimizer.from_optimizer(optimizer, loss_learning_rate, self.objective_state)
-        losses = [leaf for leaf in keras.tree.flatten(loss) if isinstance(leaf, TrainableLoss)]
+        losses = _trainable_losses(loss)
         for trainable_loss in losses:
             trainable_loss.owned_by_trainer = True
         self.transforms = tuple(transforms)
         # A set, because one loss may serve several outputs; in the order of appearance.
-        parts = dict.fromkeys(part.state for part in (*losses, *self.transforms))
-        self.objective_state.replace_parts(list(parts))
-        self._composed = self._data_objective
+        states = [*(loss.state for loss in losses), *(transform.state for transform in self.transforms)]
+        self.objective_state.replace_parts(list(dict.fromkeys(states)))
+        self._composed: Objective = self._data_objective
         for transform in self.transforms:
             self._composed = transform.apply(self._composed)
         if self.model.built:
@@ -164,7 +165,8 @@ class Trainer(backend.TrainStep, keras.Model):  # type: ignore[misc]
         metrics_values: Sequence[Tensor],
         data: tuple[Any, Any, Any],
     ) -> tuple[Tensor, tuple[Any, list[Tensor], list[Tensor]]]:
-        """The transformed objective in training, as a pure function of all variables' values and a batch.
+        """
+        The transformed objective in training, as a pure function of all variables' values and a batch.
 
         Returns:
             `(loss, (y_pred, new non-trainable values, new metrics values))`; no variable is changed.
@@ -214,8 +216,40 @@ class Trainer(backend.TrainStep, keras.Model):  # type: ignore[misc]
         """Add a batch's loss to the running mean that `fit` reports."""
         self._loss_tracker.update_state(loss, sample_weight=batch_size)
 
+    def prepare(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any, Any, Any]:
+        """
+        Make all variables (model, loss, transforms, optimizer) for batches like this one, as `fit` does.
+
+        Args:
+            x: inputs of a batch, as for `train_on_batch`.
+            y: targets.
+            sample_weight: weights of the examples.
+
+        Returns:
+            The batch `(x, y, sample_weight)` as tensors.
+
+        Raises:
+            ValueError: the trainer is not compiled.
+
+        Example:
+        >>> import keras, numpy as np, kriterion
+        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+        >>> trainer.compile("adam", "mse")
+        >>> batch = trainer.prepare(np.ones((8, 3)), np.zeros((8, 1)))
+        >>> trainer.optimizer.built
+        True
+        """
+        if not self.compiled:
+            raise ValueError("Trainer.prepare: call `trainer.compile(optimizer, loss)` first.")
+        data = keras.tree.map_structure(
+            lambda leaf: None if leaf is None else keras.ops.convert_to_tensor(leaf), (x, y, sample_weight)
+        )
+        self._symbolic_build(data_batch=data)
+        return data
+
     def value_and_gradient(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Tensor, list[Tensor]]:
-        """The objective on a batch and its gradient, for a hand-written loop.
+        """
+        The objective on a batch and its gradient, for a hand-written loop.
 
         Args:
             x: inputs of a batch, as for `train_on_batch`.
@@ -230,19 +264,13 @@ class Trainer(backend.TrainStep, keras.Model):  # type: ignore[misc]
             ValueError: the trainer is not compiled.
 
         Example:
-
         >>> import keras, numpy as np, kriterion
         >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
         >>> trainer.compile(keras.optimizers.SGD(0.1), "mse")
         >>> loss, gradients = trainer.value_and_gradient(np.ones((8, 3)), np.zeros((8, 1)))
         >>> trainer.optimizer.apply(gradients, trainer.trainable_variables)
         """
-        if not self.compiled:
-            raise ValueError("Trainer.value_and_gradient: call `trainer.compile(optimizer, loss)` first.")
-        data = keras.tree.map_structure(
-            lambda leaf: None if leaf is None else keras.ops.convert_to_tensor(leaf), (x, y, sample_weight)
-        )
-        self._symbolic_build(data_batch=data)
+        data = self.prepare(x, y, sample_weight)
         state = [*self.non_trainable_variables, *self.metrics_variables]
         count = len(self.non_trainable_variables)
         current = [variable.value for variable in state]
@@ -275,7 +303,7 @@ class Trainer(backend.TrainStep, keras.Model):  # type: ignore[misc]
             config.update(
                 {key: keras.saving.serialize_keras_object(value) for key, value in self._user_compile_config.items()}
             )
-            shapes = [loss.built_shapes for loss in self._trainable_losses()]
+            shapes = [loss.built_shapes for loss in _trainable_losses(self.loss)]
             config["loss_shapes"] = keras.saving.serialize_keras_object(shapes)
         return config
 
@@ -284,7 +312,7 @@ class Trainer(backend.TrainStep, keras.Model):  # type: ignore[misc]
         config = keras.saving.deserialize_keras_object(config)
         shapes = config.pop("loss_shapes")
         self.compile(**config)
-        for loss, loss_shapes in zip(self._trainable_losses(), shapes, strict=True):
+        for loss, loss_shapes in zip(_trainable_losses(self.loss), shapes, strict=True):
             if loss_shapes is not None:
                 loss.build_once(*loss_shapes)
         if self.optimizer is not None and self.built:
@@ -300,13 +328,14 @@ class Trainer(backend.TrainStep, keras.Model):  # type: ignore[misc]
     def load_own_variables(self, store: Any) -> None:
         """Restore the seeds of all layers, losses and transforms."""
         seeds = self._seeds()
-        stored = [key for key in store.keys() if key.startswith("seed_")]
+        keys = list(store.keys())
+        stored = [key for key in keys if key.startswith("seed_")]
         if len(stored) != len(seeds):
             raise ValueError(
                 f"Trainer: the file was saved by a trainer with {len(stored)} random seeds, but this one has "
                 f"{len(seeds)}. Compile it with the same transforms, or load the weights into `trainer.model`."
             )
-        super().load_own_variables({key: store[key] for key in store.keys() if key not in stored})
+        super().load_own_variables({key: store[key] for key in keys if key not in stored})
         for index, seed in enumerate(seeds):
             seed.assign(store[f"seed_{index}"])
 
@@ -314,5 +343,7 @@ class Trainer(backend.TrainStep, keras.Model):  # type: ignore[misc]
         weights = {id(weight) for weight in self.weights}
         return [variable for variable in self.variables if id(variable) not in weights]
 
-    def _trainable_losses(self) -> list[TrainableLoss]:
-        return [leaf for leaf in keras.tree.flatten(self.loss) if isinstance(leaf, TrainableLoss)]
+
+def _trainable_losses(loss: Any) -> list[TrainableLoss]:
+    """Those among the losses given to `compile`, in whatever structure."""
+    return [leaf for leaf in keras.tree.flatten(loss) if isinstance(leaf, TrainableLoss)]

@@ -16,7 +16,8 @@ from kriterion.losses.base import TrainableLoss, aligned
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class AdaptiveRobust(TrainableLoss):
-    """The negative log likelihood of Barron's density, with a learned shape and scale per output dimension.
+    """
+    The negative log likelihood of Barron's density, with a learned shape and scale per output dimension.
 
     -log p(x) = rho(x; a, c) + log c + log Z(a), x = y_pred - y_true, averaged over the last axis
 
@@ -45,7 +46,6 @@ class AdaptiveRobust(TrainableLoss):
     parametrisation).
 
     Example:
-
     >>> import keras, numpy as np, kriterion
     >>> loss = kriterion.losses.AdaptiveRobust()
     >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))

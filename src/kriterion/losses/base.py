@@ -11,7 +11,8 @@ from kriterion.backend import Tensor
 
 
 class TrainableLoss(keras.losses.Loss):
-    """Base class of losses with trainable variables, minimised together with the model's weights.
+    """
+    Base class of losses with trainable variables, minimised together with the model's weights.
 
     min over w, v of mean_i loss(y_i, f(x_i; w); v)
 
@@ -29,7 +30,6 @@ class TrainableLoss(keras.losses.Loss):
     Source: Keras documents no such losses; `docs/architecture.md` says how these are trained.
 
     Example:
-
     >>> import keras, numpy as np, kriterion
     >>> @keras.saving.register_keras_serializable(package="example")
     ... class GaussianLikelihood(kriterion.losses.TrainableLoss):
@@ -101,7 +101,8 @@ def _batch_free_shape(value: Any) -> Any:
 
 
 def aligned(owner: str, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
-    """Targets and predictions of equal shape (batch, ..., d): an axis d = 1 that one of them lacks is added.
+    """
+    Targets and predictions of equal shape (batch, ..., d): an axis d = 1 that one of them lacks is added.
 
     Without this, targets (n,) and predictions (n, 1) broadcast to (n, n), silently.
     """

@@ -26,7 +26,8 @@ _AROUND_UPDATE = {
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class VarianceScaling(keras.optimizers.Optimizer):
-    """Any Keras optimizer, with each weight's update scaled down where the gradient is mostly noise.
+    """
+    Any Keras optimizer, with each weight's update scaled down where the gradient is mostly noise.
 
     update -> gamma * update, gamma = m^2 / (m^2 + rho s)
 
@@ -49,10 +50,9 @@ class VarianceScaling(keras.optimizers.Optimizer):
         TypeError: `optimizer` is not a Keras optimizer, or one that wraps others (put those outside).
 
     Source: Balles and Hennig, "Dissecting Adam: the sign, magnitude and variance of stochastic gradients", ICML 2018,
-    sections 3 and 4 (M-SVAG), equations 24 to 27.
+    sections 3 (variance adaptation) and 4 (M-SVAG, and the correction of s by rho).
 
     Example:
-
     >>> import keras, kriterion
     >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
     >>> model.compile(kriterion.optimizers.VarianceScaling(keras.optimizers.SGD(0.1, momentum=0.9)), "mse")
@@ -82,7 +82,7 @@ class VarianceScaling(keras.optimizers.Optimizer):
         self.beta = check_float("VarianceScaling", "beta", beta, minimum=0.0)
         if self.beta >= 1.0:
             raise ValueError(f"VarianceScaling: `beta` must be < 1. Received: beta={beta!r}")
-        self._optimizer_config = keras.saving.serialize_keras_object(optimizer)
+        self._optimizer_config = config
         self.inner_optimizer = type(optimizer).from_config(config)
         for key, value in _AROUND_UPDATE.items():
             setattr(self.inner_optimizer, key, value)
@@ -101,7 +101,7 @@ class VarianceScaling(keras.optimizers.Optimizer):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """This optimizer's variables and the inner one's."""
+        """The running moments' variables and the inner optimizer's."""
         return [*super().variables, *self.inner_optimizer.variables]
 
     def _backend_update_step(
@@ -125,15 +125,17 @@ class VarianceScaling(keras.optimizers.Optimizer):
             mean.assign(self.beta * mean + (1 - self.beta) * gradient)
             square.assign(self.beta * square + (1 - self.beta) * ops.square(gradient))
             factors.append(
-                variance_factor(ops.convert_to_tensor(mean), ops.convert_to_tensor(square), self.update_count, self.beta)
+                variance_factor(
+                    ops.convert_to_tensor(mean), ops.convert_to_tensor(square), self.update_count, self.beta
+                )
             )
         return factors
 
     def get_config(self) -> dict[str, Any]:
-        config = {**self._optimizer_config, "config": dict(self._optimizer_config["config"])}
         # The learning rate may have been set since.
-        config["config"]["learning_rate"] = super().get_config()["learning_rate"]
-        return {"optimizer": config, "beta": self.beta, "name": self.name}
+        config = {**self._optimizer_config, "learning_rate": super().get_config()["learning_rate"]}
+        optimizer = type(self.inner_optimizer).from_config(config)
+        return {"optimizer": keras.saving.serialize_keras_object(optimizer), "beta": self.beta, "name": self.name}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> VarianceScaling:
@@ -143,7 +145,8 @@ class VarianceScaling(keras.optimizers.Optimizer):
 
 
 def variance_factor(mean: Tensor, square: Tensor, count: Tensor, beta: float) -> Tensor:
-    """gamma = m^2 / (m^2 + rho s) from running means that started at zero.
+    """
+    Gamma = m^2 / (m^2 + rho s) from running means that started at zero.
 
     Args:
         mean: running mean of the gradient, not bias-corrected.

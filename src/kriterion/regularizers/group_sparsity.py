@@ -16,7 +16,8 @@ _AXES = {"output": -1, "input": -2}
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class GroupSparsity(keras.regularizers.Regularizer):
-    """The group lasso: pushes whole groups of weights towards zero together.
+    """
+    The group lasso: pushes whole groups of weights towards zero together.
 
     R(w) = strength * sum over groups g of sqrt(p_g) ||w_g||_2, with p_g weights in group g
 
@@ -38,7 +39,6 @@ class GroupSparsity(keras.regularizers.Regularizer):
     for networks, Scardapane et al., "Group sparse regularization for deep neural networks", Neurocomputing 241 (2017).
 
     Example:
-
     >>> import kriterion
     >>> penalty = kriterion.regularizers.GroupSparsity(0.1)
     >>> round(float(penalty([[3.0, 0.0], [4.0, 0.0]])), 6)  # 0.1 * sqrt(2) * 5

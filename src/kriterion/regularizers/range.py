@@ -13,7 +13,8 @@ from kriterion.backend import Tensor
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class Range(keras.regularizers.Regularizer):
-    """The squared distance of each weight to an interval: free inside, quadratic outside.
+    """
+    The squared distance of each weight to an interval: free inside, quadratic outside.
 
     R(w) = strength * sum max(w - high, 0)^2 + max(low - w, 0)^2
 
@@ -34,7 +35,6 @@ class Range(keras.regularizers.Regularizer):
     2nd edition, section 17.1.
 
     Example:
-
     >>> import kriterion
     >>> round(float(kriterion.regularizers.Range(0.5, -1.0, 1.0)([0.3, 1.5, -3.0])), 6)
     2.125

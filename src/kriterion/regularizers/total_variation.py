@@ -13,7 +13,8 @@ from kriterion.backend import Tensor
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class TotalVariation(keras.regularizers.Regularizer):
-    """The sum of absolute differences between neighbours along one axis: favours piecewise constant weights.
+    """
+    The sum of absolute differences between neighbours along one axis: favours piecewise constant weights.
 
     R(w) = strength * sum |w[i+1] - w[i]| over axis `axis`, at every position of the other axes
 
@@ -35,7 +36,6 @@ class TotalVariation(keras.regularizers.Regularizer):
     the one-dimensional anisotropic form.
 
     Example:
-
     >>> import kriterion
     >>> penalty = kriterion.regularizers.TotalVariation(0.1, axis=0)
     >>> round(float(penalty([[0.0, 1.0], [2.0, 1.0]])), 6)

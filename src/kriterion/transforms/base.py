@@ -32,7 +32,8 @@ counts: the unperturbed one where there are several.
 
 
 class Transform:
-    """Base class of the transforms of an objective: L(w) -> T(L)(w).
+    """
+    Base class of the transforms of an objective: L(w) -> T(L)(w).
 
     A subclass implements `apply(objective) -> objective`. Transforms in a list compose like functions, the first
     being applied first: `transforms=[A, B]` minimises `B(A(L))`.
@@ -50,7 +51,6 @@ class Transform:
     Source: the algebra is described in `docs/architecture.md`.
 
     Example:
-
     >>> import keras, kriterion
     >>> @keras.saving.register_keras_serializable(package="example")
     ... class Scaled(kriterion.transforms.Transform):
@@ -107,6 +107,7 @@ class Transform:
     def from_config(cls, config: dict[str, Any]) -> Transform:
         """A transform made from `get_config()`."""
         return cls(**config)
+
 
 def _snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()

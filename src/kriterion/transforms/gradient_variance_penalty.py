@@ -16,7 +16,8 @@ from kriterion.transforms.base import Batch, Objective, Transform, Weights
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class GradientVariancePenalty(Transform):
-    """A penalty on the variance of the gradient between examples, summed over the weights.
+    """
+    A penalty on the variance of the gradient between examples, summed over the weights.
 
     L(w) -> L(w) + c sum_j Var_i[ dL_i/dw_j ]
 
@@ -41,7 +42,6 @@ class GradientVariancePenalty(Transform):
     variance is 1/b of one example's.
 
     Example:
-
     >>> import kriterion
     >>> penalty = kriterion.transforms.GradientVariancePenalty(1e-3, micro_batches=4)
     """
@@ -64,7 +64,7 @@ class GradientVariancePenalty(Transform):
 
 
 def _total_gradient_variance(objective: Objective, weights: Weights, batch: Batch, count: int) -> Tensor:
-    """b / (K - 1) sum over micro-batches k and weights of (G_k - mean G)^2, in float32 at least."""
+    """B / (K - 1) sum over micro-batches k and weights of (G_k - mean G)^2, in float32 at least."""
     micro, size, used = _micro_batches(batch, count)
 
     def gradient(part: Batch) -> list[Tensor]:
@@ -82,7 +82,8 @@ def _total_gradient_variance(objective: Objective, weights: Weights, batch: Batc
 
 
 def _micro_batches(batch: Batch, count: int) -> tuple[Batch, Any, Any]:
-    """`(batch with every leaf as (count, size, ...), size, number of slices that hold different examples)`.
+    """
+    `(batch with every leaf as (count, size, ...), size, number of slices that hold different examples)`.
 
     The number of examples is a tensor where the framework traces with an unknown batch size.
     """

@@ -14,7 +14,8 @@ from kriterion.transforms.base import Batch, Objective, Transform, Weights
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class WeightNoise(Transform):
-    """The expected loss under Gaussian noise on the weights.
+    """
+    The expected loss under Gaussian noise on the weights.
 
     L(w) -> E_e[ L(w + s e) ] (additive) or E_e[ L(w (1 + s e)) ] (relative), e ~ N(0, I)
 
@@ -36,7 +37,6 @@ class WeightNoise(Transform):
     Neural Computation 8 (1996), section 4.
 
     Example:
-
     >>> import kriterion
     >>> noise = kriterion.transforms.WeightNoise(0.1, mode="relative", seed=0)
     """

@@ -13,7 +13,8 @@ from kriterion.transforms.base import Batch, Objective, Transform, Weights
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class WeightPenalty(Transform):
-    """A penalty on the weights, by any Keras regularizer, without rebuilding the model.
+    """
+    A penalty on the weights, by any Keras regularizer, without rebuilding the model.
 
     L(w) -> L(w) + sum over selected weights of R(w)
 
@@ -30,7 +31,6 @@ class WeightPenalty(Transform):
     regularization", Soviet Math. Doklady 4 (1963).
 
     Example:
-
     >>> import kriterion
     >>> penalty = kriterion.transforms.WeightPenalty(kriterion.regularizers.GroupSparsity(1e-3))
     """

@@ -1,0 +1,35 @@
+# make: run the main job. make test, make check, make bench: see CONTRIBUTING.md.
+PIP := .venv/bin/python -m pip --disable-pip-version-check install --no-compile --quiet
+BACKENDS ?= jax
+BENCH ?= step_time
+
+study: .venv/.jax
+	.venv/bin/kriterion study diabetes
+
+# torch's plain PyPI wheel brings several GB of CUDA; this version is a CPU build where such wheels are at hand.
+TORCH ?= torch==2.13.0
+install_jax := '.[jax,study]'
+install_dev := '.[dev]'
+install_tensorflow := '.[tensorflow]'
+install_torch := '$(TORCH)' '.[torch]'
+
+.venv/bin/python:
+	python3 -m venv .venv
+
+# One stamp a backend; editable, so that only a change of the requirements installs again.
+.venv/.%: pyproject.toml | .venv/bin/python
+	$(PIP) $(subst '.[,-e '.[,$(install_$*))
+	touch $@
+
+test: .venv/.dev $(foreach backend,jax $(BACKENDS),.venv/.$(backend))
+	@for backend in $(BACKENDS); do echo "== $$backend"; KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 .venv/bin/python -m pytest || exit 1; done
+
+check: .venv/.jax .venv/.dev
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+bench: $(foreach backend,jax $(BACKENDS),.venv/.$(backend))
+	@for backend in $(BACKENDS); do KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 .venv/bin/python benchmarks/$(BENCH).py || exit 1; done
+
+.PHONY: study test check bench

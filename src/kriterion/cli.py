@@ -1,0 +1,264 @@
+"""The command `kriterion`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+try:
+    import typer
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+    from rich.table import Table
+except ImportError as error:  # pragma: no cover - a test runs this in an environment without the extra
+    sys.exit(f"The command needs the package {error.name!r}. Install the extra: pip install 'kriterion[study]'")
+
+if TYPE_CHECKING:
+    from kriterion.study import Study
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="Find out which training objective helps on your data.",
+)
+
+
+def main() -> None:
+    """Entry point: what a user can mend is told in a line, with exit code 2."""
+    from kriterion.study.errors import StudyError
+
+    try:
+        app()
+    except StudyError as error:
+        Console(stderr=True, highlight=False).print(f"[bold red]error:[/] {_escaped(str(error))}", soft_wrap=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("Interrupted. The same command goes on from here.")
+        sys.exit(130)
+
+
+def _escaped(text: str) -> str:
+    from rich.markup import escape
+
+    return escape(text)
+
+
+_DATA = typer.Argument(help="Built-in (see `kriterion list`), or a CSV, Parquet, Arrow or NPZ file.")
+_TARGET = typer.Option(help="Column to predict; needed for files.")
+_TASK = typer.Option(help="regression or classification; inferred by default.")
+_SEEDS = typer.Option(help="Number of train/validation/test splits.")
+_EPOCHS = typer.Option(help="Epochs of each training.")
+_BATCH_SIZE = typer.Option(help="Examples a step.")
+_CANDIDATES = typer.Option(help="Names to compare, with commas between; all by default.")
+_FILE = typer.Option(help="TOML file with candidates of your own.")
+_MODEL = typer.Option(help="module:function(features, outputs) that returns a Keras model.")
+_CORRUPT = typer.Option(help="Fraction of the training targets to corrupt.")
+_METRIC = typer.Option(help="Metric that the verdict is about: mae, rmse, accuracy, ...")
+_OUT = typer.Option(help="Folder of the study; by default studies/NAME.")
+_JSON = typer.Option("--json", help="Print the results as JSON.")
+
+
+@app.command()
+def study(
+    data: Annotated[str, _DATA],
+    target: Annotated[str | None, _TARGET] = None,
+    task: Annotated[str | None, _TASK] = None,
+    seeds: Annotated[int, _SEEDS] = 10,
+    epochs: Annotated[int, _EPOCHS] = 60,
+    batch_size: Annotated[int, _BATCH_SIZE] = 32,
+    candidates: Annotated[str | None, _CANDIDATES] = None,
+    candidates_file: Annotated[Path | None, _FILE] = None,
+    model: Annotated[str | None, _MODEL] = None,
+    corrupt_targets: Annotated[float, _CORRUPT] = 0.0,
+    metric: Annotated[str | None, _METRIC] = None,
+    out: Annotated[Path | None, _OUT] = None,
+    as_json: Annotated[bool, _JSON] = False,
+) -> None:
+    """Compare training objectives on DATA against the plain one; resumes where it was interrupted."""
+    from kriterion.report import write_page
+    from kriterion.study import Settings, Study, StudyError, default_candidates, load_data
+    from kriterion.study.candidates import choose, read_candidates
+
+    settings = Settings(seeds, epochs, batch_size, corrupt_targets, model, metric)
+    available = default_candidates()
+    if candidates_file is not None:
+        own = read_candidates(candidates_file)
+        available = (*(c for c in available if c.name not in {o.name for o in own}), *own)
+    names = [n.strip() for n in candidates.split(",") if n.strip()] if candidates is not None else None
+    if names == []:
+        raise StudyError("--candidates is empty. Give names with commas between, or leave the option out.")
+    chosen = choose([c.name for c in available] if names is None else names, available)
+    table = load_data(data, target=target, task=task)
+    suffix = f"-corrupt-{corrupt_targets:g}" if corrupt_targets else ""
+    folder = out or Path("studies") / f"{table.name}{suffix}"
+    console = Console(stderr=as_json, highlight=False)
+    comparison = Study(table, chosen, settings, folder)
+    console.print(
+        f"[bold]{table.name}[/]: {table.task}, {len(table.target)} rows, {table.features.width} features"
+        + (f", {len(table.classes)} classes" if table.classes else "")
+        + f"; {len(chosen)} candidates x {seeds} seeds x {epochs} epochs"
+    )
+    for note in table.notes:
+        console.print(f"note: {_escaped(note)}")
+    _train(comparison, console)
+    page = write_page(comparison, command=_command())
+    if as_json:
+        print(json.dumps(_as_json(comparison, page), indent=2))
+    else:
+        _print_table(comparison, console)
+        console.print(f"\n{_escaped(comparison.verdict())}\n\nReport: {page}", soft_wrap=True)
+
+
+def _train(comparison: Study, console: Console) -> None:
+    columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"),
+               TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"))  # fmt: skip
+    total = len(comparison.candidates) * comparison.settings.seeds * comparison.settings.epochs
+    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as progress:
+        bar = progress.add_task(comparison.candidates[0].name, total=total)
+        comparison.run(lambda name, epochs: progress.update(bar, advance=epochs, description=name))
+
+
+def _print_table(comparison: Study, console: Console) -> None:
+    key, title = comparison.metric.key, comparison.metric.title
+    # Fits into 80 columns.
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("candidate", no_wrap=True)
+    for metric in comparison.metrics:
+        table.add_column(metric.title, justify="right")
+    table.add_column(f"{title} - baseline's\n(95 % interval)", justify="right", no_wrap=True)
+    table.add_column("p", justify="right")
+    table.add_column("time", justify="right")
+    better = {row.candidate.name for row in comparison.better()}
+    for index, row in enumerate(comparison.table()):
+        d = row.differences[key]
+        cells = [f"{row.means[m.key]:.4g}" for m in comparison.metrics]
+        interval = f"{d.mean:+.2g} ({d.low:+.2g} to {d.high:+.2g})" if index else ""
+        p_value = f"{d.p_value:.2g}" if index else ""
+        style = "bold green" if row.candidate.name in better else ""
+        table.add_row(row.candidate.name, *cells, interval, p_value, f"x{row.cost:.2f}", style=style)
+    console.print(table)
+
+
+def _as_json(comparison: Study, page: Path) -> dict[str, Any]:
+    from kriterion.study.storage import finite_or_none
+
+    rows = []
+    for row in comparison.table():
+        differences = {
+            key: {k: finite_or_none(getattr(d, k)) for k in ("mean", "low", "high", "p_value")}
+            for key, d in row.differences.items()
+        }
+        rows.append(
+            {
+                "candidate": row.candidate.name,
+                "means": {key: finite_or_none(value) for key, value in row.means.items()},
+                "differences": differences,
+                "cost": finite_or_none(row.cost),
+                "runs": row.runs,
+                "diverged": row.diverged,
+            }
+        )
+    return {
+        "data": comparison.data.name,
+        "task": comparison.data.task,
+        "metric": comparison.metric.key,
+        "verdict": comparison.verdict(),
+        "winner": comparison.winner().name,
+        "candidates": rows,
+        "report": str(page),
+        "results": str(comparison.storage.folder / "results.parquet"),
+    }
+
+
+def _command() -> str:
+    import shlex
+
+    return shlex.join(["kriterion", *sys.argv[1:]])
+
+
+@app.command(name="list")
+def list_components() -> None:
+    """Show every component, candidate and built-in data set with one line each."""
+    import kriterion
+    from kriterion.study import BUILT_IN, default_candidates
+
+    console = Console(highlight=False)
+    for kind in ("losses", "transforms", "regularizers", "optimizers"):
+        module = getattr(kriterion, kind)
+        table = Table("name", "what it does", title=f"kriterion.{kind}", title_justify="left")
+        for name in module.__all__:
+            table.add_row(name, _escaped((getattr(module, name).__doc__ or "").split("\n")[0]))
+        console.print(table)
+    table = Table("name", "what it does", title="candidates of a study", title_justify="left")
+    for candidate in default_candidates():
+        table.add_row(candidate.name, _escaped(candidate.summary))
+    console.print(table)
+    table = Table("name", "task", title="built-in data", title_justify="left")
+    for name, kind in BUILT_IN.items():
+        table.add_row(name, kind)
+    console.print(table)
+
+
+@app.command()
+def doctor() -> None:
+    """Show versions, backend and devices, and what is missing for which feature."""
+    import keras
+
+    import kriterion
+
+    console = Console(highlight=False)
+    table = Table("what", "found", title="kriterion doctor", title_justify="left")
+    table.add_row("kriterion", kriterion.__version__)
+    table.add_row("python", sys.version.split()[0])
+    table.add_row("keras", keras.__version__)
+    table.add_row("backend", f"{keras.backend.backend()} (environment variable KERAS_BACKEND)")
+    table.add_row("devices", ", ".join(keras.distribution.list_devices()) or "cpu")
+    for feature, packages in _PACKAGES.items():
+        for package, module in packages.items():
+            found = importlib.util.find_spec(module) is not None
+            version = _version(package) if found else f"missing: pip install 'kriterion[{feature}]'"
+            table.add_row(f"{package} ({feature})", version)
+    console.print(table)
+
+
+_PACKAGES = {
+    "jax": {"jax": "jax"},
+    "tensorflow": {"tensorflow": "tensorflow"},
+    "torch": {"torch": "torch"},
+    "study": {
+        "jinja2": "jinja2",
+        "matplotlib": "matplotlib",
+        "polars": "polars",
+        "rich": "rich",
+        "scikit-learn": "sklearn",
+        "scipy": "scipy",
+        "typer": "typer",
+    },
+}
+
+
+def _version(package: str) -> str:
+    for name in (package, f"{package}-cpu"):
+        try:
+            return importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return "found"
+
+
+if __name__ == "__main__":
+    main()

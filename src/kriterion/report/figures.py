@@ -1,0 +1,131 @@
+"""Figures of a study, as SVG that takes its text colour from the page."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from kriterion.study.engine import Run
+from kriterion.study.metrics import selection_metric
+from kriterion.study.study import Row, Study
+
+# Okabe and Ito's palette, that colour-blind readers can tell apart; the baseline is grey.
+_COLOURS = ("#8a8a8a", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b8a800")
+# Stands for the page's own text colour until the SVG is written.
+_INK = "#010203"
+_STYLE = {
+    "svg.fonttype": "none",
+    "svg.hashsalt": "kriterion",
+    "font.family": "sans-serif",
+    "font.size": 10,
+    "text.color": _INK,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "legend.frameon": False,
+}
+
+
+def differences_figure(study: Study, rows: list[Row]) -> str:
+    """Paired differences to the baseline with their intervals, and each split's difference as a dot."""
+    metric = study.metric
+    others = rows[1:]
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.0, 1.0 + 0.42 * max(len(others), 1)), layout="constrained")
+        axes = figure.subplots()
+        baseline = _by_seed(study.runs, rows[0].candidate.name)
+        for index, row in enumerate(others):
+            d = row.differences[metric.key]
+            colour = _colour(index + 1)
+            runs = _by_seed(study.runs, row.candidate.name)
+            dots = [runs[s].test[metric.key] - baseline[s].test[metric.key] for s in runs if s in baseline]
+            finite = [dot for dot in dots if math.isfinite(dot)]
+            axes.plot(finite, [index] * len(finite), "o", color=colour, alpha=0.35, markersize=4)
+            if math.isfinite(d.low):
+                axes.plot([d.low, d.high], [index, index], color=colour, linewidth=2.5, solid_capstyle="butt")
+            axes.plot([d.mean], [index], "D", color=colour, markersize=6)
+        axes.axvline(0.0, color=_INK, linewidth=0.8)
+        axes.set_yticks(range(len(others)), [row.candidate.name for row in others])
+        axes.set_ylim(len(others) - 0.4, -0.6)
+        better = "right" if metric.greater_is_better else "left"
+        axes.set_xlabel(f"{metric.title} minus the baseline's ({better} is better)")
+        return _svg(figure)
+
+
+def curves_figure(study: Study) -> str:
+    """Validation metric by epoch: the median over seeds, and the band between the quartiles."""
+    metric = selection_metric(study.data.task)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.0, 4.2), layout="constrained")
+        axes = figure.subplots()
+        for index, candidate in enumerate(study.candidates):
+            curves = _curves(study, candidate.name, metric.key)
+            epochs = np.arange(1, curves.shape[1] + 1)
+            low, middle, high = np.nanpercentile(curves, [25, 50, 75], axis=0)
+            axes.plot(epochs, middle, color=_colour(index), linewidth=1.6, label=candidate.name)
+            axes.fill_between(epochs, low, high, color=_colour(index), alpha=0.08, linewidth=0)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(f"validation {metric.title}")
+        axes.legend(ncols=2, fontsize=9)
+        return _svg(figure)
+
+
+def learned_figure(study: Study) -> str | None:
+    """Shape and scale of an adaptive loss by epoch, a line a seed; None where nothing is learned."""
+    learning = [c.name for c in study.candidates if any("alpha" in r.epochs[0] for r in _runs(study, c.name))]
+    if not learning:
+        return None
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.0, 2.8), layout="constrained")
+        for axes, key in zip(figure.subplots(1, 2), ("alpha", "scale"), strict=True):
+            for index, candidate in enumerate(study.candidates):
+                if candidate.name in learning:
+                    for line, curve in enumerate(_curves(study, candidate.name, key)):
+                        label = candidate.name if line == 0 else None
+                        axes.plot(np.arange(1, len(curve) + 1), curve, color=_colour(index), alpha=0.6, label=label)
+            axes.set_xlabel("epoch")
+            axes.set_ylabel(f"learned {key}")
+            axes.legend(fontsize=9)
+        return _svg(figure)
+
+
+def _colour(index: int) -> str:
+    return _COLOURS[index % len(_COLOURS)]
+
+
+def _runs(study: Study, candidate: str) -> list[Run]:
+    return [run for run in study.runs if run.candidate == candidate]
+
+
+def _by_seed(runs: list[Run], candidate: str) -> dict[int, Run]:
+    return {run.seed: run for run in runs if run.candidate == candidate}
+
+
+def _curves(study: Study, candidate: str, key: str) -> np.ndarray:
+    """(seeds, epochs), NaN after the end of a run that diverged."""
+    curves = np.full((study.settings.seeds, study.settings.epochs), np.nan)
+    for index, run in enumerate(_runs(study, candidate)):
+        values = [row.get(key, math.nan) for row in run.epochs]
+        curves[index, : len(values)] = values
+    return curves
+
+
+def _svg(figure: Figure) -> str:
+    FigureCanvasSVG(figure)
+    buffer = io.StringIO()
+    figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    # Inline: no XML prolog, no fixed size; the page's text colour.
+    text = text[text.index("<svg") :]
+    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    return text.replace(_INK, "currentColor")

@@ -1,0 +1,36 @@
+"""Comparing objectives on data, honestly."""
+
+try:
+    import jinja2  # noqa: F401
+    import matplotlib  # noqa: F401
+    import polars  # noqa: F401
+    import rich  # noqa: F401
+    import scipy  # noqa: F401
+    import sklearn  # noqa: F401
+except ImportError as error:
+    raise ImportError(
+        f"kriterion.study needs the package {error.name!r}. Install the extra: pip install 'kriterion[study]'"
+    ) from error
+
+from kriterion.study.candidates import Candidate, Part, default_candidates, read_candidates
+from kriterion.study.data import BUILT_IN, Data, Fold, load_data
+from kriterion.study.engine import build_trainer
+from kriterion.study.errors import StudyError
+from kriterion.study.models import mlp
+from kriterion.study.study import Settings, Study
+
+__all__ = [
+    "BUILT_IN",
+    "Candidate",
+    "Data",
+    "Fold",
+    "Part",
+    "Settings",
+    "Study",
+    "StudyError",
+    "build_trainer",
+    "default_candidates",
+    "load_data",
+    "mlp",
+    "read_candidates",
+]

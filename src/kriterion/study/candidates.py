@@ -1,0 +1,216 @@
+"""What is compared: declarative descriptions of objectives, that can be read, stored, built and printed as code."""
+
+from __future__ import annotations
+
+import difflib
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import keras
+
+import kriterion
+from kriterion.study.errors import StudyError
+
+_NAMESPACES = {
+    "kriterion.losses": kriterion.losses,
+    "kriterion.transforms": kriterion.transforms,
+    "kriterion.regularizers": kriterion.regularizers,
+    "kriterion.optimizers": kriterion.optimizers,
+    "keras.losses": keras.losses,
+    "keras.regularizers": keras.regularizers,
+    "keras.optimizers": keras.optimizers,
+}
+
+
+@dataclass(frozen=True)
+class Part:
+    """A class by name and its arguments, which may hold parts again."""
+
+    type: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def qualified_name(self) -> str:
+        """`kriterion.losses.GeneralRobust` for `GeneralRobust`: Kriterion's classes first, then Keras's."""
+        for namespace, module in _NAMESPACES.items():
+            if isinstance(getattr(module, self.type, None), type):
+                return f"{namespace}.{self.type}"
+        names = [name for m in _NAMESPACES.values() for name in dir(m) if isinstance(getattr(m, name), type)]
+        raise StudyError(f"There is no component {self.type!r}.{_nearest(self.type, names)}")
+
+    def build(self) -> Any:
+        """The object."""
+        namespace, _, name = self.qualified_name().rpartition(".")
+        arguments = {key: v.build() if isinstance(v, Part) else v for key, v in self.arguments.items()}
+        try:
+            return getattr(_NAMESPACES[namespace], name)(**arguments)
+        except (TypeError, ValueError) as error:
+            raise StudyError(f"{self.type}: {error}") from error
+
+    def code(self) -> str:
+        """The expression that makes the object."""
+        arguments = (f"{k}={v.code() if isinstance(v, Part) else repr(v)}" for k, v in self.arguments.items())
+        return f"{self.qualified_name()}({', '.join(arguments)})"
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in a TOML file."""
+        arguments = {key: v.to_dict() if isinstance(v, Part) else v for key, v in self.arguments.items()}
+        return {"type": self.type, **arguments}
+
+    @classmethod
+    def from_dict(cls, value: Any, where: str) -> Part:
+        """From a TOML table with the key `type`; a bare string is a type without arguments."""
+        if isinstance(value, str):
+            value = {"type": value}
+        if not isinstance(value, Mapping) or not isinstance(value.get("type"), str):
+            raise StudyError(f"{where}: a component is a name or a table with the key `type`. Received: {value!r}")
+        arguments = {
+            key: cls.from_dict(v, where) if isinstance(v, Mapping) else v for key, v in value.items() if key != "type"
+        }
+        part = cls(value["type"], arguments)
+        part.qualified_name()
+        return part
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """An objective to compare: a loss, transforms and an optimizer; what is not given is the baseline's."""
+
+    name: str
+    summary: str = ""
+    loss: Part | None = None
+    transforms: tuple[Part, ...] = ()
+    optimizer: Part = field(default_factory=lambda: _ADAM)
+
+    def loss_for(self, task: str) -> Part:
+        """The candidate's loss, or the usual one of the task."""
+        usual = "MeanSquaredError" if task == "regression" else "CategoricalCrossentropy"
+        return self.loss or Part(usual)
+
+    def code(self, task: str) -> str:
+        """The Python code that compiles a trainer for this candidate."""
+        lines = [
+            f"    optimizer={self.optimizer.code()},",
+            f"    loss={self.loss_for(task).code()},",
+        ]
+        if self.transforms:
+            lines.append(f"    transforms=[{', '.join(t.code() for t in self.transforms)}],")
+        return "\n".join(["trainer = kriterion.Trainer(model)", "trainer.compile(", *lines, ")"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything that determines the results, for storage."""
+        return {
+            "loss": self.loss and self.loss.to_dict(),
+            "transforms": [transform.to_dict() for transform in self.transforms],
+            "optimizer": self.optimizer.to_dict(),
+        }
+
+
+_ADAM = Part("Adam", {"learning_rate": 0.002})
+_GROUPS = Part("GroupSparsity", {"strength": 1e-3})
+_RANGE = Part("Range", {"strength": 0.1, "low": -0.5, "high": 0.5})
+_CANDIDATES = (
+    Candidate("baseline", "the usual loss (squared error or cross-entropy), Adam"),
+    Candidate(
+        "gradient-variance",
+        "penalty on the variance of the gradient between examples",
+        transforms=(Part("GradientVariancePenalty", {"strength": 1e-3}),),
+    ),
+    Candidate(
+        "variance-scaling",
+        "updates scaled down where the gradient is mostly noise",
+        optimizer=Part("VarianceScaling", {"optimizer": _ADAM}),
+    ),
+    Candidate("adaptive-robust", "robust loss that learns its shape and scale", loss=Part("AdaptiveRobust")),
+    Candidate(
+        "weight-noise",
+        "noise of 10 % on the kernels in training",
+        transforms=(Part("WeightNoise", {"stddev": 0.1, "mode": "relative"}),),
+    ),
+    Candidate(
+        "group-sparsity",
+        "group lasso on the units of each layer",
+        transforms=(Part("WeightPenalty", {"regularizer": _GROUPS}),),
+    ),
+    Candidate(
+        "weight-range",
+        "kernels pulled into [-0.5, 0.5]",
+        transforms=(Part("WeightPenalty", {"regularizer": _RANGE}),),
+    ),
+    Candidate(
+        "general-robust", "robust loss with fixed shape 1 (pseudo-Huber)", loss=Part("GeneralRobust", {"alpha": 1.0})
+    ),
+)
+
+
+def default_candidates() -> tuple[Candidate, ...]:
+    """The default set, baseline first: at least one candidate for each of the five capabilities."""
+    return _CANDIDATES
+
+
+def read_candidates(path: Path) -> tuple[Candidate, ...]:
+    """
+    Candidates from a TOML file: one table `[candidates.NAME]` each, with any of summary, loss, transforms, optimizer.
+
+    Raises:
+        StudyError: the file is missing, is not TOML, or describes something that does not exist.
+    """
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise StudyError(f"{path} cannot be read: {error.strerror}.") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise StudyError(f"{path} is not valid TOML: {error}.") from error
+    tables = content.get("candidates")
+    if not isinstance(tables, Mapping) or not tables:
+        raise StudyError(f"{path} has no candidates: give each a table [candidates.NAME].")
+    return tuple(_from_table(name, table, f"{path}, candidate {name!r}") for name, table in tables.items())
+
+
+def _from_table(name: str, table: Any, where: str) -> Candidate:
+    known = ("summary", "loss", "transforms", "optimizer")
+    unknown = [key for key in table if key not in known] if isinstance(table, Mapping) else ["(no table)"]
+    if unknown:
+        raise StudyError(f"{where}: unknown key {unknown[0]!r}.{_nearest(unknown[0], known)} Keys: {', '.join(known)}.")
+    if not name.replace("-", "").replace("_", "").isalnum():
+        raise StudyError(f"{where}: names consist of letters, digits, '-' and '_', because they name files.")
+    transforms = table.get("transforms", [])
+    if not isinstance(transforms, list):
+        raise StudyError(f"{where}: `transforms` is a list. Received: {transforms!r}")
+    candidate = Candidate(
+        name,
+        str(table.get("summary", "")),
+        Part.from_dict(table["loss"], where) if "loss" in table else None,
+        tuple(Part.from_dict(transform, where) for transform in transforms),
+        Part.from_dict(table["optimizer"], where) if "optimizer" in table else _ADAM,
+    )
+    # Whatever the parts refuse, they refuse now and not after an hour of training.
+    for part in (candidate.loss, *candidate.transforms, candidate.optimizer):
+        if part is not None:
+            part.build()
+    return candidate
+
+
+def choose(names: Iterable[str], available: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """
+    The candidates of these names, the baseline always first.
+
+    Raises:
+        StudyError: there is no candidate of a name; the message tells the nearest one.
+    """
+    by_name = {candidate.name: candidate for candidate in available}
+    by_name.setdefault("baseline", _CANDIDATES[0])
+    chosen = ["baseline"]
+    for name in names:
+        if name not in by_name:
+            raise StudyError(f"There is no candidate {name!r}.{_nearest(name, by_name)} Known: {', '.join(by_name)}.")
+        if name not in chosen:
+            chosen.append(name)
+    return tuple(by_name[name] for name in chosen)
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f" Did you mean {matches[0]!r}?" if matches else ""

@@ -1,0 +1,69 @@
+"""By what candidates are judged: none trains on any of these alone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn import metrics as sk
+
+
+@dataclass(frozen=True)
+class Metric:
+    """A measure of test predictions; `greater_is_better` says which way to read differences."""
+
+    key: str
+    title: str
+    greater_is_better: bool
+    function: Callable[[np.ndarray, np.ndarray], float]
+
+
+def _labels(probabilities: np.ndarray) -> np.ndarray:
+    return probabilities.argmax(axis=1)
+
+
+def _log_loss(classes: np.ndarray, probabilities: np.ndarray) -> float:
+    chosen = probabilities[np.arange(len(classes)), classes]
+    return float(-np.log(np.clip(chosen, 1e-7, 1.0)).mean())
+
+
+def expected_calibration_error(classes: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
+    """
+    Sum over bins of |accuracy - confidence| weighted by the share of examples, by top-class confidence.
+
+    Source: Guo et al., "On calibration of modern neural networks", ICML 2017, equation 3.
+    """
+    confidence = probabilities.max(axis=1)
+    correct = _labels(probabilities) == classes
+    index = np.minimum((confidence * bins).astype(int), bins - 1)
+    gaps = [
+        abs(correct[index == b].mean() - confidence[index == b].mean()) * (index == b).mean()
+        for b in range(bins)
+        if (index == b).any()
+    ]
+    return float(sum(gaps))
+
+
+REGRESSION = (
+    Metric("mae", "MAE", False, lambda y, p: float(sk.mean_absolute_error(y, p))),
+    Metric("rmse", "RMSE", False, lambda y, p: float(sk.root_mean_squared_error(y, p))),
+    Metric("median_absolute_error", "MedAE", False, lambda y, p: float(sk.median_absolute_error(y, p))),
+    Metric("r2", "R2", True, lambda y, p: float(sk.r2_score(y, p))),
+)
+CLASSIFICATION = (
+    Metric("accuracy", "accuracy", True, lambda y, p: float(sk.accuracy_score(y, _labels(p)))),
+    Metric("log_loss", "log loss", False, _log_loss),
+    Metric("macro_f1", "macro F1", True, lambda y, p: float(sk.f1_score(y, _labels(p), average="macro"))),
+    Metric("ece", "ECE", False, expected_calibration_error),
+)
+
+
+def metrics_of(task: str) -> tuple[Metric, ...]:
+    """The metrics of a task; the first is the one that the verdict is about unless another is asked for."""
+    return REGRESSION if task == "regression" else CLASSIFICATION
+
+
+def selection_metric(task: str) -> Metric:
+    """What picks the best epoch, on validation rows: one that moves smoothly."""
+    return REGRESSION[0] if task == "regression" else CLASSIFICATION[1]

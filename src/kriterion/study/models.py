@@ -1,0 +1,67 @@
+"""The network that the candidates train."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from kriterion.study.errors import StudyError
+
+ModelFunction = Callable[[int, int], keras.Model]
+
+
+def mlp(features: int, outputs: int) -> keras.Model:
+    """Two hidden layers of 64 rectified units with dropout 0.1; `outputs` = 1 is linear, more are a softmax."""
+    return keras.Sequential(
+        [
+            keras.Input((features,)),
+            keras.layers.Dense(64, activation="relu"),
+            keras.layers.Dropout(0.1),
+            keras.layers.Dense(64, activation="relu"),
+            keras.layers.Dropout(0.1),
+            keras.layers.Dense(outputs, activation="linear" if outputs == 1 else "softmax"),
+        ],
+        name="mlp",
+    )
+
+
+def model_function(specification: str | None) -> ModelFunction:
+    """The function `module:function(features, outputs)` that builds the user's model, or `mlp`."""
+    if specification is None:
+        return mlp
+    module_name, _, function_name = specification.partition(":")
+    if not module_name or not function_name:
+        raise StudyError(f"--model must have the form module:function. Received: {specification!r}")
+    # As `python -m` does: a module beside the user is found.
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        function = getattr(importlib.import_module(module_name), function_name)
+    except ImportError as error:
+        raise StudyError(f"--model {specification}: the module cannot be imported: {error}") from error
+    except AttributeError as error:
+        raise StudyError(f"--model {specification}: {error}") from error
+    return function
+
+
+def check_model(model: keras.Model, x: np.ndarray, outputs: int) -> None:
+    """Raise a `StudyError` unless the model maps a batch to (n, outputs), and to probabilities where outputs > 1."""
+    if not isinstance(model, keras.Model):
+        raise StudyError(f"--model must return a keras.Model. Received: {type(model).__name__}")
+    try:
+        predicted = keras.ops.convert_to_numpy(model(x[:4]))
+    # Whatever the user's layers raise.
+    except Exception as error:
+        raise StudyError(f"The model cannot be called on inputs of shape (n, {x.shape[1]}): {error}") from error
+    if predicted.shape != (len(x[:4]), outputs):
+        raise StudyError(
+            f"The model's output does not fit: {outputs} output unit(s) are needed, shape (n, {outputs}). "
+            f"Received: {predicted.shape}"
+        )
+    if outputs > 1 and (np.min(predicted) < 0 or not np.allclose(predicted.sum(axis=1), 1, atol=1e-3)):
+        raise StudyError("The model's outputs must be probabilities (end it in a softmax) for classification.")

@@ -1,0 +1,95 @@
+"""The folder of a study: what it is about, one file a finished run, the results."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from kriterion.study.engine import Run
+from kriterion.study.errors import StudyError
+
+
+class Storage:
+    """
+    A folder that can be killed at any moment: files appear whole or not at all.
+
+    Args:
+        folder: made if it does not exist.
+        identity: what makes this study this study. A folder that holds another one is refused.
+
+    Raises:
+        StudyError: the folder holds a different study or other files, or cannot be written.
+    """
+
+    def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
+        self.folder = folder
+        self._runs = folder / "runs"
+        described = folder / "study.json"
+        try:
+            if folder.exists() and not described.exists() and any(folder.iterdir()):
+                raise StudyError(f"--out {folder} holds other files. Give an empty or new folder.")
+            self._runs.mkdir(parents=True, exist_ok=True)
+            if not described.exists():
+                _write(described, identity)
+            stored = json.loads(described.read_text())
+        except OSError as error:
+            raise StudyError(f"--out {folder} cannot be written: {error.strerror or error}.") from error
+        except json.JSONDecodeError as error:
+            raise StudyError(f"{described} is damaged: {error}. Give another --out.") from error
+        different = [key for key in identity if stored.get(key) != json.loads(json.dumps(identity[key]))]
+        if different:
+            changes = "; ".join(f"{key}: {stored.get(key)!r} there, {identity[key]!r} now" for key in different)
+            raise StudyError(f"--out {folder} holds a different study ({changes}). Give another --out.")
+
+    def load(self, candidate: str, seed: int, specification: dict[str, Any]) -> Run | None:
+        """The finished run of this candidate and seed, or None."""
+        path = self._path(candidate, seed)
+        if not path.exists():
+            return None
+        stored = json.loads(path.read_text(), parse_constant=float)
+        if stored["specification"] != json.loads(json.dumps(specification)):
+            raise StudyError(
+                f"--out {self.folder} holds runs of a different candidate of the name {candidate!r}. "
+                "Rename the candidate or give another --out."
+            )
+        return Run(**stored)
+
+    def save(self, run: Run) -> None:
+        """Store a finished run."""
+        _write(self._path(run.candidate, run.seed), dataclasses.asdict(run))
+
+    def write_results(self, runs: list[Run]) -> Path:
+        """`results.parquet`: a row for every epoch of every run; the test metrics stand in the best epoch's row."""
+        rows = []
+        for run in runs:
+            for row in run.epochs:
+                test = {f"test_{key}": v for key, v in run.test.items()} if row["epoch"] == run.best_epoch else {}
+                rows.append({"candidate": run.candidate, "seed": run.seed, "status": run.status, **row, **test})
+        path = self.folder / "results.parquet"
+        temporary = path.with_suffix(".tmp")
+        pl.DataFrame(rows, infer_schema_length=None).write_parquet(temporary)
+        os.replace(temporary, path)
+        return path
+
+    def _path(self, candidate: str, seed: int) -> Path:
+        return self._runs / f"{candidate}-{seed}.json"
+
+
+def _write(path: Path, content: Any) -> None:
+    temporary = path.with_suffix(f".{os.getpid()}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def finite_or_none(value: float) -> float | None:
+    """For JSON that every reader accepts, which has no NaN."""
+    return value if math.isfinite(value) else None
