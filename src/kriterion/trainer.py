@@ -67,14 +67,9 @@ class Trainer(backend.TrainStep, keras.Model):
         self._penalties_apart = False
         self.built = model.built
 
-    def build(self, input_shape: Any) -> None:
-        """Build the model, if it is not built, for inputs of this shape."""
-        if not self.model.built:
-            self.model.build(input_shape)
-
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+    def call(self, inputs: Any, training: bool | None = None) -> Any:
         """The model's outputs."""
-        outputs = self.model(inputs, training=training, mask=mask)
+        outputs = self.model(inputs, training=training)
         self._build_transforms()
         return outputs
 
@@ -323,7 +318,7 @@ class Trainer(backend.TrainStep, keras.Model):
         """Keras does not save seeds; without them a resumed run would draw other noise."""
         super().save_own_variables(store)
         for index, seed in enumerate(self._seeds()):
-            store[f"seed_{index}"] = keras.ops.convert_to_numpy(seed)
+            store[f"seed_{index}"] = seed.numpy()
 
     def load_own_variables(self, store: Any) -> None:
         """Restore the seeds of all layers, losses and transforms."""

@@ -24,6 +24,14 @@ def map_leading_axis(function: Callable[[Any], Any], stacked: Any) -> Any:
 class TrainStep:
     """Keras's JAX train step differentiates this function; its four lists of state are the arguments."""
 
+    def _get_jax_state(self: Any, **wanted: bool) -> tuple[list[Tensor], ...]:
+        # Keras empties the variables while it trains, and forgets the values if the first step raises. From here, its
+        # own `finally` puts them back.
+        state = super()._get_jax_state(**wanted)  # type: ignore[misc]
+        if wanted.pop("purge_model_variables", False):
+            self._jax_state = dict(zip((name for name in wanted if wanted[name]), state, strict=True))
+        return state
+
     def compute_loss_and_updates(
         self: Any,
         trainable_variables: list[Tensor],

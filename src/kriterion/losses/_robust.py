@@ -33,7 +33,7 @@ def general_robust(residual: Tensor, alpha: Tensor | float, scale: Tensor | floa
     if isinstance(alpha, (int, float)) and math.isinf(alpha):
         return ops.expm1(squared / 2) if alpha > 0 else -ops.expm1(-squared / 2)
     alpha = ops.cast(alpha, squared.dtype)
-    distance = ops.maximum(ops.abs(alpha - 2), _epsilon(squared.dtype))
+    distance = _at_least(ops.abs(alpha - 2), _epsilon(squared.dtype))
     log_term = ops.log1p(squared / distance) / 2
     near_two = distance < 0.5
     # Away from 2: b L phi(a L) with L = log(1 + x^2/b)/2; a = 0 is no special case.
@@ -48,6 +48,11 @@ def _epsilon(dtype: str) -> float:
     return {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}[
         keras.backend.standardize_dtype(dtype)
     ]
+
+
+def _at_least(value: Tensor, bound: float) -> Tensor:
+    # `ops.maximum` would give up float64.
+    return ops.where(value > bound, value, bound)
 
 
 _INVERSE_FACTORIALS = tuple(1 / math.factorial(n) for n in range(1, 14))
@@ -77,8 +82,8 @@ def log_partition(alpha: Tensor) -> Tensor:
     """
     low = alpha < 1
     tiny = _epsilon(alpha.dtype) ** 2
-    root = ops.sqrt(ops.maximum(ops.where(low, alpha, 0.5), tiny))
-    sixth_root = ops.power(ops.maximum(ops.where(low, 1.5, 2 - alpha), tiny), 1 / 6)
+    root = ops.sqrt(_at_least(ops.where(low, alpha, 0.5), tiny))
+    sixth_root = ops.power(_at_least(ops.where(low, 1.5, 2 - alpha), tiny), 1 / 6)
     return ops.where(low, _chebyshev(_LOG_Z_LOW, root), _chebyshev(_LOG_Z_HIGH, sixth_root))
 
 

@@ -161,6 +161,6 @@ def variance_factor(mean: Tensor, square: Tensor, count: Tensor, beta: float) ->
     # Rounding makes the difference negative where gradients are nearly constant.
     spread = ops.relu(square / (1 - power) - squared_mean)
     # rho is 1 at the first step, where the spread is 0.
-    variance_of_mean = ops.divide_no_nan(rho * spread, 1 - rho)
+    variance_of_mean = rho * spread / ops.where(rho < 1, 1 - rho, 1.0)
     known = squared_mean + variance_of_mean
-    return ops.where(known > 0, ops.divide_no_nan(squared_mean, known), 1.0)
+    return ops.where(known > 0, squared_mean / ops.where(known > 0, known, 1.0), 1.0)

@@ -74,6 +74,9 @@ class Part:
         return part
 
 
+_ADAM = Part("Adam", {"learning_rate": 0.002})
+
+
 @dataclass(frozen=True)
 class Candidate:
     """An objective to compare: a loss, transforms and an optimizer; what is not given is the baseline's."""
@@ -82,7 +85,7 @@ class Candidate:
     summary: str = ""
     loss: Part | None = None
     transforms: tuple[Part, ...] = ()
-    optimizer: Part = field(default_factory=lambda: _ADAM)
+    optimizer: Part = _ADAM
 
     def loss_for(self, task: str) -> Part:
         """The candidate's loss, or the usual one of the task."""
@@ -108,7 +111,6 @@ class Candidate:
         }
 
 
-_ADAM = Part("Adam", {"learning_rate": 0.002})
 _GROUPS = Part("GroupSparsity", {"strength": 1e-3})
 _RANGE = Part("Range", {"strength": 0.1, "low": -0.5, "high": 0.5})
 _CANDIDATES = (

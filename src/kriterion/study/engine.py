@@ -123,6 +123,9 @@ class Engine:
         callbacks: list[Any] = [recorder]
         if on_epoch is not None:
             callbacks.append(keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: on_epoch()))
+        if keras.backend.backend() == "torch":
+            # Where a user's model has unseeded dropout.
+            keras.utils.set_random_seed(seed)
         trainer.fit(_Batches(fold, self.batch_size, seed), epochs=self.epochs, verbose=0, callbacks=callbacks)
         finished = recorder.best_epoch >= 0 and math.isfinite(recorder.epochs[-1]["loss"])
         if finished:
@@ -151,7 +154,7 @@ class Engine:
         if features not in self._trainers:
             trainer = build_trainer(self.candidate, model, self.data.task)
             trainer.prepare(fold.x_train[: self.batch_size], fold.y_train[: self.batch_size])
-            self._trainers[features] = trainer, [np.array(v) for v in _state(trainer)]
+            self._trainers[features] = trainer, [variable.numpy() for variable in _state(trainer)]
         trainer, initial = self._trainers[features]
         for variable, value in zip(_state(trainer), initial, strict=True):
             variable.assign(value)

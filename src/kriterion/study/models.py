@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import random
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,14 +17,19 @@ ModelFunction = Callable[[int, int], keras.Model]
 
 
 def mlp(features: int, outputs: int) -> keras.Model:
-    """Two hidden layers of 64 rectified units with dropout 0.1; `outputs` = 1 is linear, more are a softmax."""
+    """Two hidden layers of 64 rectified units with dropout 0.1; `outputs` = 1 is linear, more are a softmax.
+
+    Initial weights and dropout follow Python's `random`, as those of any Keras model do.
+    """
+    # Unseeded, Keras's dropout on PyTorch would draw from a generator that no file restores.
+    seeds = [random.randrange(2**31) for _ in range(2)]
     return keras.Sequential(
         [
             keras.Input((features,)),
             keras.layers.Dense(64, activation="relu"),
-            keras.layers.Dropout(0.1),
+            keras.layers.Dropout(0.1, seed=seeds[0]),
             keras.layers.Dense(64, activation="relu"),
-            keras.layers.Dropout(0.1),
+            keras.layers.Dropout(0.1, seed=seeds[1]),
             keras.layers.Dense(outputs, activation="linear" if outputs == 1 else "softmax"),
         ],
         name="mlp",

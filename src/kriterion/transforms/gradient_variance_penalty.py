@@ -71,14 +71,17 @@ def _total_gradient_variance(objective: Objective, weights: Weights, batch: Batc
         return backend.value_and_gradient(lambda values: objective(values, part), weights)[1]
 
     gradients = backend.map_leading_axis(gradient, micro)
-    dtype = keras.backend.result_type("float32", *(stacked.dtype for stacked in gradients))
+    # Keras's own promotion gives up float64.
+    double = any(keras.backend.standardize_dtype(stacked.dtype) == "float64" for stacked in gradients)
+    dtype = "float64" if double else "float32"
     kept = ops.cast(ops.arange(count) < used, dtype)[:, None]
     total = ops.zeros((), dtype)
     for stacked in gradients:
         flat = ops.reshape(ops.cast(stacked, dtype), (count, -1))
         mean = ops.sum(kept * flat, axis=0) / ops.sum(kept)
         total = total + ops.sum(kept * ops.square(flat - mean))
-    return ops.divide_no_nan(ops.cast(size, dtype) * total, ops.cast(used - 1, dtype))
+    # A single micro-batch has no spread: total is 0.
+    return ops.cast(size, dtype) * total / ops.cast(ops.maximum(used - 1, 1), dtype)
 
 
 def _micro_batches(batch: Batch, count: int) -> tuple[Batch, Any, Any]:

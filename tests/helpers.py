@@ -1,0 +1,78 @@
+"""What several test modules need."""
+
+import keras
+import numpy as np
+
+import kriterion
+from kriterion import backend
+
+TRANSFORMS = {
+    "weight_noise": lambda: kriterion.transforms.WeightNoise(0.1, mode="relative", seed=3),
+    "weight_penalty": lambda: kriterion.transforms.WeightPenalty(keras.regularizers.L2(0.01)),
+    "gradient_variance_penalty": lambda: kriterion.transforms.GradientVariancePenalty(0.01, micro_batches=3),
+}
+LOSSES = {
+    "general_robust": lambda **kwargs: kriterion.losses.GeneralRobust(alpha=0.5, scale=0.7, **kwargs),
+    "adaptive_robust": lambda **kwargs: kriterion.losses.AdaptiveRobust(scale_init=0.7, **kwargs),
+}
+REGULARIZERS = {
+    "total_variation": lambda strength=0.3: kriterion.regularizers.TotalVariation(strength, axis=0),
+    "range": lambda strength=0.3: kriterion.regularizers.Range(strength, -0.2, 0.4),
+    "group_sparsity_output": lambda strength=0.3: kriterion.regularizers.GroupSparsity(strength),
+    "group_sparsity_input": lambda strength=0.3: kriterion.regularizers.GroupSparsity(strength, groups="input"),
+}
+OPTIMIZERS = {
+    "variance_scaling": lambda: kriterion.optimizers.VarianceScaling(keras.optimizers.AdamW(0.01)),
+}
+
+
+def numpy(value):
+    return value.numpy() if isinstance(value, keras.Variable) else keras.ops.convert_to_numpy(value)
+
+
+def gradient(function, *values):
+    """Gradients of a scalar function of arrays, as NumPy arrays."""
+    tensors = [keras.ops.convert_to_tensor(value) for value in values]
+    _, gradients = backend.value_and_gradient(lambda t: (function(*t), None), tensors)
+    return [numpy(g) for g in gradients]
+
+
+def finite_difference(function, value, step=1e-6):
+    """Central differences of a scalar function of one float64 array."""
+    value = np.array(value, dtype="float64")
+    result = np.zeros_like(value)
+    for index in np.ndindex(value.shape):
+        shift = np.zeros_like(value)
+        shift[index] = step
+        result[index] = (float(function(value + shift)) - float(function(value - shift))) / (2 * step)
+    return result
+
+
+def data(random, rows=70, features=5, outputs=2):
+    x = random.normal(size=(rows, features)).astype("float32")
+    y = (x @ random.normal(size=(features, outputs))).astype("float32")
+    return x, y
+
+
+def network(features=5, outputs=2, **dense):
+    """Dense, batch normalisation and dropout, from fixed seeds (unseeded, Keras's dropout on PyTorch has no state)."""
+    keras.utils.set_random_seed(11)
+    return keras.Sequential(
+        [
+            keras.Input((features,)),
+            keras.layers.Dense(8, activation="tanh", **dense),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dropout(0.2, seed=5),
+            keras.layers.Dense(outputs),
+        ]
+    )
+
+
+def weights_of(model):
+    return [numpy(variable) for variable in model.variables]
+
+
+def assert_same(left, right, **tolerance):
+    assert len(left) == len(right)
+    for a, b in zip(left, right, strict=True):
+        np.testing.assert_allclose(a, b, **tolerance)

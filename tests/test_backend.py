@@ -1,0 +1,76 @@
+"""The backend suite: what each framework's small file promises."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from kriterion import backend
+from tests.helpers import gradient, numpy
+
+
+def test_value_aux_and_gradient():
+    values = [ops.convert_to_tensor([1.0, 2.0]), ops.convert_to_tensor(3.0)]
+    (value, aux), gradients = backend.value_and_gradient(lambda v: (ops.sum(v[0] ** 2) * v[1], v[1] + 1.0), values)
+    assert numpy(value) == 15.0
+    assert numpy(aux) == 4.0
+    np.testing.assert_array_equal(numpy(gradients[0]), [6.0, 12.0])
+    assert numpy(gradients[1]) == 5.0
+
+
+def test_gradient_of_an_unused_value_is_zero():
+    np.testing.assert_array_equal(gradient(lambda used, unused: ops.sum(used), [1.0], [2.0, 3.0])[1], [0.0, 0.0])
+
+
+def test_embedding_gradient_is_dense():
+    table = np.ones((4, 2), "float32")
+    result = gradient(lambda t: ops.sum(ops.take(t, ops.convert_to_tensor([1, 1, 3]), axis=0)), table)[0]
+    np.testing.assert_array_equal(result, [[0, 0], [2, 2], [0, 0], [1, 1]])
+
+
+def test_gradient_of_a_gradient():
+    def squared_gradient_norm(v):
+        _, (g,) = backend.value_and_gradient(lambda w: (ops.sum(w[0] ** 3), None), [v])
+        return ops.sum(g**2)
+
+    # g = 3 v^2, so d/dv of g^2 = 36 v^3
+    np.testing.assert_allclose(gradient(squared_gradient_norm, [1.0, -2.0])[0], [36.0, -288.0], rtol=1e-6)
+
+
+def test_map_over_the_leading_axis_keeps_none():
+    stacked = (ops.convert_to_tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), None)
+
+    def double_and_sum(part):
+        assert part[1] is None
+        return [2 * part[0], ops.sum(part[0])]
+
+    doubled, sums = backend.map_leading_axis(double_and_sum, stacked)
+    np.testing.assert_array_equal(numpy(doubled), [[2, 4], [6, 8], [10, 12]])
+    np.testing.assert_array_equal(numpy(sums), [3, 7, 11])
+
+
+def test_map_is_differentiable_twice():
+    def function(v):
+        def slope(part):
+            return backend.value_and_gradient(lambda w: (ops.sum(part * w[0] ** 3), None), [v])[1][0]
+
+        return ops.sum(backend.map_leading_axis(slope, ops.convert_to_tensor([[1.0], [2.0]])))
+
+    # slopes are 3 p v^2; their sum's derivative is 6 v (1 + 2)
+    np.testing.assert_allclose(gradient(function, [2.0])[0], [36.0], rtol=1e-6)
+
+
+@pytest.mark.skipif(keras.backend.backend() == "torch", reason="eager only")
+def test_compiles():
+    def function(v):
+        return backend.value_and_gradient(lambda w: (ops.sum(w[0] ** 2), None), [v])[1][0]
+
+    if keras.backend.backend() == "jax":
+        import jax
+
+        compiled = jax.jit(function)
+    else:
+        import tensorflow as tf
+
+        compiled = tf.function(function, jit_compile=True)
+    np.testing.assert_array_equal(numpy(compiled(ops.convert_to_tensor([1.0, 2.0]))), [2.0, 4.0])
