@@ -25,7 +25,9 @@ def _functional(random):
 def _two_inputs_two_outputs():
     a, b = keras.Input((5,), name="a"), keras.Input((3,), name="b")
     hidden = layers.Dense(6, activation="relu")(layers.Concatenate()([a, b]))
-    return keras.Model({"a": a, "b": b}, {"u": layers.Dense(2, name="u")(hidden), "v": layers.Dense(1, name="v")(hidden)})
+    return keras.Model(
+        {"a": a, "b": b}, {"u": layers.Dense(2, name="u")(hidden), "v": layers.Dense(1, name="v")(hidden)}
+    )
 
 
 def _sequences(random):
@@ -50,7 +52,9 @@ class AddsLoss(layers.Layer):
 
 
 def _adding_loss():
-    return keras.Sequential([keras.Input((5,)), layers.Dense(4, activity_regularizer="l2"), AddsLoss(), layers.Dense(2)])
+    return keras.Sequential(
+        [keras.Input((5,)), layers.Dense(4, activity_regularizer="l2"), AddsLoss(), layers.Dense(2)]
+    )
 
 
 CASES = {
@@ -116,7 +120,9 @@ def test_mixed_precision_loss_scaling(transforms, random):
         with _policy("mixed_float16"):
             model = network()
             trained = kriterion.Trainer(model) if wrap else model
-            history = _fit(trained, (x, y, {}), {"loss": "mse"}, **({"transforms": [t(0.0) for t in transforms]} if wrap else {}))
+            history = _fit(
+                trained, (x, y, {}), {"loss": "mse"}, **({"transforms": [t(0.0) for t in transforms]} if wrap else {})
+            )
         assert isinstance(trained.optimizer, keras.optimizers.LossScaleOptimizer)
         results.append((history["loss"], weights_of(model)))
     np.testing.assert_allclose(results[1][0], results[0][0], rtol=2e-3)
@@ -150,7 +156,9 @@ def test_a_subclassed_model_that_is_not_built(random):
     expected = _fit(Subclassed(), (x, y, {}), {"loss": "mse"})
     keras.utils.set_random_seed(3)
     model = Subclassed()
-    actual = _fit(kriterion.Trainer(model), (x, y, {}), {"loss": "mse"}, transforms=[kriterion.transforms.WeightNoise(0.0)])
+    actual = _fit(
+        kriterion.Trainer(model), (x, y, {}), {"loss": "mse"}, transforms=[kriterion.transforms.WeightNoise(0.0)]
+    )
     np.testing.assert_allclose(actual["loss"], expected["loss"], rtol=2e-6)
 
 

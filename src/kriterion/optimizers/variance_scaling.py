@@ -42,7 +42,7 @@ class VarianceScaling(keras.optimizers.Optimizer):
     Args:
         optimizer: the Keras optimizer that computes the updates. An unbuilt copy of it is used. Its weight decay,
             clipping, averaging and gradient accumulation keep their meaning.
-        beta: decay of the running means, 0 <= beta < 1.
+        beta: decay of the running means, 0 < beta < 1.
         name: name of the optimizer.
 
     Raises:
@@ -79,7 +79,7 @@ class VarianceScaling(keras.optimizers.Optimizer):
             name=name,
             **around,
         )
-        self.beta = check_float("VarianceScaling", "beta", beta, minimum=0.0)
+        self.beta = check_float("VarianceScaling", "beta", beta, above=0.0)
         if self.beta >= 1.0:
             raise ValueError(f"VarianceScaling: `beta` must be < 1. Received: beta={beta!r}")
         self._optimizer_config = config
@@ -122,8 +122,8 @@ class VarianceScaling(keras.optimizers.Optimizer):
             index = self._get_variable_index(variable)
             mean, square = self.means[index], self.squares[index]
             gradient = ops.cast(gradient, mean.dtype)
-            mean.assign(self.beta * mean + (1 - self.beta) * gradient)
-            square.assign(self.beta * square + (1 - self.beta) * ops.square(gradient))
+            mean.assign_add((1 - self.beta) * (gradient - mean))
+            square.assign_add((1 - self.beta) * (ops.square(gradient) - square))
             factors.append(
                 variance_factor(
                     ops.convert_to_tensor(mean), ops.convert_to_tensor(square), self.update_count, self.beta
@@ -154,13 +154,13 @@ def variance_factor(mean: Tensor, square: Tensor, count: Tensor, beta: float) ->
         count: number t >= 1 of gradients in them.
         beta: their decay.
     """
-    power = ops.power(ops.cast(beta, mean.dtype), ops.cast(count, mean.dtype))
-    first_power = ops.cast(beta, mean.dtype)
-    rho = (1 - first_power) * (1 + power) / ((1 + first_power) * (1 - power))
-    squared_mean = ops.square(mean / (1 - power))
+    beta, power = ops.cast(beta, mean.dtype), ops.power(ops.cast(beta, mean.dtype), ops.cast(count, mean.dtype))
+    # rho / (1 - rho), rho = (1 - beta) (1 + power) / ((1 + beta) (1 - power)): infinite at the first step, where the
+    # spread is 0. The two bias corrections 1 - power are brought to one side, to pass over the weights less often.
+    ratio = (1 - beta) * (1 + power) / ops.where(count > 1, 2 * (beta - power), 1.0)
+    squared_mean = ops.square(mean)
     # Rounding makes the difference negative where gradients are nearly constant.
-    spread = ops.relu(square / (1 - power) - squared_mean)
-    # rho is 1 at the first step, where the spread is 0.
-    variance_of_mean = rho * spread / ops.where(rho < 1, 1 - rho, 1.0)
-    known = squared_mean + variance_of_mean
-    return ops.where(known > 0, squared_mean / ops.where(known > 0, known, 1.0), 1.0)
+    spread = ops.relu((1 - power) * square - squared_mean)
+    total = squared_mean + ratio * spread
+    known = total > 0
+    return ops.where(known, squared_mean / ops.where(known, total, 1.0), 1.0)

@@ -126,6 +126,7 @@ def _svg(figure: Figure) -> str:
     text = buffer.getvalue()
     # Inline: no XML prolog, no fixed size; the page's text colour.
     text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
     return text.replace(_INK, "currentColor")

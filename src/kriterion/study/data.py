@@ -29,8 +29,8 @@ TASKS = ("regression", "classification")
 _READERS = {
     ".csv": lambda path: pl.read_csv(path, infer_schema_length=None, null_values=["", "NA", "NaN", "nan", "null", "?"]),
     ".parquet": pl.read_parquet,
-    ".arrow": lambda path: pl.read_ipc(path, memory_map=False),
-    ".feather": lambda path: pl.read_ipc(path, memory_map=False),
+    ".arrow": pl.read_ipc,
+    ".feather": pl.read_ipc,
     ".npz": lambda path: _read_npz(path),
 }
 _MISSING = "(missing)"
@@ -226,7 +226,7 @@ def _from_frame(path: Path, frame: pl.DataFrame, target: str | None, task: str |
         labels = column.cast(pl.String).to_numpy().astype(str)
         classes, indices, counts = np.unique(labels, return_inverse=True, return_counts=True)
         if counts.min() < _MIN_ROWS_A_CLASS:
-            rare = ", ".join(f"{c!r} ({k})" for c, k in zip(classes, counts, strict=True) if k < _MIN_ROWS_A_CLASS)
+            rare = ", ".join(f"{str(c)!r} ({k})" for c, k in zip(classes, counts, strict=True) if k < _MIN_ROWS_A_CLASS)
             raise StudyError(
                 f"Every class needs at least {_MIN_ROWS_A_CLASS} rows to be in training, validation and test. Too few "
                 f"in: {rare}. Merge or remove these classes, or give --task regression."

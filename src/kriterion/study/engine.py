@@ -126,7 +126,9 @@ class Engine:
         if keras.backend.backend() == "torch":
             # Where a user's model has unseeded dropout.
             keras.utils.set_random_seed(seed)
-        trainer.fit(_Batches(fold, self.batch_size, seed), epochs=self.epochs, verbose=0, callbacks=callbacks)
+        trainer.fit(
+            _Batches(fold, self.batch_size, seed), epochs=self.epochs, verbose=0, shuffle=False, callbacks=callbacks
+        )
         finished = recorder.best_epoch >= 0 and math.isfinite(recorder.epochs[-1]["loss"])
         if finished:
             trainer.model.set_weights(recorder.best_weights)

@@ -1,0 +1,96 @@
+"""Step time of a trainer over plain Keras `fit`, measured side by side: the variants take turns, epoch by epoch.
+
+Run: make bench, or KERAS_BACKEND=... python benchmarks/step_time.py. Prints, for each variant, its time
+over plain Keras's in the same round: the median over the rounds, and the quartiles.
+"""
+
+import os
+import time
+
+import kriterion  # first: it chooses the default backend
+import keras
+import numpy as np
+
+BATCH, STEPS, ROUNDS = 128, 30, 15
+
+
+def mlp():
+    layers = [keras.layers.Dense(512, "relu"), keras.layers.Dense(512, "relu"), keras.layers.Dense(10)]
+    return keras.Sequential([keras.Input((784,)), *layers])
+
+
+def convnet():
+    layers = [
+        keras.layers.Conv2D(16, 3, activation="relu"),
+        keras.layers.MaxPooling2D(),
+        keras.layers.Conv2D(32, 3, activation="relu"),
+        keras.layers.MaxPooling2D(),
+        keras.layers.Flatten(),
+        keras.layers.Dense(10),
+    ]
+    return keras.Sequential([keras.Input((28, 28, 1)), *layers])
+
+
+def plain(model):
+    return model, {}
+
+
+def trainer(*transforms):
+    return lambda model: (
+        kriterion.Trainer(model),
+        {"transforms": [make() for make in transforms]} if transforms else {},
+    )
+
+
+def group_penalty():
+    return kriterion.transforms.WeightPenalty(kriterion.regularizers.GroupSparsity(1e-4))
+
+
+VARIANTS = {
+    "plain": (plain, lambda: keras.optimizers.Adam()),
+    "trainer": (trainer(), lambda: keras.optimizers.Adam()),
+    "weight_penalty": (trainer(group_penalty), lambda: keras.optimizers.Adam()),
+    "variance_scaling": (plain, lambda: kriterion.optimizers.VarianceScaling(keras.optimizers.Adam())),
+    "weight_noise": (trainer(lambda: kriterion.transforms.WeightNoise(0.05)), lambda: keras.optimizers.Adam()),
+    "gradient_variance": (
+        trainer(lambda: kriterion.transforms.GradientVariancePenalty(1e-3)),
+        lambda: keras.optimizers.Adam(),
+    ),
+}
+
+
+def measure(make_model):
+    random = np.random.default_rng(0)
+    shape = make_model().input_shape[1:]
+    x = random.normal(size=(BATCH * STEPS, *shape)).astype("float32")
+    y = random.integers(0, 10, size=BATCH * STEPS)
+    compiled = {}
+    for name, (wrap, optimizer) in VARIANTS.items():
+        model, arguments = wrap(make_model())
+        model.compile(optimizer(), keras.losses.SparseCategoricalCrossentropy(from_logits=True), **arguments)
+        model.fit(x[: 2 * BATCH], y[: 2 * BATCH], batch_size=BATCH, verbose=0)
+        compiled[name] = model
+    seconds = {name: [] for name in compiled}
+    for _ in range(ROUNDS):
+        for name, model in compiled.items():
+            start = time.perf_counter()
+            model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
+            seconds[name].append((time.perf_counter() - start) / STEPS)
+    return {name: np.array(values) for name, values in seconds.items()}
+
+
+def main():
+    load = os.getloadavg()[0]
+    print(
+        f"backend {keras.backend.backend()}, keras {keras.__version__}, load {load:.2f} before, {os.cpu_count()} cores"
+    )
+    for make_model in (mlp, convnet):
+        seconds = measure(make_model)
+        print(f"{make_model.__name__}: plain step {1e3 * np.median(seconds['plain']):.2f} ms")
+        for name in list(seconds)[1:]:
+            low, middle, high = np.percentile(seconds[name] / seconds["plain"], [25, 50, 75])
+            print(f"  {name:<18} {middle:.3f}  ({low:.3f} to {high:.3f})")
+
+
+if __name__ == "__main__":
+    main()

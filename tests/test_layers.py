@@ -1,0 +1,85 @@
+"""The layers: a module imports only from lower ones, siblings do not import each other, frameworks stay in backend/."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import keras
+import pytest
+
+import kriterion
+
+ROOT = Path(kriterion.__file__).parent
+MODULES = sorted(ROOT.rglob("*.py"))
+FRAMEWORKS = {"jax", "tensorflow", "torch"}
+# The first entry that a module's path starts with gives its layer.
+LAYERS = {
+    "_default_backend": 0, "_state": 0, "_scope": 0, "_selection": 0, "_validation": 0, "backend": 0,
+    "losses": 1, "regularizers": 1, "optimizers": 1, "transforms": 2, "_optimizer": 2, "trainer": 3,
+    "study": 4, "report": 4, "cli": 5, "__init__": 6,
+}  # fmt: skip
+SIBLINGS = {"losses", "regularizers", "optimizers"}
+
+
+def part_of(path):
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imports(path):
+    """The absolute names that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are absolute"
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_a_module_imports_only_from_lower_layers(path):
+    own = part_of(path)
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] in FRAMEWORKS:
+            assert own == "backend", f"{path} imports {name}"
+        if parts[0] == "kriterion" and len(parts) > 1:
+            other = parts[1] if parts[1] in LAYERS else None
+            if other is None or own == other:
+                continue
+            assert LAYERS[other] <= LAYERS[own], f"{path} imports {name} from a higher layer"
+            assert not {own, other} <= SIBLINGS, f"{path} imports its sibling {name}"
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_modules_are_short(path):
+    assert len(path.read_text().splitlines()) <= 400
+
+
+def test_import_brings_no_framework_but_the_one_in_use_and_no_extra():
+    script = (
+        "import sys, kriterion\n"
+        "names = ['jax', 'tensorflow', 'torch', 'typer', 'polars', 'matplotlib', 'jinja2', 'rich']\n"
+        "print(*[n for n in names if n in sys.modules])"
+    )
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import keras;" + script], check=True, capture_output=True, text=True, timeout=300
+    )
+    without = subprocess.run(
+        [sys.executable, "-c", "import keras;" + script.replace(", kriterion", "")],
+        check=True, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    # Whatever Keras itself imports, and nothing more.
+    assert loaded.stdout.split() == without.stdout.split()
+    assert keras.backend.backend() in loaded.stdout.split()
+
+
+def test_every_public_name_has_a_docstring_with_source_and_example():
+    for package in (kriterion.losses, kriterion.transforms, kriterion.regularizers, kriterion.optimizers):
+        for name in package.__all__:
+            text = getattr(package, name).__doc__
+            if name != "Batch":
+                assert "Source:" in text, name
+                assert ">>>" in text, name
+    assert "Source:" in kriterion.Trainer.__doc__

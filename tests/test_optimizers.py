@@ -1,0 +1,159 @@
+"""Variance scaling: the estimate is unbiased, the update is the paper's, and Keras's features keep their meaning."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+
+from kriterion.optimizers import VarianceScaling
+from kriterion.optimizers.variance_scaling import variance_factor
+from tests.helpers import assert_same, data, network, numpy, weights_of
+
+
+def moments(gradients, beta):
+    """(bias-corrected m, s, rho) after each gradient, in float64."""
+    m = v = 0.0
+    for t, g in enumerate(np.asarray(gradients, dtype="float64"), start=1):
+        m = beta * m + (1 - beta) * g
+        v = beta * v + (1 - beta) * g**2
+        correction = 1 - beta**t
+        # Sum of the squared weights of the running mean.
+        weights = (1 - beta) * beta ** np.arange(t) / correction
+        rho = np.sum(weights**2)
+        mean = m / correction
+        spread = np.maximum(v / correction - mean**2, 0)
+        yield mean, (spread / (1 - rho) if t > 1 else 0 * spread), rho, (m, v)
+
+
+def test_the_variance_estimate_is_unbiased(random):
+    """G ~ N(1, 0.25): within 1 % of the truth at steps 2, 5 and 40 (200,000 weights, standard error below 0.4 %)."""
+    gradients = random.normal(1.0, 0.5, size=(40, 200_000))
+    for t, (_, s, _, _) in enumerate(moments(gradients, 0.9), start=1):
+        if t in (2, 5, 40):
+            assert s.mean() == pytest.approx(0.25, rel=0.01)
+
+
+@pytest.mark.parametrize("beta", [0.5, 0.9, 0.99])
+def test_factor_is_the_formula(beta, random):
+    for t, (mean, s, rho, (m, v)) in enumerate(moments(random.normal(0.5, 1.0, size=(6, 50)), beta), start=1):
+        expected = mean**2 / (mean**2 + rho * s)
+        actual = numpy(variance_factor(*(ops.convert_to_tensor(a.astype("float32")) for a in (m, v)), t, beta))
+        np.testing.assert_allclose(actual, expected, rtol=2e-3, atol=1e-5)
+
+
+def test_factor_of_constant_and_missing_gradients():
+    """No noise: 1. Never a gradient: 1. Never negative, never NaN."""
+    for t in (1, 2, 300):
+        weight = 1 - 0.9**t
+        g = np.float32([0.0, 1e-20, 1.0, 1e4, -3.0])
+        factor = numpy(variance_factor(*(ops.convert_to_tensor(np.float32(weight * a)) for a in (g, g**2)), t, 0.9))
+        np.testing.assert_allclose(factor, 1.0, atol=1e-4)
+
+
+def trajectory(optimizer, gradients, start):
+    variable = keras.Variable(np.asarray(start, dtype="float32"))
+    optimizer.build([variable])
+    path = []
+    for g in gradients:
+        optimizer.apply([ops.convert_to_tensor(np.float32(g))], [variable])
+        path.append(variable.numpy())
+    return np.array(path)
+
+
+def test_updates_are_the_inner_optimizers_times_the_factor(random):
+    """SGD's update is linear in the gradient, so the whole path is that of a NumPy transcription."""
+    gradients = random.normal(0.5, 1.0, size=(12, 8))
+    actual = trajectory(VarianceScaling(keras.optimizers.SGD(0.1), beta=0.8), gradients, np.ones(8))
+    w, expected = np.ones(8), []
+    for g, (mean, s, rho, _) in zip(gradients, moments(gradients, 0.8), strict=True):
+        w = w - 0.1 * g * mean**2 / (mean**2 + rho * s)
+        expected.append(w)
+    np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_constant_gradients_leave_the_inner_optimizer_alone():
+    gradients = [np.float32([0.5, -2.0])] * 10
+    for make in (lambda: keras.optimizers.Adam(0.1), lambda: keras.optimizers.SGD(0.1, momentum=0.9)):
+        np.testing.assert_allclose(
+            trajectory(VarianceScaling(make()), gradients, [1.0, 1.0]),
+            trajectory(make(), gradients, [1.0, 1.0]),
+            atol=1e-5,
+        )
+
+
+def test_weight_decay_is_not_scaled():
+    """Alternating gradients: the update vanishes, the decay does not."""
+    gradients = [np.float32([10.0 * (-1) ** t]) for t in range(40)]
+    optimizer = VarianceScaling(keras.optimizers.SGD(1e-6, weight_decay=1e4), beta=0.99)
+    path = trajectory(optimizer, gradients, [1.0])
+    np.testing.assert_allclose(path[:, 0], 0.99 ** np.arange(1, 41), rtol=1e-3)
+
+
+def test_gradient_accumulation_counts_the_accumulated_gradient(random):
+    gradients = random.normal(0.5, 1.0, size=(8, 5))
+    accumulated = trajectory(
+        VarianceScaling(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2)), gradients, np.ones(5)
+    )
+    plain = trajectory(VarianceScaling(keras.optimizers.SGD(0.1)), gradients.reshape(4, 2, 5).mean(axis=1), np.ones(5))
+    np.testing.assert_allclose(accumulated[1::2], plain, rtol=1e-5, atol=1e-6)
+
+
+def test_learning_rates_reach_the_inner_optimizer(random):
+    gradients = [np.float32([1.0])] * 4
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [1.0, 0.5])
+    np.testing.assert_allclose(
+        trajectory(VarianceScaling(keras.optimizers.SGD(schedule)), gradients, [10.0])[:, 0],
+        [9.0, 8.0, 7.5, 7.0],
+        rtol=1e-5,
+    )
+    optimizer = VarianceScaling(keras.optimizers.SGD(1.0))
+    optimizer.learning_rate = 0.25
+    np.testing.assert_allclose(trajectory(optimizer, gradients, [10.0])[:, 0], [9.75, 9.5, 9.25, 9.0], rtol=1e-5)
+    assert VarianceScaling.from_config(optimizer.get_config()).get_config() == optimizer.get_config()
+
+
+@pytest.mark.parametrize("arguments", [{}, {"clipnorm": 0.1}, {"use_ema": True}], ids=["plain", "clipnorm", "ema"])
+def test_in_stock_compile_and_resumed_from_a_file(arguments, random, tmp_path):
+    x, y = data(random)
+    model = network()
+    model.compile(VarianceScaling(keras.optimizers.AdamW(0.01, **arguments)), "mse")
+    model.fit(x, y, batch_size=16, epochs=3, shuffle=False, verbose=0)
+    model.save(tmp_path / "m.keras")
+    loaded = keras.saving.load_model(tmp_path / "m.keras")
+    assert_same(
+        [v.numpy() for v in loaded.optimizer.variables], [v.numpy() for v in model.optimizer.variables], rtol=1e-6
+    )
+    # Keras does not save seeds of dropout: compare evaluations.
+    np.testing.assert_allclose(loaded.evaluate(x, y, verbose=0), model.evaluate(x, y, verbose=0), rtol=1e-6)
+    before = weights_of(loaded)
+    loaded.fit(x, y, batch_size=16, shuffle=False, verbose=0)
+    assert any(not np.allclose(a, b) for a, b in zip(before, weights_of(loaded), strict=True))
+
+
+def test_mixed_precision_scales_before(random):
+    x, y = data(random)
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = network()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model.compile(VarianceScaling(keras.optimizers.SGD(0.05)), "mse")
+    assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+    history = model.fit(x, y, batch_size=16, epochs=5, verbose=0).history["loss"]
+    assert np.isfinite(history).all()
+    assert history[-1] < history[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: VarianceScaling(keras.optimizers.SGD(), beta=1.0), ValueError, ["`beta`", "1.0"]),
+        (lambda: VarianceScaling(keras.optimizers.SGD(), beta=0.0), ValueError, ["`beta`", "> 0", "0.0"]),
+        (lambda: VarianceScaling(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())), TypeError, ["`optimizer`", "LossScaleOptimizer"]),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_told(make, error, words):
+    with pytest.raises(error) as raised:
+        make()
+    for word in words:
+        assert word in str(raised.value)
