@@ -34,7 +34,7 @@ def blocks():
             yield pytest.param(match.group(1), id=f"{page.name}-{index}")
 
 
-@pytest.mark.parametrize("code", blocks())
+@pytest.mark.parametrize("code", list(blocks()))
 def test_code_blocks(code, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     exec(compile(code, "example", "exec"), {"__name__": "example"})

@@ -220,6 +220,20 @@ def test_loss_learning_rate_is_the_losss_alone(random):
     assert float(numpy(keras.ops.convert_to_tensor(trainer.optimizer.learning_rate))) == 0.25
 
 
+def test_freezing_layers_and_recompiling_selects_anew(random):
+    x, y = data(random)
+    model = network()
+    transforms = [WeightNoise(0.1), WeightPenalty("l2")]
+    trainer = trainer_of(model, transforms=transforms)
+    fit(trainer, x, y, epochs=1)
+    model.layers[0].trainable = False
+    frozen = model.layers[0].kernel.numpy()
+    trainer.compile("sgd", "mse", transforms=transforms)
+    fit(trainer, x, y, epochs=1)
+    assert sum(transforms[0].chosen) == 1
+    np.testing.assert_array_equal(model.layers[0].kernel.numpy(), frozen)
+
+
 def test_recompiling_drops_the_former_loss(random):
     x, y = data(random)
     trainer = trainer_of(network(), kriterion.losses.AdaptiveRobust(), transforms=[WeightNoise(0.1)])
@@ -299,10 +313,11 @@ class WithTrainStep(keras.Model):
         (lambda: trainer_of(network(), transforms=WeightNoise(0.1)), TypeError, ["`transforms`", "list"]),
         (lambda: trainer_of(network(), transforms=["noise"]), TypeError, ["`transforms`", "'noise'"]),
         (lambda: trainer_of(network(), transforms=[WeightNoise(0.1)] * 2), ValueError, ["different names", "name="]),
+        (lambda: trainer_of(network(), loss_learning_rate=1.0), ValueError, ["`loss_learning_rate`", "TrainableLoss"]),
         (lambda: trainer_of(network(), loss_learning_rate=-1.0), ValueError, ["`loss_learning_rate`", "> 0", "-1.0"]),
         (
             lambda: trainer_of(
-                network(), loss_learning_rate=0.1, optimizer=keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
+                network(), kriterion.losses.AdaptiveRobust(), loss_learning_rate=0.1, optimizer=keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
             ),
             ValueError,
             ["`loss_learning_rate`", "LossScaleOptimizer"],

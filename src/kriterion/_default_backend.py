@@ -10,8 +10,7 @@ from pathlib import Path
 
 
 def choose_default_backend() -> None:
-    """
-    Set KERAS_BACKEND to jax, unless a backend is chosen already or JAX is not installed.
+    """Set KERAS_BACKEND to jax, unless a backend is chosen already or JAX is not installed.
 
     Chosen is: by KERAS_BACKEND; by having imported keras; by keras.json, if that names another one than TensorFlow,
     which Keras writes there by itself.

@@ -11,8 +11,7 @@ from kriterion._state import StateLayer
 
 
 class LossVariablesOptimizer(keras.optimizers.MultiOptimizer):
-    """
-    One optimizer for the weights, a second like it, with a learning rate of its own, for the loss's variables.
+    """One optimizer for the weights, a second like it, with a learning rate of its own, for the loss's variables.
 
     Unlike its base class it has a `learning_rate`, that of the weights, so that callbacks keep working.
     """

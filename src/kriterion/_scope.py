@@ -12,8 +12,7 @@ from keras.src.backend.common.stateless_scope import get_stateless_scope
 
 
 def forked_scope(mapping: Iterable[tuple[keras.Variable, Any]] = ()) -> keras.StatelessScope:
-    """
-    A copy of the current scope with `mapping` laid over it.
+    """A copy of the current scope with `mapping` laid over it.
 
     A nested `StatelessScope` hides the outer one; this one sees the same values. What is assigned in it
     stays in it, and can be read with `get_current_value`.
@@ -28,8 +27,7 @@ def forked_scope(mapping: Iterable[tuple[keras.Variable, Any]] = ()) -> keras.St
 
 
 def isolated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """
-    The function, such that the variables that it assigns keep their values.
+    """The function, such that the variables that it assigns keep their values.
 
     For passes whose side effects must not count (a step advances batch statistics and seeds once) and for
     functions that a framework traces by itself (a value assigned inside must not leak out of the trace).

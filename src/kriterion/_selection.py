@@ -11,8 +11,7 @@ Select = str | Callable[[keras.Variable], bool]
 
 
 def selection(variables: Sequence[keras.Variable], select: Select, owner: str) -> list[bool]:
-    """
-    For each variable, whether `select` chooses it.
+    """For each variable, whether `select` chooses it.
 
     `"kernels"` is every variable of rank 2 or more, `"all"` is every variable, any other string is a regular
     expression searched in the variable's path (`"dense_1/kernel"`), and a callable gets the variable.

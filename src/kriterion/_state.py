@@ -9,8 +9,7 @@ import keras
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class StateLayer(keras.layers.Layer):
-    """
-    A layer without a computation, that owns variables and other such layers.
+    """A layer without a computation, that owns variables and other such layers.
 
     Keras trains, saves and jits only what it finds in layers; a variable on a plain object is silently
     lost. Every variable of a `TrainableLoss` or `Transform` is therefore held by one of these, and a

@@ -19,8 +19,7 @@ from kriterion.transforms.base import Batch, Objective, Transform, Weights
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class Trainer(backend.TrainStep, keras.Model):
-    """
-    A `keras.Model` that trains the given model on a transformed objective.
+    """A `keras.Model` that trains the given model on a transformed objective.
 
     minimise T_k(...T_1(D))(w) + R(w), with D the loss of `compile` on a batch, T_1, ..., T_k the transforms, and
     R the model's own weight penalties (always at the clean weights w)
@@ -87,8 +86,7 @@ class Trainer(backend.TrainStep, keras.Model):
         loss_learning_rate: Any = None,
         **kwargs: Any,
     ) -> None:
-        """
-        Configure training, as `keras.Model.compile` does, with two more arguments.
+        """Configure training, as `keras.Model.compile` does, with two more arguments.
 
         Args:
             optimizer: as in Keras. It trains the loss's and the transforms' variables too, without weight decay.
@@ -113,13 +111,18 @@ class Trainer(backend.TrainStep, keras.Model):
                 f"Trainer.compile: transforms must have different names. Received: {names}. "
                 "Give each its own with `name=`."
             )
+        losses = _trainable_losses(loss)
         if isinstance(loss_learning_rate, (int, float)):
             check_float("Trainer.compile", "loss_learning_rate", loss_learning_rate, above=0.0)
+        if loss_learning_rate is not None and not losses and not transforms:
+            raise ValueError(
+                "Trainer.compile: `loss_learning_rate` needs a loss with variables (kriterion.losses.TrainableLoss) or "
+                f"a transform that has some. Received: loss_learning_rate={loss_learning_rate!r}, loss={loss!r}"
+            )
         optimizer = keras.optimizers.get(optimizer)
         trained_by = optimizer
         if loss_learning_rate is not None:
             trained_by = LossVariablesOptimizer.from_optimizer(optimizer, loss_learning_rate, self.objective_state)
-        losses = _trainable_losses(loss)
         for trainable_loss in losses:
             trainable_loss.owned_by_trainer = True
         self.transforms = tuple(transforms)
@@ -129,6 +132,8 @@ class Trainer(backend.TrainStep, keras.Model):
         self._composed: Objective = self._data_objective
         for transform in self.transforms:
             self._composed = transform.apply(self._composed)
+            # Which weights there are may have changed since the last time.
+            transform.built = False
         if self.model.built:
             self._build_transforms()
         super().compile(optimizer=trained_by, loss=loss, **kwargs)
@@ -160,8 +165,7 @@ class Trainer(backend.TrainStep, keras.Model):
         metrics_values: Sequence[Tensor],
         data: tuple[Any, Any, Any],
     ) -> tuple[Tensor, tuple[Any, list[Tensor], list[Tensor]]]:
-        """
-        The transformed objective in training, as a pure function of all variables' values and a batch.
+        """The transformed objective in training, as a pure function of all variables' values and a batch.
 
         Returns:
             `(loss, (y_pred, new non-trainable values, new metrics values))`; no variable is changed.
@@ -175,7 +179,7 @@ class Trainer(backend.TrainStep, keras.Model):
         with keras.StatelessScope(mapping) as scope:
             weights = [values[id(variable)] for variable in self.model.trainable_variables]
             loss, (y_pred, evaluated) = self._composed(weights, Batch(*data))
-            for variable in self.model.trainable_variables:
+            for variable in self.trainable_variables:
                 if variable.regularizer is not None:
                     penalty = variable.regularizer(values[id(variable)])
                     loss = loss + keras.ops.cast(keras.ops.sum(penalty), loss.dtype)
@@ -212,8 +216,7 @@ class Trainer(backend.TrainStep, keras.Model):
         self._loss_tracker.update_state(loss, sample_weight=batch_size)
 
     def prepare(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any, Any, Any]:
-        """
-        Make all variables (model, loss, transforms, optimizer) for batches like this one, as `fit` does.
+        """Make all variables (model, loss, transforms, optimizer) for batches like this one, as `fit` does.
 
         Args:
             x: inputs of a batch, as for `train_on_batch`.
@@ -243,8 +246,7 @@ class Trainer(backend.TrainStep, keras.Model):
         return data
 
     def value_and_gradient(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Tensor, list[Tensor]]:
-        """
-        The objective on a batch and its gradient, for a hand-written loop.
+        """The objective on a batch and its gradient, for a hand-written loop.
 
         Args:
             x: inputs of a batch, as for `train_on_batch`.

@@ -8,8 +8,7 @@ import keras
 
 
 def minimise(trainer: Any, data: Any, differentiate: Any) -> dict[str, Any]:
-    """
-    One step: evaluate and differentiate the objective, then, and only then, assign.
+    """One step: evaluate and differentiate the objective, then, and only then, assign.
 
     `differentiate(function, values)` returns `(aux, gradients)` of a function returning `(scaled loss, aux)`.
     """

@@ -9,8 +9,7 @@ Tensor = Any
 
 
 class Backend(Protocol):
-    """
-    The whole interface to a framework; each module beside this one implements it.
+    """The whole interface to a framework; each module beside this one implements it.
 
     A backend is a module with these two functions and the class `TrainStep`, a mixin placed before
     `keras.Model` that makes Keras's own train step minimise `self.evaluate_objective`.
@@ -21,8 +20,7 @@ class Backend(Protocol):
     def value_and_gradient(
         self, function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor]
     ) -> tuple[tuple[Tensor, Any], list[Tensor]]:
-        """
-        `((value, aux), gradients)` of a function of a list of tensors that returns `(scalar, aux)`.
+        """`((value, aux), gradients)` of a function of a list of tensors that returns `(scalar, aux)`.
 
         The gradients are dense, have the values' shapes, are zero where the scalar does not depend on a value,
         and can be differentiated again.
@@ -30,8 +28,7 @@ class Backend(Protocol):
         ...
 
     def map_leading_axis(self, function: Callable[[Any], Any], stacked: Any) -> Any:
-        """
-        Apply a function to each slice along the leading axis of a structure; the results are stacked.
+        """Apply a function to each slice along the leading axis of a structure; the results are stacked.
 
         `None` in the structure stays `None`.
         """

@@ -1,5 +1,4 @@
-"""
-Barron's general robust loss and its log partition function, as pure functions.
+"""Barron's general robust loss and its log partition function, as pure functions.
 
 Source: Barron, "A general and adaptive robust loss function", CVPR 2019, equations 8 (the loss), 15 and 16 (the
 density). The forms below are the same function, arranged so that nothing cancels.
@@ -16,8 +15,7 @@ from kriterion.backend import Tensor
 
 
 def general_robust(residual: Tensor, alpha: Tensor | float, scale: Tensor | float) -> Tensor:
-    """
-    rho(x) = b/a ((x^2/(c^2 b) + 1)^(a/2) - 1), b = |a - 2|, continued to a = 0, 2 and infinite floats.
+    """rho(x) = b/a ((x^2/(c^2 b) + 1)^(a/2) - 1), b = |a - 2|, continued to a = 0, 2 and infinite floats.
 
     Args:
         residual: tensor x.
@@ -70,8 +68,7 @@ def _relative_expm1(z: Tensor) -> Tensor:
 
 
 def log_partition(alpha: Tensor) -> Tensor:
-    """
-    Log Z(a), Z(a) = integral of exp(-rho(x; a, 1)) dx, for a in [0, 2], to 1e-10.
+    """Log Z(a), Z(a) = integral of exp(-rho(x; a, 1)) dx, for a in [0, 2], to 1e-10.
 
     Args:
         alpha: tensor with values in [0, 2].

@@ -16,8 +16,7 @@ from kriterion.losses.base import TrainableLoss, aligned
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class AdaptiveRobust(TrainableLoss):
-    """
-    The negative log likelihood of Barron's density, with a learned shape and scale per output dimension.
+    """The negative log likelihood of Barron's density, with a learned shape and scale per output dimension.
 
     -log p(x) = rho(x; a, c) + log c + log Z(a), x = y_pred - y_true, averaged over the last axis
 

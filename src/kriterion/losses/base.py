@@ -11,8 +11,7 @@ from kriterion.backend import Tensor
 
 
 class TrainableLoss(keras.losses.Loss):
-    """
-    Base class of losses with trainable variables, minimised together with the model's weights.
+    """Base class of losses with trainable variables, minimised together with the model's weights.
 
     min over w, v of mean_i loss(y_i, f(x_i; w); v)
 
@@ -101,8 +100,7 @@ def _batch_free_shape(value: Any) -> Any:
 
 
 def aligned(owner: str, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
-    """
-    Targets and predictions of equal shape (batch, ..., d): an axis d = 1 that one of them lacks is added.
+    """Targets and predictions of equal shape (batch, ..., d): an axis d = 1 that one of them lacks is added.
 
     Without this, targets (n,) and predictions (n, 1) broadcast to (n, n), silently.
     """

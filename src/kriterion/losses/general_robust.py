@@ -15,8 +15,7 @@ from kriterion.losses.base import aligned
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class GeneralRobust(keras.losses.Loss):
-    """
-    Barron's general robust loss.
+    """Barron's general robust loss.
 
     rho(x) = |a-2|/a ((x^2/(c^2 |a-2|) + 1)^(a/2) - 1), x = y_pred - y_true, averaged over the last axis
 
@@ -39,9 +38,9 @@ class GeneralRobust(keras.losses.Loss):
     Source: Barron, "A general and adaptive robust loss function", CVPR 2019, equation 8.
 
     Example:
-    >>> import kriterion
+    >>> import numpy as np, kriterion
     >>> loss = kriterion.losses.GeneralRobust(alpha=0.0, scale=1.0)
-    >>> round(float(loss([[0.0]], [[2.0**0.5]])), 6)  # log(1 + x^2/2)
+    >>> round(float(loss(np.array([[0.0]]), np.array([[2.0**0.5]]))), 6)  # log(1 + x^2/2)
     0.693147
     """
 

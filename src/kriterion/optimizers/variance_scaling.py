@@ -26,8 +26,7 @@ _AROUND_UPDATE = {
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class VarianceScaling(keras.optimizers.Optimizer):
-    """
-    Any Keras optimizer, with each weight's update scaled down where the gradient is mostly noise.
+    """Any Keras optimizer, with each weight's update scaled down where the gradient is mostly noise.
 
     update -> gamma * update, gamma = m^2 / (m^2 + rho s)
 
@@ -145,8 +144,7 @@ class VarianceScaling(keras.optimizers.Optimizer):
 
 
 def variance_factor(mean: Tensor, square: Tensor, count: Tensor, beta: float) -> Tensor:
-    """
-    Gamma = m^2 / (m^2 + rho s) from running means that started at zero.
+    """Gamma = m^2 / (m^2 + rho s) from running means that started at zero.
 
     Args:
         mean: running mean of the gradient, not bias-corrected.

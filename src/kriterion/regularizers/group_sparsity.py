@@ -16,8 +16,7 @@ _AXES = {"output": -1, "input": -2}
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class GroupSparsity(keras.regularizers.Regularizer):
-    """
-    The group lasso: pushes whole groups of weights towards zero together.
+    """The group lasso: pushes whole groups of weights towards zero together.
 
     R(w) = strength * sum over groups g of sqrt(p_g) ||w_g||_2, with p_g weights in group g
 

@@ -13,8 +13,7 @@ from kriterion.backend import Tensor
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class Range(keras.regularizers.Regularizer):
-    """
-    The squared distance of each weight to an interval: free inside, quadratic outside.
+    """The squared distance of each weight to an interval: free inside, quadratic outside.
 
     R(w) = strength * sum max(w - high, 0)^2 + max(low - w, 0)^2
 

@@ -13,8 +13,7 @@ from kriterion.backend import Tensor
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class TotalVariation(keras.regularizers.Regularizer):
-    """
-    The sum of absolute differences between neighbours along one axis: favours piecewise constant weights.
+    """The sum of absolute differences between neighbours along one axis: favours piecewise constant weights.
 
     R(w) = strength * sum |w[i+1] - w[i]| over axis `axis`, at every position of the other axes
 

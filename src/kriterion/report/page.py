@@ -16,8 +16,7 @@ from kriterion.study.study import Study
 
 
 def write_page(study: Study, *, command: str) -> Path:
-    """
-    Write `index.html` into the study's folder, and return its path.
+    """Write `index.html` into the study's folder, and return its path.
 
     Args:
         study: a study that has run.

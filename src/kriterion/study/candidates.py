@@ -153,8 +153,7 @@ def default_candidates() -> tuple[Candidate, ...]:
 
 
 def read_candidates(path: Path) -> tuple[Candidate, ...]:
-    """
-    Candidates from a TOML file: one table `[candidates.NAME]` each, with any of summary, loss, transforms, optimizer.
+    """Candidates of a TOML file: a table `[candidates.NAME]` each, with any of summary, loss, transforms, optimizer.
 
     Raises:
         StudyError: the file is missing, is not TOML, or describes something that does not exist.
@@ -196,8 +195,7 @@ def _from_table(name: str, table: Any, where: str) -> Candidate:
 
 
 def choose(names: Iterable[str], available: Iterable[Candidate]) -> tuple[Candidate, ...]:
-    """
-    The candidates of these names, the baseline always first.
+    """The candidates of these names, the baseline always first.
 
     Raises:
         StudyError: there is no candidate of a name; the message tells the nearest one.

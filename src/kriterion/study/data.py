@@ -43,8 +43,7 @@ _MIN_ROWS_A_CLASS = 5
 
 @dataclass(frozen=True)
 class Fold:
-    """
-    One train/validation/test split, ready for a network.
+    """One train/validation/test split, ready for a network.
 
     `x` arrays are (n, features) float32, standardised with the training rows. `y` arrays are (n, outputs) float32:
     one-hot for classification; for regression (n, 1), shifted by the training median and divided by 1.4826 times the
@@ -68,8 +67,7 @@ class Fold:
 
 @dataclass(frozen=True)
 class Data:
-    """
-    A table of features and a target.
+    """A table of features and a target.
 
     `target` is float for regression, and indices into `classes` for classification.
     """
@@ -95,8 +93,7 @@ class Data:
         return digest.hexdigest()[:16]
 
     def fold(self, seed: int, corrupt_targets: float = 0.0) -> Fold:
-        """
-        The split (60 % training, 20 % validation, 20 % test rows) of a seed.
+        """The split (60 % training, 20 % validation, 20 % test rows) of a seed.
 
         Args:
             seed: equal seeds give equal folds.
@@ -139,8 +136,7 @@ class Data:
 
 
 def load_data(source: str, *, target: str | None = None, task: str | None = None) -> Data:
-    """
-    Read a built-in data set or a table.
+    """Read a built-in data set or a table.
 
     Args:
         source: one of `BUILT_IN`, or the path of a CSV, Parquet, Arrow (Feather) or NPZ file.

@@ -100,8 +100,7 @@ def build_trainer(candidate: Candidate, model: keras.Model, task: str) -> Traine
 
 
 class Engine:
-    """
-    Trains one candidate with seed after seed.
+    """Trains one candidate with seed after seed.
 
     A trainer is compiled once for a number of features and set back to its beginnings for each seed: compiling takes
     longer than training on small data. Results depend on the candidate and the seed alone, not on the seeds before.
@@ -174,8 +173,7 @@ def _state(trainer: Trainer) -> list[keras.Variable]:
 
 @contextlib.contextmanager
 def _seeded(seed: int) -> Any:
-    """
-    Python's and NumPy's generators at a seed: what Keras's initializers take theirs from.
+    """Python's and NumPy's generators at a seed: what Keras's initializers take theirs from.
 
     `keras.utils.set_random_seed` would import TensorFlow wherever it is installed.
     """

@@ -29,8 +29,7 @@ def _log_loss(classes: np.ndarray, probabilities: np.ndarray) -> float:
 
 
 def expected_calibration_error(classes: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
-    """
-    Sum over bins of |accuracy - confidence| weighted by the share of examples, by top-class confidence.
+    """Sum over bins of |accuracy - confidence| weighted by the share of examples, by top-class confidence.
 
     Source: Guo et al., "On calibration of modern neural networks", ICML 2017, equation 3.
     """

@@ -17,8 +17,7 @@ ModelFunction = Callable[[int, int], keras.Model]
 
 
 def mlp(features: int, outputs: int) -> keras.Model:
-    """
-    Two hidden layers of 64 rectified units with dropout 0.1; `outputs` = 1 is linear, more are a softmax.
+    """Two hidden layers of 64 rectified units with dropout 0.1; `outputs` = 1 is linear, more are a softmax.
 
     Initial weights and dropout follow Python's `random`, as those of any Keras model do.
     """

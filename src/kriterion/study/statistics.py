@@ -21,8 +21,7 @@ class Difference:
 
 
 def corrected_resampled_t(differences: np.ndarray, test_over_train: float, confidence: float = 0.95) -> Difference:
-    """
-    Student's t for repeated random splits, whose training sets overlap.
+    """Student's t for repeated random splits, whose training sets overlap.
 
     t = mean / sqrt((1/k + n_test/n_train) s^2), with k - 1 degrees of freedom: the plain t-test takes the k
     differences for independent, and finds differences where there are none.
@@ -48,8 +47,7 @@ def corrected_resampled_t(differences: np.ndarray, test_over_train: float, confi
 
 
 def holm(p_values: list[float]) -> list[float]:
-    """
-    Holm's adjusted p-values: rejecting those below a level makes any false rejection at most that likely.
+    """Holm's adjusted p-values: rejecting those below a level makes any false rejection at most that likely.
 
     Missing values (NaN) stay missing and do not count as comparisons.
 

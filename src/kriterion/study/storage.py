@@ -16,8 +16,7 @@ from kriterion.study.errors import StudyError
 
 
 class Storage:
-    """
-    A folder that can be killed at any moment: files appear whole or not at all.
+    """A folder that can be killed at any moment: files appear whole or not at all.
 
     Args:
         folder: made if it does not exist.

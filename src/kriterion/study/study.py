@@ -23,8 +23,7 @@ from kriterion.study.storage import Storage
 
 @dataclass(frozen=True)
 class Settings:
-    """
-    How a study is made.
+    """How a study is made.
 
     Args:
         seeds: number of splits, each with its own initial weights and batch order; at least 2.
@@ -64,8 +63,7 @@ class Row:
 
 
 class Study:
-    """
-    Compare candidates on data: same splits, initial weights and batch orders for all.
+    """Compare candidates on data: same splits, initial weights and batch orders for all.
 
     Args:
         data: from `load_data`.

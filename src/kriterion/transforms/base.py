@@ -32,8 +32,7 @@ counts: the unperturbed one where there are several.
 
 
 class Transform:
-    """
-    Base class of the transforms of an objective: L(w) -> T(L)(w).
+    """Base class of the transforms of an objective: L(w) -> T(L)(w).
 
     A subclass implements `apply(objective) -> objective`. Transforms in a list compose like functions, the first
     being applied first: `transforms=[A, B]` minimises `B(A(L))`.
@@ -93,7 +92,7 @@ class Transform:
         return self.state.add_weight(*args, **kwargs)
 
     def build(self, model: keras.Model) -> None:
-        """Called once with the built model, to make variables and to check that the transform applies to it."""
+        """Called after each `compile` with the built model, to check and to prepare; make variables the first time."""
 
     def apply(self, objective: Objective) -> Objective:
         """The transformed objective."""

@@ -16,8 +16,7 @@ from kriterion.transforms.base import Batch, Objective, Transform, Weights
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class GradientVariancePenalty(Transform):
-    """
-    A penalty on the variance of the gradient between examples, summed over the weights.
+    """A penalty on the variance of the gradient between examples, summed over the weights.
 
     L(w) -> L(w) + c sum_j Var_i[ dL_i/dw_j ]
 
@@ -85,8 +84,7 @@ def _total_gradient_variance(objective: Objective, weights: Weights, batch: Batc
 
 
 def _micro_batches(batch: Batch, count: int) -> tuple[Batch, Any, Any]:
-    """
-    `(batch with every leaf as (count, size, ...), size, number of slices that hold different examples)`.
+    """`(batch with every leaf as (count, size, ...), size, number of slices that hold different examples)`.
 
     The number of examples is a tensor where the framework traces with an unknown batch size.
     """

@@ -14,8 +14,7 @@ from kriterion.transforms.base import Batch, Objective, Transform, Weights
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class WeightNoise(Transform):
-    """
-    The expected loss under Gaussian noise on the weights.
+    """The expected loss under Gaussian noise on the weights.
 
     L(w) -> E_e[ L(w + s e) ] (additive) or E_e[ L(w (1 + s e)) ] (relative), e ~ N(0, I)
 

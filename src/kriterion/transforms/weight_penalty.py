@@ -13,8 +13,7 @@ from kriterion.transforms.base import Batch, Objective, Transform, Weights
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class WeightPenalty(Transform):
-    """
-    A penalty on the weights, by any Keras regularizer, without rebuilding the model.
+    """A penalty on the weights, by any Keras regularizer, without rebuilding the model.
 
     L(w) -> L(w) + sum over selected weights of R(w)
 
