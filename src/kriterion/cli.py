@@ -138,10 +138,10 @@ def _print_table(comparison: Study, console: Console) -> None:
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("candidate", no_wrap=True)
     for metric in comparison.metrics:
-        table.add_column(metric.title, justify="right")
+        table.add_column(metric.title, justify="right", no_wrap=True)
     table.add_column(f"{title} - baseline's\n(95 % interval)", justify="right", no_wrap=True)
-    table.add_column("p", justify="right")
-    table.add_column("time", justify="right")
+    table.add_column("p", justify="right", no_wrap=True)
+    table.add_column("time", justify="right", no_wrap=True)
     better = {row.candidate.name for row in comparison.better()}
     for index, row in enumerate(comparison.table()):
         d = row.differences[key]

@@ -112,7 +112,7 @@ class Candidate:
 
 
 _GROUPS = Part("GroupSparsity", {"strength": 1e-3})
-_RANGE = Part("Range", {"strength": 0.1, "low": -0.5, "high": 0.5})
+_RANGE = Part("Range", {"strength": 0.1, "low": -0.25, "high": 0.25})
 _CANDIDATES = (
     Candidate("baseline", "the usual loss (squared error or cross-entropy), Adam"),
     Candidate(
@@ -138,7 +138,7 @@ _CANDIDATES = (
     ),
     Candidate(
         "weight-range",
-        "kernels pulled into [-0.5, 0.5]",
+        "kernels pulled into [-0.25, 0.25]",
         transforms=(Part("WeightPenalty", {"regularizer": _RANGE}),),
     ),
     Candidate(

@@ -207,7 +207,10 @@ class Study:
             return ""
         best = min(known, key=lambda row: sign * row.differences[self.metric.key].mean)
         d = best.differences[self.metric.key]
-        return f" The closest is {best.candidate.name}: {d.mean:+.3g}, 95 % interval {d.low:+.3g} to {d.high:+.3g}."
+        return (
+            f" The closest is {best.candidate.name}: {d.mean:+.3g}, 95 % interval {d.low:+.3g} to {d.high:+.3g} by "
+            f"itself, p = {d.p_value:.2g} after correction for all candidates."
+        )
 
     def winner(self) -> Candidate:
         """The candidate to use: the best of those that beat the baseline, or the baseline."""
