@@ -12,7 +12,7 @@ from tests.helpers import TRANSFORMS, data, finite_difference, gradient, network
 
 def squared_error(weights, batch):
     """mean_i (x_i . w - y_i)^2 / 2, whose gradient for one example is (x_i . w - y_i) x_i."""
-    residual = batch.x @ weights[0] - batch.y
+    residual = ops.sum(batch.x * weights[0], axis=-1) - batch.y
     # `ops.mean` computes in float32 on some backends.
     return ops.sum(residual**2) / (2 * batch.x.shape[0]), "outcome"
 
