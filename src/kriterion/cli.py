@@ -226,7 +226,7 @@ def doctor() -> None:
     table.add_row("python", sys.version.split()[0])
     table.add_row("keras", keras.__version__)
     table.add_row("backend", f"{keras.backend.backend()} (environment variable KERAS_BACKEND)")
-    table.add_row("devices", ", ".join(keras.distribution.list_devices()) or "cpu")
+    table.add_row("devices", ", ".join(kriterion.backend.devices()))
     for feature, packages in _PACKAGES.items():
         for package, module in packages.items():
             found = importlib.util.find_spec(module) is not None

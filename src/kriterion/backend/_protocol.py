@@ -11,7 +11,7 @@ Tensor = Any
 class Backend(Protocol):
     """The whole interface to a framework; each module beside this one implements it.
 
-    A backend is a module with these two functions and the class `TrainStep`, a mixin placed before
+    A backend is a module with these functions and the class `TrainStep`, a mixin placed before
     `keras.Model` that makes Keras's own train step minimise `self.evaluate_objective`.
     """
 
@@ -32,4 +32,8 @@ class Backend(Protocol):
 
         `None` in the structure stays `None`.
         """
+        ...
+
+    def devices(self) -> list[str]:
+        """Names of the devices that the framework sees."""
         ...

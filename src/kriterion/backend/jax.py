@@ -21,6 +21,10 @@ def map_leading_axis(function: Callable[[Any], Any], stacked: Any) -> Any:
     return jax.lax.map(function, stacked)
 
 
+def devices() -> list[str]:
+    return [str(device) for device in jax.devices()]
+
+
 class TrainStep:
     """Keras's JAX train step differentiates this function; its four lists of state are the arguments."""
 

@@ -33,6 +33,10 @@ def map_leading_axis(function: Callable[[Any], Any], stacked: Any) -> Any:
     return keras.tree.map_structure(lambda *leaves: tf.stack(leaves), *results)
 
 
+def devices() -> list[str]:
+    return [device.name for device in tf.config.list_physical_devices()]
+
+
 def _differentiate(objective: Callable[[list[Tensor]], tuple[Tensor, Any]], variables: Any) -> Any:
     values = [tf.convert_to_tensor(variable.value) for variable in variables]
     with tf.GradientTape() as tape:

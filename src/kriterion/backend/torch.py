@@ -31,6 +31,10 @@ def map_leading_axis(function: Callable[[Any], Any], stacked: Any) -> Any:
     return keras.tree.map_structure(lambda *leaves: torch.stack(leaves), *results)
 
 
+def devices() -> list[str]:
+    return ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+
+
 def _differentiate(objective: Callable[[list[Tensor]], tuple[Tensor, Any]], variables: Any) -> Any:
     values = [variable.value for variable in variables]
     with torch.enable_grad():
