@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import keras
 import tensorflow as tf
 
-from kriterion.backend._in_place import minimise
+from kriterion.backend._in_place import map_unrolled, minimise
 from kriterion.backend._protocol import Tensor
 
 
@@ -24,13 +23,7 @@ def value_and_gradient(
 
 
 def map_leading_axis(function: Callable[[Any], Any], stacked: Any) -> Any:
-    # The number of slices is static, and an unrolled loop can be differentiated twice under XLA as well.
-    slices = next(leaf for leaf in keras.tree.flatten(stacked) if leaf is not None).shape[0]
-    results = [
-        function(keras.tree.map_structure(lambda leaf, i=i: None if leaf is None else leaf[i], stacked))
-        for i in range(slices)
-    ]
-    return keras.tree.map_structure(lambda *leaves: tf.stack(leaves), *results)
+    return map_unrolled(function, stacked, tf.stack)
 
 
 def devices() -> list[str]:
