@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from kriterion._validation import check_float
@@ -116,18 +118,16 @@ class VarianceScaling(keras.optimizers.Optimizer):
     def _factors(self, grads: Sequence[Tensor], variables: Sequence[keras.Variable]) -> list[Tensor]:
         """Update the running moments; return gamma for each weight."""
         self.update_count.assign_add(1)
+        coefficients = factor_coefficients(self.update_count, self.beta)
         factors = []
         for gradient, variable in zip(grads, variables, strict=True):
             index = self._get_variable_index(variable)
             mean, square = self.means[index], self.squares[index]
             gradient = ops.cast(gradient, mean.dtype)
-            mean.assign_add((1 - self.beta) * (gradient - mean))
-            square.assign_add((1 - self.beta) * (ops.square(gradient) - square))
-            factors.append(
-                variance_factor(
-                    ops.convert_to_tensor(mean), ops.convert_to_tensor(square), self.update_count, self.beta
-                )
-            )
+            # Not square + (1 - beta) (gradient^2 - square): an infinite square must stay so, not become inf - inf.
+            mean.assign(self.beta * mean + (1 - self.beta) * gradient)
+            square.assign(self.beta * square + (1 - self.beta) * ops.square(gradient))
+            factors.append(variance_factor(mean.value, square.value, coefficients))
         return factors
 
     def get_config(self) -> dict[str, Any]:
@@ -143,22 +143,35 @@ class VarianceScaling(keras.optimizers.Optimizer):
         return cls(optimizer, **config)
 
 
-def variance_factor(mean: Tensor, square: Tensor, count: Tensor, beta: float) -> Tensor:
-    """Gamma = m^2 / (m^2 + rho s) from running means that started at zero.
+def factor_coefficients(count: Tensor, beta: float) -> tuple[Tensor, Tensor]:
+    """`(a, b)` such that gamma = mean^2 / (a mean^2 + b square), after `count` >= 1 gradients with decay `beta`.
+
+    With q = 1 - beta^t and r = rho / (1 - rho), a = 1 - r and b = r q: the bias corrections and the difference
+    s = (square / q - (mean / q)^2) / (1 - rho) are brought together, to pass over the weights as little as possible.
+    """
+    weight, before = _one_minus_power(beta, count), _one_minus_power(beta, count - 1)
+    # At the first gradient s is 0 and r infinite; any finite r does.
+    ratio = (1 - beta) * (2 - weight) / ops.where(count > 1, 2 * beta * before, 1.0)
+    return 1 - ratio, ratio * weight
+
+
+def variance_factor(mean: Tensor, square: Tensor, coefficients: tuple[Tensor, Tensor]) -> Tensor:
+    """Gamma from running means that started at zero; 1 where there was never a gradient.
 
     Args:
         mean: running mean of the gradient, not bias-corrected.
         square: running mean of its square, not bias-corrected.
-        count: number t >= 1 of gradients in them.
-        beta: their decay.
+        coefficients: those of `factor_coefficients`.
     """
-    beta, power = ops.cast(beta, mean.dtype), ops.power(ops.cast(beta, mean.dtype), ops.cast(count, mean.dtype))
-    # rho / (1 - rho), rho = (1 - beta) (1 + power) / ((1 + beta) (1 - power)): infinite at the first step, where the
-    # spread is 0. The two bias corrections 1 - power are brought to one side, to pass over the weights less often.
-    ratio = (1 - beta) * (1 + power) / ops.where(count > 1, 2 * (beta - power), 1.0)
-    squared_mean = ops.square(mean)
-    # Rounding makes the difference negative where gradients are nearly constant.
-    spread = ops.relu((1 - power) * square - squared_mean)
-    total = squared_mean + ratio * spread
-    known = total > 0
-    return ops.where(known, squared_mean / ops.where(known, total, 1.0), 1.0)
+    a, b = (ops.cast(coefficient, mean.dtype) for coefficient in coefficients)
+    # The bounds keep 0 / 0 and inf / inf away.
+    float16 = keras.backend.standardize_dtype(mean.dtype) == "float16"
+    limits = np.finfo("float16" if float16 else "float32")
+    squared = ops.clip(ops.square(mean), float(limits.tiny), float(limits.max))
+    # At most 1: rounding may make the sum too small where gradients are nearly constant.
+    return squared / ops.maximum(squared, a * squared + b * square)
+
+
+def _one_minus_power(beta: float, count: Tensor) -> Tensor:
+    """1 - beta^count, without cancellation."""
+    return -ops.expm1(math.log(beta) * ops.cast(count, "float32"))
