@@ -1,7 +1,10 @@
 """What several test modules need."""
 
+import contextlib
+
 import keras
 import numpy as np
+import pytest
 
 import kriterion
 from kriterion import backend
@@ -76,3 +79,12 @@ def assert_same(left, right, **tolerance):
     assert len(left) == len(right)
     for a, b in zip(left, right, strict=True):
         np.testing.assert_allclose(a, b, **tolerance)
+
+
+@contextlib.contextmanager
+def told(error, words):
+    """Within it an error is raised, and its message has all these words."""
+    with pytest.raises(error) as raised:
+        yield
+    for word in words:
+        assert word in str(raised.value)

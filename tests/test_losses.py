@@ -11,7 +11,7 @@ from keras import ops
 import kriterion
 from kriterion.losses import AdaptiveRobust, GeneralRobust
 from kriterion.losses._robust import general_robust, log_partition
-from tests.helpers import LOSSES, finite_difference, gradient, numpy
+from tests.helpers import LOSSES, finite_difference, gradient, numpy, told
 
 ALPHAS = [-8.0, -2.0, -0.3, 0.0, 1e-6, 1e-3, 0.5, 1.0, 1.49, 1.51, 1.999, 2.0, 2.001, 2.6, 4.0]
 
@@ -230,7 +230,5 @@ def test_gradient_by_the_predictions(make, random):
     ],
 )
 def test_bad_arguments_are_told(make, words):
-    with pytest.raises(ValueError, match=r"\w") as raised:
+    with told(ValueError, words):
         make()
-    for word in words:
-        assert word in str(raised.value)

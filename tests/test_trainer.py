@@ -9,7 +9,7 @@ import pytest
 
 import kriterion
 from kriterion.transforms import GradientVariancePenalty, WeightNoise, WeightPenalty
-from tests.helpers import assert_same, data, network, numpy, weights_of
+from tests.helpers import assert_same, data, network, numpy, told, weights_of
 
 ALL = [
     lambda: WeightNoise(0.1, seed=1),
@@ -327,10 +327,8 @@ class WithTrainStep(keras.Model):
     ],
 )  # fmt: skip
 def test_bad_input_is_told(make, error, words):
-    with pytest.raises(error) as raised:
+    with told(error, words):
         make()
-    for word in words:
-        assert word in str(raised.value)
 
 
 def test_a_trainable_loss_in_stock_compile_raises(random):

@@ -28,6 +28,7 @@ except ImportError as error:  # pragma: no cover - a test runs this in an enviro
 
 if TYPE_CHECKING:
     from kriterion.study import Study
+    from kriterion.study.comparison import Comparison
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -106,7 +107,7 @@ def study(
     suffix = f"-corrupt-{corrupt_targets:g}" if corrupt_targets else ""
     folder = out or Path("studies") / f"{table.name}{suffix}"
     console = Console(stderr=as_json, highlight=False)
-    comparison = Study(table, chosen, settings, folder)
+    comparing = Study(table, chosen, settings, folder)
     console.print(
         f"[bold]{table.name}[/]: {table.task}, {len(table.target)} rows, {table.features.width} features"
         + (f", {len(table.classes)} classes" if table.classes else "")
@@ -114,38 +115,38 @@ def study(
     )
     for note in table.notes:
         console.print(f"note: {_escaped(note)}")
-    _train(comparison, console)
-    page = write_page(comparison, command=_command())
+    comparison = _train(comparing)
+    page = write_page(comparing, comparison, command=_command())
     if as_json:
-        print(json.dumps(_as_json(comparison, page), indent=2))
+        print(json.dumps(_as_json(comparing, comparison, page), indent=2))
     else:
-        _print_table(comparison, console)
-        console.print(f"\n{_escaped(comparison.verdict())}\n\nReport: {page}", soft_wrap=True)
+        _print_table(comparing, comparison, console)
+        console.print(f"\n{_escaped(comparison.verdict)}\n\nReport: {page}", soft_wrap=True)
 
 
-def _train(comparison: Study, console: Console) -> None:
+def _train(comparing: Study) -> Comparison:
     columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"),
                TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"))  # fmt: skip
-    total = len(comparison.candidates) * comparison.settings.seeds * comparison.settings.epochs
+    total = len(comparing.candidates) * comparing.settings.seeds * comparing.settings.epochs
     with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as progress:
-        bar = progress.add_task(comparison.candidates[0].name, total=total)
-        comparison.run(lambda name, epochs: progress.update(bar, advance=epochs, description=name))
+        bar = progress.add_task(comparing.candidates[0].name, total=total)
+        return comparing.run(lambda name, epochs: progress.update(bar, advance=epochs, description=name))
 
 
-def _print_table(comparison: Study, console: Console) -> None:
+def _print_table(comparing: Study, comparison: Comparison, console: Console) -> None:
     key, title = comparison.metric.key, comparison.metric.title
     # Fits into 80 columns.
     table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("candidate", no_wrap=True)
-    for metric in comparison.metrics:
+    for metric in comparing.metrics:
         table.add_column(metric.title, justify="right", no_wrap=True)
     table.add_column(f"{title} - baseline's\n(95 % interval)", justify="right", no_wrap=True)
     table.add_column("p", justify="right", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
-    better = {row.candidate.name for row in comparison.better()}
-    for index, row in enumerate(comparison.table()):
+    better = {row.candidate.name for row in comparison.better}
+    for index, row in enumerate(comparison.rows):
         d = row.differences[key]
-        cells = [f"{row.means[m.key]:.4g}" for m in comparison.metrics]
+        cells = [f"{row.means[m.key]:.4g}" for m in comparing.metrics]
         interval = f"{d.mean:+.2g} ({d.low:+.2g} to {d.high:+.2g})" if index else ""
         p_value = f"{d.p_value:.2g}" if index else ""
         style = "bold green" if row.candidate.name in better else ""
@@ -153,11 +154,11 @@ def _print_table(comparison: Study, console: Console) -> None:
     console.print(table)
 
 
-def _as_json(comparison: Study, page: Path) -> dict[str, Any]:
+def _as_json(comparing: Study, comparison: Comparison, page: Path) -> dict[str, Any]:
     from kriterion.study.storage import finite_or_none
 
     rows = []
-    for row in comparison.table():
+    for row in comparison.rows:
         differences = {
             key: {k: finite_or_none(getattr(d, k)) for k in ("mean", "low", "high", "p_value")}
             for key, d in row.differences.items()
@@ -173,14 +174,14 @@ def _as_json(comparison: Study, page: Path) -> dict[str, Any]:
             }
         )
     return {
-        "data": comparison.data.name,
-        "task": comparison.data.task,
+        "data": comparing.data.name,
+        "task": comparing.data.task,
         "metric": comparison.metric.key,
-        "verdict": comparison.verdict(),
-        "winner": comparison.winner().name,
+        "verdict": comparison.verdict,
+        "winner": comparison.winner.name,
         "candidates": rows,
         "report": str(page),
-        "results": str(comparison.storage.folder / "results.parquet"),
+        "results": str(comparing.storage.folder / "results.parquet"),
     }
 
 

@@ -11,9 +11,10 @@ import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from kriterion.study.comparison import Row
 from kriterion.study.engine import Run
 from kriterion.study.metrics import selection_metric
-from kriterion.study.study import Row, Study
+from kriterion.study.study import Study
 
 # Okabe and Ito's palette, that colour-blind readers can tell apart; the baseline is grey.
 _COLOURS = ("#8a8a8a", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b8a800")

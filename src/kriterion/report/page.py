@@ -12,39 +12,39 @@ import keras
 
 import kriterion
 from kriterion.report.figures import curves_figure, differences_figure, learned_figure
+from kriterion.study.candidates import Candidate
+from kriterion.study.comparison import Comparison
+from kriterion.study.storage import whole_file
 from kriterion.study.study import Study
 
 
-def write_page(study: Study, *, command: str) -> Path:
+def write_page(study: Study, comparison: Comparison, *, command: str) -> Path:
     """Write `index.html` into the study's folder, and return its path.
 
     Args:
         study: a study that has run.
+        comparison: what its `run` returned.
         command: the command line that made it, shown on the page.
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kriterion.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    rows = study.table()
     html = environment.get_template("page.html").render(
         study=study,
-        rows=rows,
-        better={row.candidate.name for row in study.better()},
-        verdict=study.verdict(),
-        winner=study.winner(),
-        code=winner_code(study),
+        comparison=comparison,
+        better={row.candidate.name for row in comparison.better},
+        code=code_for(comparison.winner, study),
         command=command,
         figures=[
-            ("Differences to the baseline", differences_figure(study, rows), _DIFFERENCES),
+            ("Differences to the baseline", differences_figure(study, comparison.rows), _DIFFERENCES),
             ("Learning curves", curves_figure(study), _CURVES),
             ("What the adaptive loss learned", learned_figure(study), _LEARNED),
         ],
         versions=_versions(),
     )
     page = study.storage.folder / "index.html"
-    temporary = page.with_suffix(".tmp")
-    temporary.write_text(html, encoding="utf-8")
-    os.replace(temporary, page)
+    with whole_file(page) as temporary:
+        temporary.write_text(html, encoding="utf-8")
     return page
 
 
@@ -57,8 +57,8 @@ _CURVES = "Median over the seeds and the band between the quartiles. Test result
 _LEARNED = "Shape 2 is squared error, 1 pseudo-Huber, 0 Cauchy; the scale is in units of the standardised target."
 
 
-def winner_code(study: Study) -> str:
-    """A script that trains the winning candidate on the first split, as the study did."""
+def code_for(candidate: Candidate, study: Study) -> str:
+    """A script that trains the candidate on the first split, as the study did."""
     data, settings = study.data, study.settings
     source = repr(data.source)
     arguments = f", target={data.target_name!r}, task={data.task!r}" if data.target_name else ""
@@ -79,7 +79,7 @@ def winner_code(study: Study) -> str:
             f"data = load_data({source}{arguments})",
             f"fold = data.fold(seed=0, corrupt_targets={settings.corrupt_targets!r})",
             f"model = {model}(fold.x_train.shape[1], data.outputs)",
-            study.winner().code(data.task),
+            candidate.code(data.task),
             f"trainer.fit(fold.x_train, fold.y_train, epochs={settings.epochs}, batch_size={settings.batch_size},",
             "            validation_data=(fold.x_validation, fold.y_validation))",
         ]

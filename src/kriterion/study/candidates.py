@@ -198,7 +198,7 @@ def choose(names: Iterable[str], available: Iterable[Candidate]) -> tuple[Candid
     """The candidates of these names, the baseline always first.
 
     Raises:
-        StudyError: there is no candidate of a name; the message tells the nearest one.
+        StudyError: there is no candidate of a name (the message tells the nearest one), or none but the baseline.
     """
     by_name = {candidate.name: candidate for candidate in available}
     by_name.setdefault("baseline", _CANDIDATES[0])
@@ -208,6 +208,8 @@ def choose(names: Iterable[str], available: Iterable[Candidate]) -> tuple[Candid
             raise StudyError(f"There is no candidate {name!r}.{_nearest(name, by_name)} Known: {', '.join(by_name)}.")
         if name not in chosen:
             chosen.append(name)
+    if len(chosen) == 1:
+        raise StudyError(f"Name a candidate to compare, besides the baseline. Known: {', '.join(by_name)}.")
     return tuple(by_name[name] for name in chosen)
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +33,9 @@ class Storage:
         self._runs = folder / "runs"
         described = folder / "study.json"
         try:
-            if folder.exists() and not described.exists() and any(folder.iterdir()):
+            # What a study killed at its very start leaves is not somebody else's.
+            others = [path for path in folder.glob("*") if path != self._runs and path.suffix != ".tmp"]
+            if others and not described.exists():
                 raise StudyError(f"--out {folder} holds other files. Give an empty or new folder.")
             self._runs.mkdir(parents=True, exist_ok=True)
             if not described.exists():
@@ -71,9 +75,8 @@ class Storage:
                 test = {f"test_{key}": v for key, v in run.test.items()} if row["epoch"] == run.best_epoch else {}
                 rows.append({"candidate": run.candidate, "seed": run.seed, "status": run.status, **row, **test})
         path = self.folder / "results.parquet"
-        temporary = path.with_suffix(".tmp")
-        pl.DataFrame(rows, infer_schema_length=None).write_parquet(temporary)
-        os.replace(temporary, path)
+        with whole_file(path) as temporary:
+            pl.DataFrame(rows, infer_schema_length=None).write_parquet(temporary)
         return path
 
     def _path(self, candidate: str, seed: int) -> Path:
@@ -81,10 +84,16 @@ class Storage:
 
 
 def _write(path: Path, content: Any) -> None:
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content), encoding="utf-8")
+
+
+@contextlib.contextmanager
+def whole_file(path: Path) -> Iterator[Path]:
+    """A path to write to; when that is done, the file appears at `path`, whole and on the disk."""
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(content, file)
-        file.flush()
+    yield temporary
+    with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     os.replace(temporary, path)
 

@@ -1,0 +1,129 @@
+"""What the runs of a study say: paired differences to the baseline, and a verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from kriterion.study.candidates import Candidate
+from kriterion.study.engine import FINISHED, Run
+from kriterion.study.metrics import Metric
+from kriterion.study.statistics import Difference, corrected_resampled_t, holm
+
+
+@dataclass(frozen=True)
+class Row:
+    """One candidate's results: means of the test metrics, differences to the baseline, and seconds over its seconds."""
+
+    candidate: Candidate
+    means: dict[str, float]
+    differences: dict[str, Difference]
+    cost: float
+    runs: int
+    diverged: int
+
+
+class Comparison:
+    """Compares candidates by their runs; the first one is the baseline.
+
+    Args:
+        candidates: in the order of the table.
+        runs: of all candidates; those that diverged are counted and left out.
+        metrics: all that are shown.
+        metric: the one of them that the verdict is about.
+        test_over_train: rows of a test set over rows of a training set, for the overlap of the splits.
+        level: of significance, after Holm's correction over the candidates.
+    """
+
+    def __init__(
+        self,
+        candidates: Sequence[Candidate],
+        runs: Sequence[Run],
+        metrics: Sequence[Metric],
+        metric: Metric,
+        test_over_train: float,
+        level: float = 0.05,
+    ) -> None:
+        self.metric = metric
+        self._sign = -1 if metric.greater_is_better else 1
+        self.rows = _rows(candidates, runs, metrics, test_over_train)
+        better = [row for row in self.rows[1:] if self._difference(row).p_value < level and self._gain(row) < 0]
+        self.better = sorted(better, key=lambda row: self._sign * row.means[metric.key])
+        self.winner = self.better[0].candidate if better else candidates[0]
+        self.verdict = self._verdict()
+
+    def _difference(self, row: Row) -> Difference:
+        return row.differences[self.metric.key]
+
+    def _gain(self, row: Row) -> float:
+        """Negative where the candidate is better."""
+        return self._sign * self._difference(row).mean
+
+    def _verdict(self) -> str:
+        """One or two sentences: what is better than the baseline, if anything is."""
+        key, title = self.metric.key, self.metric.title
+        baseline, *others = self.rows
+        diverged = [f"{row.candidate.name} ({row.diverged} of {row.runs})" for row in self.rows if row.diverged]
+        warning = f" Diverged, and left out of the comparison: {', '.join(diverged)}." if diverged else ""
+        if not self.better:
+            return (
+                f"Nothing beats the baseline on {title}: of {len(others)} candidates, none is better than it by more "
+                f"than chance explains on {baseline.runs} splits.{self._closest(others)}{warning}"
+            )
+        best, *rest = self.better
+        d = self._difference(best)
+        also = f" Also better: {', '.join(row.candidate.name for row in rest)}." if rest else ""
+        return (
+            f"{best.candidate.name} beats the baseline on {title}: {best.means[key]:.4g} against "
+            f"{baseline.means[key]:.4g}, a difference of {d.mean:+.3g} (95 % interval {d.low:+.3g} to {d.high:+.3g}, "
+            f"p = {d.p_value:.2g} after Holm's correction for {len(others)} candidates).{also}{warning}"
+        )
+
+    def _closest(self, others: Sequence[Row]) -> str:
+        known = [row for row in others if math.isfinite(self._difference(row).p_value)]
+        if not known:
+            return ""
+        best = min(known, key=self._gain)
+        d = self._difference(best)
+        return (
+            f" The closest is {best.candidate.name}: {d.mean:+.3g}, 95 % interval {d.low:+.3g} to {d.high:+.3g} by "
+            f"itself, p = {d.p_value:.2g} after correction for all candidates."
+        )
+
+
+def _rows(
+    candidates: Sequence[Candidate], runs: Sequence[Run], metrics: Sequence[Metric], test_over_train: float
+) -> list[Row]:
+    """One row a candidate, the baseline first; p-values are Holm's over the candidates."""
+    baseline = _finished(runs, candidates[0])
+    base_seconds = _seconds(runs, candidates[0])
+    rows = []
+    for candidate in candidates:
+        finished = _finished(runs, candidate)
+        common = sorted(set(finished) & set(baseline))
+        means, differences = {}, {}
+        for key in (metric.key for metric in metrics):
+            values = [run.test[key] for run in finished.values()]
+            means[key] = float(np.mean(values)) if values else math.nan
+            paired = np.array([finished[s].test[key] - baseline[s].test[key] for s in common])
+            differences[key] = corrected_resampled_t(paired, test_over_train)
+        total = sum(run.candidate == candidate.name for run in runs)
+        cost = _seconds(runs, candidate) / base_seconds
+        rows.append(Row(candidate, means, differences, cost, total, total - len(finished)))
+    for key in (metric.key for metric in metrics):
+        adjusted = holm([row.differences[key].p_value for row in rows[1:]])
+        for row, p_value in zip(rows[1:], adjusted, strict=True):
+            row.differences[key] = dataclasses.replace(row.differences[key], p_value=p_value)
+    return rows
+
+
+def _finished(runs: Sequence[Run], candidate: Candidate) -> dict[int, Run]:
+    return {run.seed: run for run in runs if run.candidate == candidate.name and run.status == FINISHED}
+
+
+def _seconds(runs: Sequence[Run], candidate: Candidate) -> float:
+    return float(np.median([run.seconds_per_epoch for run in runs if run.candidate == candidate.name]))
