@@ -37,29 +37,6 @@ def test_gradient_of_a_gradient():
     np.testing.assert_allclose(gradient(squared_gradient_norm, [1.0, -2.0])[0], [36.0, -288.0], rtol=1e-6)
 
 
-def test_map_over_the_leading_axis_keeps_none():
-    stacked = (ops.convert_to_tensor([[1.0, 2.0], [3.0, 4.0], [5.0, 6.0]]), None)
-
-    def double_and_sum(part):
-        assert part[1] is None
-        return [2 * part[0], ops.sum(part[0])]
-
-    doubled, sums = backend.map_leading_axis(double_and_sum, stacked)
-    np.testing.assert_array_equal(numpy(doubled), [[2, 4], [6, 8], [10, 12]])
-    np.testing.assert_array_equal(numpy(sums), [3, 7, 11])
-
-
-def test_map_is_differentiable_twice():
-    def function(v):
-        def slope(part):
-            return backend.value_and_gradient(lambda w: (ops.sum(part * w[0] ** 3), None), [v])[1][0]
-
-        return ops.sum(backend.map_leading_axis(slope, ops.convert_to_tensor([[1.0], [2.0]])))
-
-    # slopes are 3 p v^2; their sum's derivative is 6 v (1 + 2)
-    np.testing.assert_allclose(gradient(function, [2.0])[0], [36.0], rtol=1e-6)
-
-
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="eager only")
 def test_compiles():
     def function(v):

@@ -21,7 +21,6 @@ _module = cast(Backend, importlib.import_module(f"kriterion.backend.{name}"))
 
 TrainStep = _module.TrainStep
 value_and_gradient = _module.value_and_gradient
-map_leading_axis = _module.map_leading_axis
 devices = _module.devices
 
-__all__ = ["Tensor", "TrainStep", "devices", "map_leading_axis", "name", "value_and_gradient"]
+__all__ = ["Tensor", "TrainStep", "devices", "name", "value_and_gradient"]

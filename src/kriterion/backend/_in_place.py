@@ -1,8 +1,7 @@
-"""What TensorFlow and PyTorch share: steps that assign in place, and maps as unrolled loops."""
+"""What TensorFlow and PyTorch share: steps that assign in place."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -31,13 +30,3 @@ def minimise(trainer: Any, data: Any, differentiate: Any) -> dict[str, Any]:
     first = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None)
     trainer.track_loss(loss, keras.ops.shape(first)[0])
     return trainer.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
-
-
-def map_unrolled(function: Callable[[Any], Any], stacked: Any, stack: Callable[[Any], Any]) -> Any:
-    """`map_leading_axis` as a loop: the number of slices is static, and XLA differentiates it twice as well."""
-    slices = next(leaf for leaf in keras.tree.flatten(stacked) if leaf is not None).shape[0]
-    results = [
-        function(keras.tree.map_structure(lambda leaf, i=i: None if leaf is None else leaf[i], stacked))
-        for i in range(slices)
-    ]
-    return keras.tree.map_structure(lambda *leaves: stack(leaves), *results)

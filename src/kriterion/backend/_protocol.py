@@ -27,13 +27,6 @@ class Backend(Protocol):
         """
         ...
 
-    def map_leading_axis(self, function: Callable[[Any], Any], stacked: Any) -> Any:
-        """Apply a function to each slice along the leading axis of a structure; the results are stacked.
-
-        `None` in the structure stays `None`.
-        """
-        ...
-
     def devices(self) -> list[str]:
         """Names of the devices that the framework sees."""
         ...

@@ -17,10 +17,6 @@ def value_and_gradient(
     return jax.value_and_grad(function, has_aux=True)(list(values))
 
 
-def map_leading_axis(function: Callable[[Any], Any], stacked: Any) -> Any:
-    return jax.lax.map(function, stacked)
-
-
 def devices() -> list[str]:
     return [str(device) for device in jax.devices()]
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from kriterion.backend._in_place import map_unrolled, minimise
+from kriterion.backend._in_place import minimise
 from kriterion.backend._protocol import Tensor
 
 
@@ -20,10 +20,6 @@ def value_and_gradient(
         value, aux = function(values)
     gradients = tape.gradient(value, values, unconnected_gradients=tf.UnconnectedGradients.ZERO)
     return (value, aux), [tf.convert_to_tensor(gradient) for gradient in gradients]
-
-
-def map_leading_axis(function: Callable[[Any], Any], stacked: Any) -> Any:
-    return map_unrolled(function, stacked, tf.stack)
 
 
 def devices() -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from kriterion.backend._in_place import map_unrolled, minimise
+from kriterion.backend._in_place import minimise
 from kriterion.backend._protocol import Tensor
 
 
@@ -19,10 +19,6 @@ def value_and_gradient(
         value, aux = function(values)
         gradients = torch.autograd.grad(value, values, create_graph=True, allow_unused=True, materialize_grads=True)
     return (value, aux), list(gradients)
-
-
-def map_leading_axis(function: Callable[[Any], Any], stacked: Any) -> Any:
-    return map_unrolled(function, stacked, torch.stack)
 
 
 def devices() -> list[str]:
