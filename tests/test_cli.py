@@ -45,7 +45,10 @@ def test_study_prints_json_and_survives_kill(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     assert not (tmp_path / "killed" / "index.html").exists()
-    kriterion("study", "iris", *SMALL, "--out", "killed", folder=tmp_path)
+    done = kriterion("study", "iris", *SMALL, "--out", "killed", folder=tmp_path)
+    # The table fits into 80 columns.
+    assert "…" not in done.stdout
+    assert max(map(len, done.stdout.split("\n\n")[0].splitlines())) <= 80
     assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
 
 
@@ -61,3 +64,11 @@ def test_list_and_doctor(command, words, tmp_path):
     text = kriterion(command, folder=tmp_path, env={**os.environ, "COLUMNS": "140"}).stdout
     for word in words:
         assert word in text
+
+
+def test_doctor_tells_what_to_install_for_what_is_missing(monkeypatch, capsys):
+    from kriterion import cli
+
+    monkeypatch.setattr(cli, "_PACKAGES", {"study": {"no-such-package": "no_such_package"}})
+    cli.doctor()
+    assert "pip install 'kriterion[study]'" in capsys.readouterr().out

@@ -102,6 +102,13 @@ def unreadable(path):
         ("t.xlsx", lambda path: path.write_text("a"), {}, [".csv", ".parquet"]),
         ("t.parquet", unreadable, {}, ["cannot be read as PARQUET"]),
         ("t.npz", unreadable, {}, ["cannot be read as NPZ"]),
+        (
+            "t.npz",
+            lambda path: np.savez(path, X=np.ones((40, 3)), y=np.ones(40), m=np.ones((2, 40))),
+            {},
+            ["same number", "X (40, 3), y (40,), m (2, 40)"],
+        ),
+        ("t.npz", lambda path: np.savez(path, X=np.ones((40, 3, 3)), y=np.ones(40)), {}, ["(n, d)", "X (40, 3, 3)"]),
         ("t.csv", lambda path: path.write_text(""), {}, ["cannot be read as CSV"]),
         ("t.csv", lambda path: path.write_text("a,target\n"), {}, ["no rows"]),
         ("t.csv", lambda path: frame().write_csv(path), {"target": None}, ["--target", "a, b"]),

@@ -136,18 +136,19 @@ def _train(comparing: Study) -> Comparison:
 def _print_table(comparing: Study, comparison: Comparison, console: Console) -> None:
     key, title = comparison.metric.key, comparison.metric.title
     # Fits into 80 columns.
-    table = Table(box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("candidate", no_wrap=True)
     for metric in comparing.metrics:
-        table.add_column(metric.title, justify="right", no_wrap=True)
-    table.add_column(f"{title} - baseline's\n(95 % interval)", justify="right", no_wrap=True)
+        table.add_column(metric.title.replace(" ", "\n"), justify="right", no_wrap=True)
+    table.add_column(f"{title} -\nbaseline's (95 %)", justify="right", no_wrap=True)
     table.add_column("p", justify="right", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
     better = {row.candidate.name for row in comparison.better}
     for index, row in enumerate(comparison.rows):
         d = row.differences[key]
-        cells = [f"{row.means[m.key]:.4g}" for m in comparing.metrics]
-        interval = f"{d.mean:+.2g} ({d.low:+.2g} to {d.high:+.2g})" if index else ""
+        means = [row.means[m.key] for m in comparing.metrics]
+        cells = [f"{mean:.3f}" if abs(mean) < 1 else f"{mean:.4g}" for mean in means]
+        interval = f"{d.mean:+.2g} ± {d.high - d.mean:.2g}" if index else ""
         p_value = f"{d.p_value:.2g}" if index else ""
         style = "bold green" if row.candidate.name in better else ""
         table.add_row(row.candidate.name, *cells, interval, p_value, f"x{row.cost:.2f}", style=style)
@@ -232,7 +233,7 @@ def doctor() -> None:
         for package, module in packages.items():
             found = importlib.util.find_spec(module) is not None
             version = _version(package) if found else f"missing: pip install 'kriterion[{feature}]'"
-            table.add_row(f"{package} ({feature})", version)
+            table.add_row(f"{package} ({feature})", _escaped(version))
     console.print(table)
 
 

@@ -186,19 +186,17 @@ def _read(path: Path) -> pl.DataFrame:
 
 
 def _read_npz(path: Path) -> pl.DataFrame:
-    columns: dict[str, np.ndarray] = {}
-    with np.load(path, allow_pickle=False) as arrays:
-        for name in arrays.files:
-            array = arrays[name]
-            if array.ndim == 1:
-                columns[name] = array
-            elif array.ndim == 2:
-                columns.update({f"{name}_{j}": array[:, j] for j in range(array.shape[1])})
-    lengths = {len(column) for column in columns.values()}
-    if len(lengths) != 1:
+    with np.load(path, allow_pickle=False) as file:
+        arrays = {name: file[name] for name in file.files}
+    if any(array.ndim not in (1, 2) for array in arrays.values()) or len({len(a) for a in arrays.values()}) != 1:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
         raise StudyError(
-            f"{path}: the arrays (n,) and (n, d) must have one number of rows. Received: {sorted(lengths)}"
+            f"{path}: the arrays must be (n,) or (n, d), all with the same number n of rows. Received: {shapes}. "
+            "Save a file with only those that the study is about."
         )
+    columns: dict[str, np.ndarray] = {}
+    for name, array in arrays.items():
+        columns.update({name: array} if array.ndim == 1 else {f"{name}_{j}": c for j, c in enumerate(array.T)})
     return pl.DataFrame(columns)
 
 
