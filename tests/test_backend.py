@@ -51,3 +51,9 @@ def test_compiles():
 
         compiled = tf.function(function, jit_compile=True)
     np.testing.assert_array_equal(numpy(compiled(ops.convert_to_tensor([1.0, 2.0]))), [2.0, 4.0])
+
+
+def test_devices_and_replicas():
+    assert all(isinstance(name, str) for name in backend.devices())
+    assert len(backend.devices()) >= 1
+    assert backend.replicas() == 1

@@ -1,4 +1,4 @@
-"""Training on several devices by `keras.distribution` is training on one."""
+"""Training on several devices is training on one, or is refused."""
 
 import os
 import subprocess
@@ -8,48 +8,97 @@ import keras
 import numpy as np
 import pytest
 
-SCRIPT = """
+COMMON = """
 import keras, kriterion, numpy as np
 
-def losses(distribution):
+x = np.random.default_rng(0).normal(size=(128, 8)).astype("float32")
+
+def trainer(*layers, optimizer=keras.optimizers.Adam, **arguments):
+    keras.utils.set_random_seed(0)
+    layers = [keras.layers.Dense(16, "relu", kernel_regularizer="l2"), *layers, keras.layers.Dense(1)]
+    result = kriterion.Trainer(keras.Sequential([keras.Input((8,)), *layers]))
+    result.compile(optimizer(0.01), kriterion.losses.AdaptiveRobust(), **arguments)
+    return result
+
+def losses(trainer):
+    return trainer.fit(x, x[:, :1], batch_size=32, epochs=4, shuffle=False, verbose=0).history["loss"]
+"""
+
+# What each distribution's line starts with is the number of devices that a weight is on.
+KERAS_DISTRIBUTION = """
+def distributed(distribution):
     keras.utils.clear_session()
     keras.distribution.set_distribution(distribution)
-    keras.utils.set_random_seed(0)
-    layers = [keras.layers.Dense(16, "relu"), keras.layers.BatchNormalization(), keras.layers.Dropout(0.1, seed=3)]
-    trainer = kriterion.Trainer(keras.Sequential([keras.Input((8,)), *layers, keras.layers.Dense(1)]))
-    transforms = kriterion.transforms
-    trainer.compile(
-        kriterion.optimizers.VarianceScaling(keras.optimizers.Adam(0.01)),
-        kriterion.losses.AdaptiveRobust(),
+    everything = trainer(
+        keras.layers.BatchNormalization(),
+        keras.layers.Dropout(0.1, seed=3),
+        optimizer=lambda rate: kriterion.optimizers.VarianceScaling(keras.optimizers.Adam(rate)),
         transforms=[
-            transforms.WeightNoise(0.05, seed=1),
-            transforms.WeightPenalty("l2"),
-            transforms.GradientVariancePenalty(1e-3),
+            kriterion.transforms.WeightNoise(0.05, seed=1),
+            kriterion.transforms.WeightPenalty("l2"),
+            kriterion.transforms.GradientVariancePenalty(1e-3),
         ],
     )
-    x = np.random.default_rng(0).normal(size=(128, 8)).astype("float32")
-    history = trainer.fit(x, x[:, :1], batch_size=32, epochs=4, shuffle=False, verbose=0).history["loss"]
-    return len(trainer.model.weights[0].value.sharding.device_set), *history
+    history = losses(everything)
+    return len(everything.model.weights[0].value.sharding.device_set), *history
 
 devices = keras.distribution.list_devices()
 mesh = keras.distribution.DeviceMesh((1, 2), ["batch", "model"], devices)
 layout = keras.distribution.LayoutMap(mesh)
 layout["dense/kernel"] = (None, "model")
-print(*losses(None))
-print(*losses(keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False)))
-print(*losses(keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch", auto_shard_dataset=False)))
+print(*distributed(None))
+print(*distributed(keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False)))
+print(
+    *distributed(
+        keras.distribution.ModelParallel(layout_map=layout, batch_dim_name="batch", auto_shard_dataset=False)
+    )
+)
+"""
+
+TF_DISTRIBUTE = """
+import tensorflow as tf
+
+(cpu,) = tf.config.list_physical_devices("CPU")
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+print(1, *losses(trainer()))
+with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
+    mirrored = trainer()
+    noisy = trainer(transforms=[kriterion.transforms.WeightNoise(0.1)])
+    scaled = trainer(optimizer=lambda rate: kriterion.optimizers.VarianceScaling(keras.optimizers.Adam(rate)))
+print(2, *losses(mirrored))
+for refused in (noisy, scaled):
+    try:
+        losses(refused)
+    except NotImplementedError as error:
+        print(str(error).split()[0], "refused")
 """
 
 
-@pytest.mark.skipif(keras.backend.backend() != "jax", reason="Keras distributes on JAX")
-def test_data_and_model_parallel_training_is_training_on_one_device():
+def lines(script, **environment):
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT], capture_output=True, text=True, timeout=400,
-        env={**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=2"},
+        [sys.executable, "-c", COMMON + script], capture_output=True, text=True, timeout=400,
+        env={**os.environ, **environment},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    one, data_parallel, model_parallel = ([float(word) for word in line.split()] for line in done.stdout.splitlines())
-    assert (one[0], data_parallel[0], model_parallel[0]) == (1, 2, 2)
+    return [line.split() for line in done.stdout.splitlines()]
+
+
+def assert_same_losses(line, expected, devices):
+    assert int(line[0]) == devices
     # Sums over devices are taken in another order: 16 steps of float32 rounding.
-    np.testing.assert_allclose(data_parallel[1:], one[1:], rtol=1e-4)
-    np.testing.assert_allclose(model_parallel[1:], one[1:], rtol=1e-4)
+    np.testing.assert_allclose(np.float64(line[1:]), np.float64(expected[1:]), rtol=1e-4)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution is for JAX")
+def test_data_and_model_parallel_training_is_training_on_one_device():
+    one, data_parallel, model_parallel = lines(KERAS_DISTRIBUTION, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    assert_same_losses(one, one, devices=1)
+    assert_same_losses(data_parallel, one, devices=2)
+    assert_same_losses(model_parallel, one, devices=2)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute is for TensorFlow")
+def test_mirrored_training_is_training_on_one_device_or_refused():
+    one, mirrored, *refused = lines(TF_DISTRIBUTE)
+    assert_same_losses(mirrored, one, devices=2)
+    assert refused == [["Trainer:", "refused"], ["VarianceScaling", "refused"]]

@@ -99,6 +99,7 @@ class Trainer(backend.TrainStep, keras.Model):
         Raises:
             TypeError: `transforms` is not a sequence of transforms.
             ValueError: `loss_learning_rate` is not positive, or given with an optimizer that cannot be combined.
+            NotImplementedError: on the first batch, with transforms and several replicas of `tf.distribute`.
         """
         if isinstance(transforms, Transform) or not all(isinstance(t, Transform) for t in transforms):
             raise TypeError(

@@ -22,5 +22,6 @@ _module = cast(Backend, importlib.import_module(f"kriterion.backend.{name}"))
 TrainStep = _module.TrainStep
 value_and_gradient = _module.value_and_gradient
 devices = _module.devices
+replicas = _module.replicas
 
-__all__ = ["Tensor", "TrainStep", "devices", "name", "value_and_gradient"]
+__all__ = ["Tensor", "TrainStep", "devices", "name", "replicas", "value_and_gradient"]

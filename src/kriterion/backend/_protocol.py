@@ -30,3 +30,7 @@ class Backend(Protocol):
     def devices(self) -> list[str]:
         """Names of the devices that the framework sees."""
         ...
+
+    def replicas(self) -> int:
+        """Number of copies of a model that the current step trains, each on its part of the batch (`tf.distribute`)."""
+        ...

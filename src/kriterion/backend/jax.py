@@ -21,6 +21,10 @@ def devices() -> list[str]:
     return [str(device) for device in jax.devices()]
 
 
+def replicas() -> int:
+    return 1
+
+
 class TrainStep:
     """Keras's JAX train step differentiates this function; its four lists of state are the arguments."""
 

@@ -26,6 +26,10 @@ def devices() -> list[str]:
     return [device.name for device in tf.config.list_physical_devices()]
 
 
+def replicas() -> int:
+    return tf.distribute.get_strategy().num_replicas_in_sync
+
+
 def _differentiate(objective: Callable[[list[Tensor]], tuple[Tensor, Any]], variables: Any) -> Any:
     values = [tf.convert_to_tensor(variable.value) for variable in variables]
     with tf.GradientTape() as tape:
@@ -47,4 +51,10 @@ class TrainStep:
     def train_step(self: Any, data: Any) -> dict[str, Tensor]:
         if not self.transforms:
             return super().train_step(data)  # type: ignore[misc]
+        if replicas() > 1:
+            raise NotImplementedError(
+                "Trainer: transforms do not work with tf.distribute, where each replica would add its own penalty. "
+                f"Received: transforms={[transform.name for transform in self.transforms]!r} on {replicas()} replicas. "
+                "Train on one device, or on JAX with keras.distribution."
+            )
         return minimise(self, data, _differentiate)

@@ -25,6 +25,10 @@ def devices() -> list[str]:
     return ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
 
 
+def replicas() -> int:
+    return 1
+
+
 def _differentiate(objective: Callable[[list[Tensor]], tuple[Tensor, Any]], variables: Any) -> Any:
     values = [variable.value for variable in variables]
     with torch.enable_grad():

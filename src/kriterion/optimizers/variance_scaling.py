@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from kriterion import backend
 from kriterion._validation import check_float
 from kriterion.backend import Tensor
 
@@ -49,6 +50,7 @@ class VarianceScaling(keras.optimizers.Optimizer):
     Raises:
         ValueError: `beta` is outside of its range.
         TypeError: `optimizer` is not a Keras optimizer, or one that wraps others (put those outside).
+        NotImplementedError: on the first batch, with several replicas of `tf.distribute`.
 
     Source: Balles and Hennig, "Dissecting Adam: the sign, magnitude and variance of stochastic gradients", ICML 2018,
     sections 3 (variance adaptation) and 4 (M-SVAG, and the correction of s by rho).
@@ -109,6 +111,11 @@ class VarianceScaling(keras.optimizers.Optimizer):
         self, grads: Sequence[Tensor], trainable_variables: Sequence[keras.Variable], learning_rate: Tensor
     ) -> None:
         """Keras's hook between clipping and weight decay before, and averaging after."""
+        if backend.replicas() > 1:
+            raise NotImplementedError(
+                "VarianceScaling does not work with tf.distribute, where each replica would have its own moments. "
+                f"Received: {backend.replicas()} replicas. Train on one device, or on JAX with keras.distribution."
+            )
         factors = self._factors(grads, trainable_variables)
         before = [ops.copy(variable) for variable in trainable_variables]
         self.inner_optimizer.apply(grads, trainable_variables)
