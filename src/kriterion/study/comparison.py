@@ -32,7 +32,8 @@ class Comparison:
 
     Args:
         candidates: in the order of the table.
-        runs: of all candidates; those that diverged are counted and left out.
+        runs: of all candidates; those that diverged are counted and left out, and who has more of them than the
+            baseline is not better.
         metrics: all that are shown.
         metric: the one of them that the verdict is about.
         test_over_train: rows of a test set over rows of a training set, for the overlap of the splits.
@@ -51,9 +52,15 @@ class Comparison:
         self.metric = metric
         self._sign = -1 if metric.greater_is_better else 1
         self.rows = _rows(candidates, runs, metrics, test_over_train)
-        better = [row for row in self.rows[1:] if self._difference(row).p_value < level and self._gain(row) < 0]
-        self.better = sorted(better, key=lambda row: self._sign * row.means[metric.key])
-        self.winner = self.better[0].candidate if better else candidates[0]
+        baseline, *others = self.rows
+        better = [
+            row
+            for row in others
+            # What diverges more often is no better, however good its other runs are.
+            if self._difference(row).p_value < level and self._gain(row) < 0 and row.diverged <= baseline.diverged
+        ]
+        self.better = sorted(better, key=self._gain)
+        self.winner = self.better[0].candidate if better else baseline.candidate
         self.verdict = self._verdict()
 
     def _difference(self, row: Row) -> Difference:
