@@ -120,7 +120,7 @@ class VarianceScaling(keras.optimizers.Optimizer):
         before = [ops.copy(variable) for variable in trainable_variables]
         self.inner_optimizer.apply(grads, trainable_variables)
         for variable, old, factor in zip(trainable_variables, before, factors, strict=True):
-            variable.assign(old + factor * (variable - old))
+            variable.assign(old + factor * (variable.value - old))
 
     def _factors(self, grads: Sequence[Tensor], variables: Sequence[keras.Variable]) -> list[Tensor]:
         """Update the running moments; return gamma for each weight."""
@@ -132,8 +132,8 @@ class VarianceScaling(keras.optimizers.Optimizer):
             mean, square = self.means[index], self.squares[index]
             gradient = ops.cast(gradient, mean.dtype)
             # Not square + (1 - beta) (gradient^2 - square): an infinite square must stay so, not become inf - inf.
-            mean.assign(self.beta * mean + (1 - self.beta) * gradient)
-            square.assign(self.beta * square + (1 - self.beta) * ops.square(gradient))
+            mean.assign(self.beta * mean.value + (1 - self.beta) * gradient)
+            square.assign(self.beta * square.value + (1 - self.beta) * gradient * gradient)
             factors.append(variance_factor(mean.value, square.value, coefficients))
         return factors
 
@@ -174,7 +174,7 @@ def variance_factor(mean: Tensor, square: Tensor, coefficients: tuple[Tensor, Te
     # The bounds keep 0 / 0 and inf / inf away.
     float16 = keras.backend.standardize_dtype(mean.dtype) == "float16"
     limits = np.finfo("float16" if float16 else "float32")
-    squared = ops.clip(ops.square(mean), float(limits.tiny), float(limits.max))
+    squared = ops.clip(mean * mean, float(limits.tiny), float(limits.max))
     # At most 1: rounding may make the sum too small where gradients are nearly constant.
     return squared / ops.maximum(squared, a * squared + b * square)
 
