@@ -143,14 +143,13 @@ def _print_table(comparing: Study, comparison: Comparison, console: Console) -> 
     table.add_column(f"{title} -\nbaseline's (95 %)", justify="right", no_wrap=True)
     table.add_column("p", justify="right", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
-    better = {row.candidate.name for row in comparison.better}
     for index, row in enumerate(comparison.rows):
         d = row.differences[key]
         means = [row.means[m.key] for m in comparing.metrics]
         cells = [f"{mean:.3f}" if abs(mean) < 1 else f"{mean:.4g}" for mean in means]
         interval = f"{d.mean:+.2g} ± {d.high - d.mean:.2g}" if index else ""
         p_value = f"{d.p_value:.2g}" if index else ""
-        style = "bold green" if row.candidate.name in better else ""
+        style = "bold green" if row in comparison.better else ""
         table.add_row(row.candidate.name, *cells, interval, p_value, f"x{row.cost:.2f}", style=style)
     console.print(table)
 

@@ -32,7 +32,6 @@ def write_page(study: Study, comparison: Comparison, *, command: str) -> Path:
     html = environment.get_template("page.html").render(
         study=study,
         comparison=comparison,
-        better={row.candidate.name for row in comparison.better},
         code=code_for(comparison.winner, study),
         command=command,
         figures=[

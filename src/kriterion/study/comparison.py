@@ -57,17 +57,17 @@ class Comparison:
             row
             for row in others
             # What diverges more often is no better, however good its other runs are.
-            if self._difference(row).p_value < level and self._gain(row) < 0 and row.diverged <= baseline.diverged
+            if self._difference(row).p_value < level and self._worse_by(row) < 0 and row.diverged <= baseline.diverged
         ]
-        self.better = sorted(better, key=self._gain)
+        self.better = sorted(better, key=self._worse_by)
         self.winner = self.better[0].candidate if better else baseline.candidate
         self.verdict = self._verdict()
 
     def _difference(self, row: Row) -> Difference:
         return row.differences[self.metric.key]
 
-    def _gain(self, row: Row) -> float:
-        """Negative where the candidate is better."""
+    def _worse_by(self, row: Row) -> float:
+        """How much worse than the baseline; negative where better."""
         return self._sign * self._difference(row).mean
 
     def _verdict(self) -> str:
@@ -94,7 +94,7 @@ class Comparison:
         known = [row for row in others if math.isfinite(self._difference(row).p_value)]
         if not known:
             return ""
-        best = min(known, key=self._gain)
+        best = min(known, key=self._worse_by)
         d = self._difference(best)
         return (
             f" The closest is {best.candidate.name}: {d.mean:+.3g}, 95 % interval {d.low:+.3g} to {d.high:+.3g} by "

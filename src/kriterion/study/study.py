@@ -106,7 +106,7 @@ class Study:
             )
             for seed in range(self.settings.seeds):
                 run = self.storage.load(candidate.name, seed, candidate.to_dict())
-                passed = 0 if run is None else self.settings.epochs
+                passed = 0
                 if run is None:
 
                     def tell(name: str = candidate.name) -> None:
@@ -116,10 +116,8 @@ class Study:
 
                     run = engine.run(seed, tell)
                     self.storage.save(run)
-                    # A diverged run ends early.
-                    on_epoch(candidate.name, self.settings.epochs - passed)
-                else:
-                    on_epoch(candidate.name, passed)
+                # A stored run's epochs, or those that a diverged one left out.
+                on_epoch(candidate.name, self.settings.epochs - passed)
                 self.runs.append(run)
         self.storage.write_results(self.runs)
         return Comparison(self.candidates, self.runs, self.metrics, self.metric, self._test_over_train)

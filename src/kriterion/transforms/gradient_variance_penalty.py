@@ -75,14 +75,15 @@ def _total_gradient_variance(objective: Objective, weights: Weights, batch: Batc
     double = any(keras.backend.standardize_dtype(g.dtype) == "float64" for g in gradients[0])
     dtype = "float64" if double else "float32"
     kept = [ops.cast(share, dtype) for share in kept]
+    used = sum(kept)
     total = ops.zeros((), dtype)
     for same_weight in zip(*gradients, strict=True):
         each = [ops.cast(g, dtype) for g in same_weight]
-        mean = sum(share * g for share, g in zip(kept, each, strict=True)) / sum(kept)
+        mean = sum(share * g for share, g in zip(kept, each, strict=True)) / used
         for share, g in zip(kept, each, strict=True):
             total = total + share * ops.sum(ops.square(g - mean))
     # A single micro-batch has no spread: total is 0.
-    return ops.cast(size, dtype) * total / ops.cast(ops.maximum(sum(kept) - 1, 1), dtype)
+    return ops.cast(size, dtype) * total / ops.cast(ops.maximum(used - 1, 1), dtype)
 
 
 def _micro_batches(batch: Batch, count: int) -> tuple[list[Batch], Any, list[Any]]:
