@@ -22,7 +22,7 @@ install_torch := '$(TORCH)' '.[torch]'
 	touch $@
 
 test: .venv/.dev $(foreach backend,jax $(BACKENDS),.venv/.$(backend))
-	@for backend in $(BACKENDS); do echo "== $$backend"; KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 .venv/bin/python -m pytest || exit 1; done
+	@for backend in $(BACKENDS); do echo "== $$backend"; KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 .venv/bin/python -m pytest -n 2 --dist worksteal || exit 1; done
 
 check: .venv/.jax .venv/.dev
 	.venv/bin/ruff check .

@@ -30,7 +30,11 @@ OPTIMIZERS = {
 
 
 def numpy(value):
-    return value.numpy() if isinstance(value, keras.Variable) else keras.ops.convert_to_numpy(value)
+    return (
+        value.numpy()
+        if isinstance(value, keras.Variable)
+        else keras.ops.convert_to_numpy(keras.ops.stop_gradient(value))
+    )
 
 
 def gradient(function, *values):

@@ -27,6 +27,14 @@ class Backend(Protocol):
         """
         ...
 
+    def elementwise(self, function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> Callable[..., Tensor]:
+        """The function, entry by entry, of which `function(*tensors)` gives the value and the partial derivatives.
+
+        The tensors broadcast; value and derivatives have the broadcast shape. One pass gives both; only for a second
+        derivative are the given derivatives themselves differentiated.
+        """
+        ...
+
     def devices(self) -> list[str]:
         """Names of the devices that the framework sees."""
         ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,32 @@ def value_and_gradient(
     function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor]
 ) -> tuple[tuple[Tensor, Any], list[Tensor]]:
     return jax.value_and_grad(function, has_aux=True)(list(values))
+
+
+def elementwise(function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> Callable[..., Tensor]:
+    @jax.custom_jvp
+    def value_of(*tensors: Tensor) -> Tensor:
+        return function(*tensors)[0]
+
+    @value_of.defjvp
+    def value_and_tangent(tensors: Any, tangents: Any) -> tuple[Tensor, Tensor]:
+        value, derivatives = function(*tensors)
+        pairs = zip(derivatives, tangents, strict=True)
+        return value, sum(derivative * _broadcast(tangent, value.shape) for derivative, tangent in pairs)
+
+    return value_of
+
+
+def _broadcast(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Along leading axes by a product with ones, so that the transpose, a sum over them, is a product too.
+
+    XLA on the CPU merges a plain sum with the computation of its terms, into a loop that is several times slower.
+    """
+    size = math.prod(shape[len(shape) - tensor.ndim :])
+    if tensor.ndim == len(shape) or tensor.size != size:
+        return jax.numpy.broadcast_to(tensor, shape)
+    ones = jax.numpy.ones((math.prod(shape) // max(size, 1), 1), tensor.dtype)
+    return jax.numpy.matmul(ones, tensor.reshape(1, size), precision="highest").reshape(shape)
 
 
 def devices() -> list[str]:

@@ -22,6 +22,27 @@ def value_and_gradient(
     return (value, aux), [tf.convert_to_tensor(gradient) for gradient in gradients]
 
 
+def elementwise(function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> Callable[..., Tensor]:
+    @tf.custom_gradient
+    def value_of(*tensors: Tensor) -> Any:
+        value, derivatives = function(*tensors)
+
+        def backward(upstream: Tensor) -> list[Tensor]:
+            return [_sum_to(upstream * d, t) for d, t in zip(derivatives, tensors, strict=True)]
+
+        return value, backward
+
+    return value_of
+
+
+def _sum_to(value: Tensor, tensor: Tensor) -> Tensor:
+    """The transpose of broadcasting `tensor` to the shape of `value`."""
+    if value.shape.is_fully_defined() and value.shape == tensor.shape:
+        return value
+    _, axes = tf.raw_ops.BroadcastGradientArgs(s0=tf.shape(value), s1=tf.shape(tensor))
+    return tf.reshape(tf.reduce_sum(value, axes), tf.shape(tensor))
+
+
 def devices() -> list[str]:
     return [device.name for device in tf.config.list_physical_devices()]
 

@@ -21,6 +21,29 @@ def value_and_gradient(
     return (value, aux), list(gradients)
 
 
+class _Elementwise(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, function: Any, *tensors: Tensor) -> Tensor:
+        value, derivatives = function(*tensors)
+        ctx.function = function
+        ctx.save_for_backward(*tensors, *derivatives)
+        return value
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> Any:
+        half = len(ctx.saved_tensors) // 2
+        tensors, derivatives = ctx.saved_tensors[:half], ctx.saved_tensors[half:]
+        if torch.is_grad_enabled():
+            # A second derivative is wanted (`create_graph`); the saved derivatives have no history.
+            derivatives = ctx.function(*tensors)[1]
+        wanted = zip(ctx.needs_input_grad[1:], tensors, derivatives, strict=True)
+        return None, *((upstream * d).sum_to_size(t.shape) if needed else None for needed, t, d in wanted)
+
+
+def elementwise(function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> Callable[..., Tensor]:
+    return lambda *tensors: _Elementwise.apply(function, *tensors)
+
+
 def devices() -> list[str]:
     return ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
 

@@ -10,8 +10,8 @@ from keras import ops
 
 from kriterion._validation import check_float
 from kriterion.backend import Tensor
-from kriterion.losses._robust import general_robust, log_partition
 from kriterion.losses.base import TrainableLoss, aligned
+from kriterion.losses.robust import general_robust, log_partition
 
 
 @keras.saving.register_keras_serializable(package="kriterion")

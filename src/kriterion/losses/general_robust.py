@@ -9,8 +9,8 @@ import keras
 
 from kriterion._validation import check_float
 from kriterion.backend import Tensor
-from kriterion.losses._robust import general_robust
 from kriterion.losses.base import aligned
+from kriterion.losses.robust import general_robust
 
 
 @keras.saving.register_keras_serializable(package="kriterion")

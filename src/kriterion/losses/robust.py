@@ -1,0 +1,270 @@
+"""Barron's robust family as pure functions: loss, weights, density, its normaliser and samples."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import keras
+from keras import ops
+
+from kriterion import backend
+from kriterion._validation import check_float
+from kriterion.backend import Tensor
+from kriterion.losses._floats import working_float
+from kriterion.losses._log_partition import log_partition_kernel
+from kriterion.losses._robust_kernel import robust_kernel
+
+
+def shape_of_power(lam: Tensor | float) -> Tensor | float:
+    """The shape a of the power-transform coordinate lambda: the same family, symmetric about squared error.
+
+    a = 2 (1 + lambda) for lambda <= 0, a = 2/(1 - lambda) for 0 <= lambda <= 1
+
+    lambda = 0 is squared error, -1 Cauchy, -1/2 pseudo-Huber, -inf Welsch, 1 the limit a = inf.
+
+    Args:
+        lam: lambda in [-inf, 1], a float or a tensor.
+
+    Returns:
+        a in [-inf, inf], a float or a tensor as `lam` is.
+
+    Raises:
+        ValueError: a float `lam` is above 1 or not a number.
+
+    Source: Barron, "A Power Transform", arXiv 2502.10647 (2025), table 1.
+
+    Example:
+    >>> import kriterion
+    >>> [kriterion.losses.shape_of_power(lam) for lam in (-1.0, -0.5, 0.0, 0.5)]
+    [0.0, 1.0, 2.0, 4.0]
+    """
+    if isinstance(lam, (int, float)):
+        if math.isnan(lam) or lam > 1:
+            raise ValueError(f"shape_of_power: `lam` must be a number <= 1. Received: lam={lam!r}")
+        return 2.0 * (1 + lam) if lam <= 0 else (2.0 / (1 - lam) if lam < 1 else math.inf)
+    lam = ops.convert_to_tensor(lam)
+    return ops.where(lam <= 0, 2 * (1 + lam), 2 / (1 - ops.where(lam > 0, lam, 0.0)))
+
+
+def _shape(owner: str, alpha: Any, lam: Any, minimum: float = -math.inf) -> Any:
+    """The shape from whichever of the two coordinates was given."""
+    if (alpha is None) == (lam is None):
+        raise ValueError(f"{owner}: give either `alpha` or `lam`. Received: alpha={alpha!r}, lam={lam!r}")
+    value = shape_of_power(lam) if alpha is None else alpha
+    if isinstance(value, (int, float)) and not value >= minimum:
+        raise ValueError(
+            f"{owner}: `alpha` must be a number >= {minimum:g} (infinite is allowed). Received: alpha={value!r}"
+        )
+    return value
+
+
+def _applied(function: Any, owner: str, residual: Any, alpha: Any, scale: Any) -> Tensor:
+    """`function(x, a, c, kind, wanted)` of floats and tensors, with its derivatives by those that are tensors."""
+    if isinstance(scale, (int, float)):
+        check_float(owner, "scale", scale, above=0.0)
+    given = [residual, alpha, scale]
+    given[0] = ops.convert_to_tensor(residual)
+    kind = working_float(*given)
+    variable = [index for index, value in enumerate(given) if not isinstance(value, (int, float))]
+    constants = [None if i in variable else ops.convert_to_tensor(value, kind.name) for i, value in enumerate(given)]
+
+    def of_tensors(*tensors: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+        arguments = list(constants)
+        for index, tensor in zip(variable, tensors, strict=True):
+            arguments[index] = tensor
+        value, *derivatives = function(*arguments, kind, 1 in variable)
+        return value, tuple(derivatives[index] for index in variable)
+
+    tensors = [ops.cast(ops.convert_to_tensor(given[index]), kind.name) for index in variable]
+    value = backend.elementwise(of_tensors)(*tensors)
+    dtype = keras.backend.standardize_dtype(given[0].dtype)
+    return ops.cast(value, dtype) if "float" in dtype else value
+
+
+def general_robust(
+    residual: Tensor, alpha: Tensor | float | None = None, scale: Tensor | float = 1.0, *, lam: Any = None
+) -> Tensor:
+    """rho(x) = b/a ((x^2/(c^2 b) + 1)^(a/2) - 1), b = |a - 2|, continued to a = 0, 2, -inf and inf.
+
+    Args:
+        residual: x, a tensor of any shape.
+        alpha: shape a in [-inf, inf]: 2 squared error, 1 pseudo-Huber, 0 Cauchy, -2 Geman-McClure, -inf Welsch. A
+            float or a tensor.
+        scale: c > 0, in the residual's units, a float or a tensor.
+        lam: instead of `alpha`, the power-transform coordinate (`shape_of_power`).
+
+    Returns:
+        Losses >= 0, of the shape to which the arguments broadcast, correct to a few units of the last place (half
+        precision is computed in float32). Differentiable in residual, alpha and scale, at least twice, with finite
+        first derivatives everywhere: at a = 2, where the one by a is infinite, a large number stands for it.
+
+    Raises:
+        ValueError: both or neither of `alpha` and `lam` are given, or a float is outside of its range.
+
+    Source: Barron, "A general and adaptive robust loss function", CVPR 2019, equation 8.
+
+    Example:
+    >>> import numpy as np, kriterion
+    >>> float(kriterion.losses.general_robust(np.float32(3.0), alpha=2.0))
+    4.5
+    """
+    alpha = _shape("general_robust", alpha, lam)
+    return _applied(robust_kernel, "general_robust", residual, alpha, scale)
+
+
+def robust_weights(
+    residual: Tensor, alpha: Tensor | float | None = None, scale: Tensor | float = 1.0, *, lam: Any = None
+) -> Tensor:
+    """The weight rho'(x)/x = (x^2/(c^2 b) + 1)^(a/2 - 1)/c^2 of iteratively reweighted least squares.
+
+    Args:
+        residual: x, a tensor of any shape.
+        alpha: shape a in [-inf, inf].
+        scale: c > 0, in the residual's units.
+        lam: instead of `alpha`, the power-transform coordinate (`shape_of_power`).
+
+    Returns:
+        Positive weights, 1/c^2 at x = 0, decreasing in |x| for a < 2; without a gradient.
+
+    Raises:
+        ValueError: as `general_robust`.
+
+    Source: Barron, CVPR 2019, equation 12 (the influence); Holland and Welsch, "Robust regression using iteratively
+        reweighted least-squares", 1977.
+
+    Example:
+    >>> import numpy as np, kriterion
+    >>> float(kriterion.losses.robust_weights(np.float32(1.0), alpha=0.0))  # 1/(1 + x^2/2)
+    0.6666666...
+    """
+    alpha = _shape("robust_weights", alpha, lam)
+
+    def weight(x: Tensor, a: Tensor, c: Tensor, kind: Any, _: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        at_zero = x == 0
+        influence = robust_kernel(x, a, c, kind, with_slope=False)[1]
+        value = ops.where(at_zero, 1 / (c * c), influence / ops.where(at_zero, 1.0, x))
+        return value, value, value, value
+
+    return ops.stop_gradient(_applied(weight, "robust_weights", residual, alpha, scale))
+
+
+def log_partition(alpha: Tensor | float | None = None, *, lam: Any = None) -> Tensor:
+    """Log Z(a), Z(a) = integral of exp(-rho(x; a, 1)) dx: what makes exp(-rho)/(c Z) a density.
+
+    Z(0) = sqrt(2) pi, Z(2) = sqrt(2 pi), log Z(inf) = 0.7052602544
+
+    Args:
+        alpha: shape a in [0, inf], a float or a tensor.
+        lam: instead of `alpha`, the power-transform coordinate (`shape_of_power`), in [-1, 1].
+
+    Returns:
+        Tensor of the shape of `alpha`, to 1e-7 in float32 and 1e-12 in float64; inf for negative entries of a tensor.
+        Differentiable; at a = 2, where the derivative is infinite, a large number stands for it.
+
+    Raises:
+        ValueError: a float is negative, both or neither argument is given.
+
+    Source: Barron, CVPR 2019, equations 15 and 16; here by Chebyshev series in powers of a and |a - 2|.
+
+    Example:
+    >>> import kriterion
+    >>> round(float(kriterion.losses.log_partition(2.0)), 6)  # log(2 pi)/2
+    0.918939
+    """
+    alpha = ops.convert_to_tensor(_shape("log_partition", alpha, lam, minimum=0.0))
+    kind = working_float(alpha)
+    dtype = keras.backend.standardize_dtype(alpha.dtype)
+
+    def of_tensor(a: Tensor) -> tuple[Tensor, tuple[Tensor]]:
+        value, slope = log_partition_kernel(a, kind)
+        return value, (slope,)
+
+    value = backend.elementwise(of_tensor)(ops.cast(alpha, kind.name))
+    return ops.cast(value, dtype) if "float" in dtype else value
+
+
+def robust_log_density(
+    residual: Tensor, alpha: Tensor | float | None = None, scale: Tensor | float = 1.0, *, lam: Any = None
+) -> Tensor:
+    """Log p(x) = -rho(x; a, c) - log c - log Z(a), the density whose negative log likelihood is the robust loss.
+
+    Args:
+        residual: x, a tensor of any shape.
+        alpha: shape a in [0, inf]: 2 the normal density, 0 the Cauchy density, in between heavier tails as a falls.
+        scale: c > 0, in the residual's units.
+        lam: instead of `alpha`, the power-transform coordinate (`shape_of_power`), in [-1, 1].
+
+    Returns:
+        Log densities, of the shape to which the arguments broadcast; they can be positive. Differentiable in all three.
+
+    Raises:
+        ValueError: as `general_robust`, and for a negative float `alpha`.
+
+    Source: Barron, CVPR 2019, equations 15 and 16.
+
+    Example:
+    >>> import numpy as np, kriterion
+    >>> round(float(kriterion.losses.robust_log_density(np.float32(0.0), alpha=2.0)), 6)
+    -0.918939
+    """
+    alpha = _shape("robust_log_density", alpha, lam, minimum=0.0)
+    loss = _applied(robust_kernel, "robust_log_density", residual, alpha, scale)
+    if isinstance(alpha, (int, float)):
+        alpha = ops.convert_to_tensor(alpha, loss.dtype)
+    log_scale = math.log(scale) if isinstance(scale, (int, float)) else ops.cast(ops.log(scale), loss.dtype)
+    return -(loss + ops.cast(log_partition(alpha), loss.dtype) + log_scale)
+
+
+# At least 45 % of the proposals are accepted (Z(inf)/Z(0)), so that 0.55^40 = 4e-11 of the numbers are not.
+_ROUNDS = 40
+
+
+def sample_robust(
+    shape: tuple[int, ...],
+    alpha: Tensor | float | None = None,
+    scale: Tensor | float = 1.0,
+    seed: int | keras.random.SeedGenerator | None = None,
+    *,
+    lam: Any = None,
+) -> Tensor:
+    """Independent draws from the density of `robust_log_density`.
+
+    By rejection: a Cauchy draw x of scale sqrt(2) c is kept with probability exp(rho(x; 0, c) - rho(x; a, c)) <= 1.
+
+    Args:
+        shape: shape of the result; `alpha` and `scale` broadcast to it.
+        alpha: shape a in [0, inf].
+        scale: c > 0.
+        seed: an integer, for the same draws at each call, or a `keras.random.SeedGenerator`.
+        lam: instead of `alpha`, the power-transform coordinate (`shape_of_power`), in [-1, 1].
+
+    Returns:
+        Tensor of shape `shape`.
+
+    Raises:
+        ValueError: as `robust_log_density`.
+
+    Source: Barron, CVPR 2019, supplement, "Sampling".
+
+    Example:
+    >>> import kriterion
+    >>> kriterion.losses.sample_robust((2, 3), alpha=1.0, scale=0.5, seed=1).shape
+    (2, 3)
+    """
+    alpha = _shape("sample_robust", alpha, lam, minimum=0.0)
+    if isinstance(scale, (int, float)):
+        check_float("sample_robust", "scale", scale, above=0.0)
+    generator = seed if isinstance(seed, keras.random.SeedGenerator) else keras.random.SeedGenerator(seed)
+    kind = working_float(alpha, scale)
+    kept = ops.zeros(shape, "bool")
+    draws = ops.zeros(shape, kind.name)
+    for _ in range(_ROUNDS):
+        # The quotient of two normal numbers is a Cauchy number; infinite ones are not kept.
+        pair = keras.random.normal((2, *shape), dtype=kind.name, seed=generator)
+        proposal = math.sqrt(2) * pair[0] / pair[1]
+        log_accepted = general_robust(proposal, 0.0) - general_robust(proposal, alpha)
+        level = keras.random.uniform(shape, dtype=kind.name, seed=generator)
+        draws = ops.where(kept, draws, proposal)
+        kept = kept | (level < ops.exp(log_accepted))
+    return draws * (scale if isinstance(scale, (int, float)) else ops.cast(scale, kind.name))

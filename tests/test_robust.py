@@ -1,0 +1,355 @@
+"""The robust family's functions against mpmath, in both precisions and at every extreme."""
+
+import keras
+import mpmath
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from keras import ops
+from scipy import stats
+
+from kriterion import backend
+from kriterion.losses import (
+    general_robust,
+    log_partition,
+    robust_log_density,
+    robust_weights,
+    sample_robust,
+    shape_of_power,
+)
+from kriterion.losses._bounded_kernel import bounded_kernel
+from tests.helpers import finite_difference, gradient, numpy, told
+
+INFINITE = float("inf")
+ALPHAS = [-INFINITE, -1e7, -1e6, -1e4, -100.0, -8.0, -2.0, -0.3, -1e-6, 0.0, 1e-12, 1e-6, 1e-3, 0.02, 0.5, 0.99, 1.0]
+ALPHAS += [1.01, 1.5, 1.9, 1.999, 1.99999, 2.0, 2.001, 2.5, 3.0, 3.1, 4.0, 10.0, 100.0, 1e4, 1e6, 1e8, INFINITE]
+
+
+def reference(x, alpha, scale=1.0):
+    """Loss and derivatives by x and alpha at 60 digits."""
+    with mpmath.workdps(60):
+        x, c = mpmath.mpf(float(x)), mpmath.mpf(float(scale))
+        s = (x / c) ** 2
+        if mpmath.isinf(alpha):
+            sign = 1 if alpha > 0 else -1
+            return sign * mpmath.expm1(sign * s / 2), x / c**2 * mpmath.exp(sign * s / 2), mpmath.mpf(0)
+        a = mpmath.mpf(float(alpha))
+        if a == 2:
+            return s / 2, x / c**2, mpmath.inf
+        if a == 0:
+            log = mpmath.log1p(s / 2)
+            return log, x / c**2 / (1 + s / 2), log**2 / 4 - log / 2 + s / (4 + 2 * s)
+        b, sign = abs(a - 2), mpmath.sign(2 - a)
+        y = 1 + s / b
+        power, log = y ** (a / 2), mpmath.log(y)
+        with mpmath.workdps(130):
+            # The definition, differentiated: d/da of b/a (y^(a/2) - 1), y = 1 + s/b, db/da = -+1.
+            by_log = power * (log / 2 + sign * a / 2 * (s / b**2) / y)
+            slope = (-sign / a - b / a**2) * (power - 1) + b / a * by_log
+        return b / a * (power - 1), x / c**2 * power / y, slope
+
+
+def of_residual_and_shape(x, alpha, scale):
+    """Loss and the gradients of its sum, entry by entry."""
+    x, alpha = (ops.convert_to_tensor(v) for v in np.meshgrid(x, alpha))
+    value = general_robust(x, alpha, scale)
+    by_x, by_alpha = gradient(lambda x, a: ops.sum(general_robust(x, a, scale)), x, alpha)
+    return numpy(value), by_x, by_alpha
+
+
+def check_against_mpmath(dtype, loss_tolerance, slope_tolerance):
+    tiny, largest = (1e-35, 3.3e38) if dtype == "float32" else (1e-290, 1e308)
+    random = np.random.default_rng(4)
+    x = np.concatenate([10.0 ** np.arange(-6, 18.5, 0.75), random.uniform(0.5, 14, 20)]).astype(dtype)
+    alphas = np.array(ALPHAS, dtype)
+    for scale in (1.0, 0.375):
+        value, by_x, by_alpha = of_residual_and_shape((x * scale).astype(dtype), alphas, scale)
+        assert str(value.dtype) == str(by_x.dtype) == str(by_alpha.dtype) == dtype
+        for i, alpha in enumerate(alphas):
+            for j, residual in enumerate((x * scale).astype(dtype)):
+                expected = reference(residual, alpha, scale)
+                where = f"alpha={alpha!r}, x={residual!r}, scale={scale}"
+                for k, actual in enumerate((value, by_x)):
+                    if tiny < expected[k] < largest:
+                        assert abs(float(actual[i, j]) / expected[k] - 1) < loss_tolerance, (k, where)
+                    elif expected[k] > largest:
+                        assert actual[i, j] > largest / 2, (k, where)
+                if 1e-6 < expected[2] < largest and expected[0] < largest / 10:
+                    assert abs(float(by_alpha[i, j]) / expected[2] - 1) < slope_tolerance, where
+
+
+def test_loss_and_derivatives_in_single_precision():
+    check_against_mpmath("float32", 2e-6, 1e-5)
+
+
+def test_loss_and_derivatives_in_double_precision(float64):
+    check_against_mpmath("float64", 1e-13, 1e-11)
+
+
+def test_every_gradient_is_finite():
+    x = np.float32([0.0, 1e-45, 1e-30, 1.0, 1e10, 1e19, 1e20, 1e30, 3e38, -3e38])
+    for scale in (1e-5, 1.0, 1e5):
+        value, by_x, by_alpha = of_residual_and_shape(x, np.float32(ALPHAS), scale)
+        assert not np.isnan(value).any()
+        assert np.isfinite(by_x).all()
+        assert np.isfinite(by_alpha).all()
+        pairs = np.meshgrid(x, np.float32(ALPHAS))
+        scales = np.full_like(pairs[0], scale)
+        assert np.isfinite(gradient(lambda c, p=pairs: ops.sum(general_robust(*p, c)), scales)[0]).all()
+    assert np.isnan(numpy(general_robust(np.float32([np.nan]), 0.5))).all()
+
+
+@pytest.mark.parametrize("alpha", ALPHAS)
+def test_floats_and_tensors_give_the_same(alpha):
+    x = np.float32([0.0, 0.3, -4.0])
+    expected = numpy(general_robust(x, np.float32(alpha), np.float32(1.5)))
+    np.testing.assert_allclose(numpy(general_robust(x, float(alpha), 1.5)), expected, rtol=1e-6)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    alpha=st.floats(-20.0, 4.0, width=32), scale=st.floats(0.125, 8.0, width=32), x=st.floats(-100.0, 100.0, width=32)
+)
+def test_it_is_even_nonnegative_and_scales(alpha, scale, x):
+    values = numpy(
+        general_robust(ops.convert_to_tensor([x, -x, x / scale]), alpha, ops.convert_to_tensor([scale, scale, 1.0]))
+    )
+    assert np.isfinite(values).all()
+    assert values[0] >= 0
+    assert values[0] == values[1]
+    np.testing.assert_allclose(values[0], values[2], rtol=1e-5, atol=1e-30)
+
+
+def test_gradient_by_the_scale(float64):
+    x, alphas, scale = np.array([[0.2], [-1.5], [6.0]]), np.array([-1.0, 0.0, 1.0, 2.0, 3.0]), np.array([1.3])
+
+    def total(c):
+        return ops.sum(general_robust(x, alphas, c))
+
+    expected = finite_difference(lambda c: numpy(total(ops.convert_to_tensor(c))), scale)
+    np.testing.assert_allclose(gradient(total, scale)[0], expected, rtol=1e-7)
+
+
+def test_the_gradient_is_reduced_over_what_was_broadcast(random, float64):
+    x, alpha, scale = random.normal(size=(4, 3, 2)), random.uniform(0.1, 1.9, size=(3, 1)), random.uniform(1, 2, size=2)
+    weight = ops.convert_to_tensor(random.normal(size=(4, 3, 2)))
+    got = gradient(lambda x, a, c: ops.sum(weight * general_robust(x, a, c)), x, alpha, scale)
+    full = [np.array(np.broadcast_to(v, x.shape)) for v in (x, alpha, scale)]
+    each = gradient(lambda x, a, c: ops.sum(weight * general_robust(x, a, c)), *full)
+    np.testing.assert_allclose(got[1], each[1].sum(axis=(0, 2))[:, None], rtol=1e-10)
+    np.testing.assert_allclose(got[2], each[2].sum(axis=(0, 1)), rtol=1e-10)
+
+
+@pytest.mark.parametrize("alpha", [-2.0, 0.0, 0.5, 1.0, 1.7, 2.0, 3.0])
+def test_second_derivatives(alpha, float64):
+    """Of the gradient's derivative in a direction, against differences of the gradient."""
+    x, direction = np.array([0.0, 0.3, -2.0, 7.0]), np.array([0.3, -0.5, 1.0, 0.7])
+
+    def slope_along(x):
+        _, (inner,) = backend.value_and_gradient(lambda t: (ops.sum(general_robust(t[0], alpha, 1.1)), None), [x])
+        return ops.sum(inner * ops.convert_to_tensor(direction))
+
+    expected = finite_difference(lambda v: numpy(slope_along(ops.convert_to_tensor(v))), x)
+    np.testing.assert_allclose(gradient(slope_along, x)[0], expected, rtol=1e-6, atol=1e-8)
+
+
+def test_second_derivative_by_the_shape(float64):
+    x, alpha = np.array([0.3, -2.0, 7.0]), np.array([0.4, 1.2, 1.7])
+
+    def slope(a):
+        _, (inner,) = backend.value_and_gradient(
+            lambda t: (ops.sum(general_robust(x, t[0]) + log_partition(t[0])), None), [a]
+        )
+        return ops.sum(inner)
+
+    expected = finite_difference(lambda v: numpy(slope(ops.convert_to_tensor(v))), alpha)
+    np.testing.assert_allclose(gradient(slope, alpha)[0], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 1e-3, 0.02, 0.7, 1.0, 1.9, 1.999])
+def test_the_kernel_for_bounded_shapes(alpha):
+    """Against the exact one: as accurate as it says it is."""
+    x = np.float32([0.0, 1e-4, 0.01, 0.5, -3.0, 40.0, 1e4, -1e12])
+    a, c = np.float32([alpha]), np.float32([0.7])
+    value, (by_x, by_alpha, by_scale) = bounded_kernel(*(ops.convert_to_tensor(v) for v in (x, a, c)))
+    expected = [reference(v, a[0], c[0]) for v in x]
+    np.testing.assert_allclose(numpy(value), [float(e[0]) for e in expected], rtol=5e-6, atol=1e-37)
+    np.testing.assert_allclose(numpy(by_x), [float(e[1]) for e in expected], rtol=5e-6, atol=1e-37)
+    np.testing.assert_allclose(
+        numpy(by_scale), [float(-e[1] * v / 0.7) for e, v in zip(expected, x, strict=True)], rtol=6e-6, atol=1e-37
+    )
+    np.testing.assert_allclose(numpy(by_alpha), [float(e[2]) for e in expected], rtol=1e-3, atol=2e-6)
+
+
+def test_half_precision_is_computed_in_single():
+    x = ops.convert_to_tensor([300.0], "float16")
+    value = general_robust(x, 1.0)
+    assert keras.backend.standardize_dtype(value.dtype) == "float16"
+    assert float(numpy(value)[0]) == 299.0
+
+
+@pytest.mark.parametrize("lam", [-INFINITE, -3.0, -1.0, -0.5, -0.1, 0.0, 0.3, 0.9, 1.0])
+def test_the_power_coordinate_is_the_power_transform_of_half_the_square(lam):
+    """f(s/2, lambda), as Barron 2025 defines it."""
+    x = np.float32([0.1, 1.0, 3.0])
+    half = x.astype("float64") ** 2 / 2
+    if lam == -INFINITE:
+        expected = 1 - np.exp(-half)
+    elif lam == -1:
+        expected = np.log1p(half)
+    elif lam == 0:
+        expected = half
+    elif lam == 1:
+        expected = np.expm1(half)
+    else:
+        m = abs(lam)
+        expected = 2 * m / (2 - m + lam) * ((1 + (2 - m - lam) / (2 * m) * half) ** ((1 - m) ** -np.sign(lam)) - 1)
+    np.testing.assert_allclose(numpy(general_robust(x, lam=lam)), expected, rtol=2e-6)
+    np.testing.assert_allclose(numpy(general_robust(x, lam=ops.convert_to_tensor(lam))), expected, rtol=2e-6)
+    assert shape_of_power(lam) == pytest.approx(float(numpy(shape_of_power(ops.convert_to_tensor(lam)))), rel=1e-6)
+
+
+# Weights.
+
+
+@pytest.mark.parametrize("alpha", [-INFINITE, -2.0, 0.0, 1.0, 2.0])
+def test_weights_are_the_influence_over_the_residual(alpha):
+    x = np.float32([1e-6, 0.2, -3.0, 20.0])
+    influence = gradient(lambda v: ops.sum(general_robust(v, alpha, 0.7)), x)[0]
+    np.testing.assert_allclose(numpy(robust_weights(x, alpha, 0.7)), influence / x, rtol=1e-6)
+    assert float(numpy(robust_weights(np.float32(0.0), alpha, 0.7))) == pytest.approx(1 / 0.7**2)
+
+
+def test_weights_have_no_gradient():
+    assert gradient(lambda v: ops.sum(robust_weights(v, 0.0) * 1.0 + 0.0 * v), np.float32([1.0, 2.0]))[0].tolist() == [
+        0,
+        0,
+    ]
+
+
+# The density.
+
+SHAPES = [
+    0.0,
+    1e-4,
+    1e-3,
+    0.1,
+    0.5,
+    0.9999,
+    1.0,
+    1.3,
+    1.9,
+    1.999,
+    1.99999,
+    2.0,
+    2.00001,
+    2.3,
+    3.999,
+    4.0,
+    7.0,
+    1e3,
+    INFINITE,
+]
+
+
+def partition(alpha):
+    """Z(alpha) by quadrature."""
+    with mpmath.workdps(25):
+        density = lambda u: mpmath.exp(-reference(mpmath.sinh(u), alpha)[0]) * mpmath.cosh(u)  # noqa: E731
+        return 2 * mpmath.quad(density, [0, 0.5, 1, 1.5, 2, 3, 4, 6] + ([8, 16, 24, 40, 80] if alpha < 1 else []))
+
+
+def check_log_partition(dtype, tolerance):
+    alphas = np.array(SHAPES, dtype)
+    expected = [float(mpmath.log(partition(a))) for a in alphas]
+    actual = numpy(log_partition(ops.convert_to_tensor(alphas)))
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=tolerance)
+
+
+def test_log_partition_in_single_precision():
+    check_log_partition("float32", 1e-7)
+
+
+def test_log_partition_in_double_precision(float64):
+    check_log_partition("float64", 1e-11)
+
+
+def test_log_partition_at_known_points_and_outside():
+    known = {0.0: np.log(np.pi * 2**0.5), 2.0: np.log(2 * np.pi) / 2, INFINITE: 0.7052602544175697}
+    for alpha, value in known.items():
+        assert float(numpy(log_partition(alpha))) == pytest.approx(value, abs=1e-7)
+    assert numpy(log_partition(ops.convert_to_tensor([-0.5]))).tolist() == [INFINITE]
+    assert float(numpy(log_partition(lam=-1.0))) == pytest.approx(known[0.0], abs=1e-7)
+
+
+def test_slope_of_the_log_partition():
+    """-E[d rho/d alpha], by quadrature."""
+    alphas = np.float32([0.001, 0.1, 0.9, 1.1, 1.7, 1.99, 1.999])
+    expected = []
+    for a in alphas:
+
+        def integrand(u, a=a):
+            value, _, slope = reference(mpmath.sinh(u), a)
+            return slope * mpmath.exp(-value) * mpmath.cosh(u)
+
+        with mpmath.workdps(20):
+            integral = 2 * mpmath.quad(integrand, [0, 1, 2, 3, 4, 6] + ([8, 16, 24, 40] if a < 1 else []))
+        expected.append(-float(integral / partition(a)))
+    actual = gradient(lambda a: ops.sum(log_partition(a)), alphas)[0]
+    np.testing.assert_allclose(actual, expected, rtol=1e-4)
+
+
+def test_the_density_at_its_special_shapes(random):
+    x = random.normal(size=50).astype("float32") * 3
+    np.testing.assert_allclose(
+        numpy(robust_log_density(x, 2.0, 1.7)), stats.norm.logpdf(x, scale=1.7), rtol=1e-5, atol=1e-6
+    )
+    np.testing.assert_allclose(
+        numpy(robust_log_density(x, 0.0, np.float32(1.7))),
+        stats.cauchy.logpdf(x, scale=1.7 * 2**0.5),
+        rtol=1e-5,
+        atol=1e-6,
+    )
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.5, 1.0, 2.0])
+def test_samples_have_the_density(alpha):
+    """Kolmogorov and Smirnov: with this seed or any, p < 1e-4 in one run of ten thousand."""
+    draws = numpy(sample_robust((4000,), alpha, 0.6, seed=5)).astype("float64")
+    u = np.linspace(-30, 30, 60001)
+    x = 0.6 * np.sinh(u)
+    density = np.exp(numpy(robust_log_density(x.astype("float32"), alpha, 0.6)).astype("float64")) * 0.6 * np.cosh(u)
+    cdf = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2)]) * (u[1] - u[0])
+    assert cdf[-1] == pytest.approx(1, abs=1e-5)
+    assert stats.kstest(draws, lambda v: np.interp(v, x, cdf)).pvalue > 1e-4
+
+
+def test_samples_broadcast_and_repeat():
+    alpha = np.float32([[0.1], [2.0]])
+    first = numpy(sample_robust((2, 3), alpha, np.float32([1.0, 2.0, 3.0]), seed=2))
+    assert first.shape == (2, 3)
+    np.testing.assert_array_equal(first, numpy(sample_robust((2, 3), alpha, np.float32([1.0, 2.0, 3.0]), seed=2)))
+    generator = keras.random.SeedGenerator(2)
+    a, b = (numpy(sample_robust((3,), 1.0, seed=generator)) for _ in range(2))
+    assert not np.array_equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: general_robust(np.ones(2), 1.0, 0.0), ["`scale`", "> 0", "0.0"]),
+        (lambda: general_robust(np.ones(2)), ["`alpha` or `lam`"]),
+        (lambda: general_robust(np.ones(2), 1.0, lam=0.0), ["`alpha` or `lam`", "1.0"]),
+        (lambda: general_robust(np.ones(2), float("nan")), ["`alpha`", "nan"]),
+        (lambda: general_robust(np.ones(2), lam=1.5), ["`lam`", "<= 1", "1.5"]),
+        (lambda: robust_weights(np.ones(2), 1.0, -1.0), ["robust_weights", "`scale`"]),
+        (lambda: log_partition(-0.5), ["log_partition", ">= 0", "-0.5"]),
+        (lambda: robust_log_density(np.ones(2), -1.0), ["robust_log_density", ">= 0"]),
+        (lambda: sample_robust((2,), -1.0), ["sample_robust", ">= 0"]),
+        (lambda: sample_robust((2,), 1.0, 0.0), ["sample_robust", "`scale`"]),
+    ],
+)
+def test_bad_arguments_are_told(call, words):
+    with told(ValueError, words):
+        call()
