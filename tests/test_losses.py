@@ -1,5 +1,8 @@
 """The losses: what they converge to, and Keras's contract for each."""
 
+import copy
+import pickle
+
 import keras
 import numpy as np
 import pytest
@@ -33,12 +36,12 @@ def test_the_shape_tells_heavy_tails_from_light_ones(random):
     assert normal.alpha[0] > 1.5
 
 
-def fitted_to(residuals, **arguments):
+def fitted_to(residuals, epochs=300, **arguments):
     """The loss after training its variables alone on these residuals."""
     loss = AdaptiveRobust(**arguments)
     trainer = kriterion.Trainer(keras.Sequential([keras.Input((1,)), keras.layers.Rescaling(1.0)]))
     trainer.compile(keras.optimizers.Adam(0.05), loss)
-    return loss, trainer.fit(residuals, 0 * residuals, batch_size=2000, epochs=300, verbose=0)
+    return loss, trainer.fit(residuals, 0 * residuals, batch_size=2000, epochs=epochs, verbose=0)
 
 
 def test_start_is_as_stated():
@@ -46,6 +49,104 @@ def test_start_is_as_stated():
     loss.build_once((None, 3), (None, 3))
     np.testing.assert_allclose(loss.alpha, [0.3] * 3, rtol=1e-5)
     np.testing.assert_allclose(loss.scale, [2.5] * 3, rtol=1e-5)
+
+
+def parameters_for(shape, **arguments):
+    loss = AdaptiveRobust(**arguments)
+    loss.build_once(shape, shape)
+    return loss
+
+
+@pytest.mark.parametrize(
+    ("arguments", "shape", "size"),
+    [
+        ({}, (None, 4, 5, 3), (3,)),
+        ({"axis": 1}, (None, 4, None, None), (4,)),
+        ({"axis": (1, 2)}, (None, 4, 5, 3), (4, 5)),
+        ({"axis": (-1, 1)}, (None, 4, None, 3), (4, 3)),
+        ({"shared": True}, (None, 4, 5, None), (1,)),
+        ({"groups": [0, 1, 0]}, (None, 3), (3,)),
+    ],
+)
+def test_where_shapes_and_scales_are_kept(arguments, shape, size, random):
+    """Against a loop over the positions, each with the shape and scale that it is said to have."""
+    loss = parameters_for(shape, reduction=None, **arguments)
+    for variable in loss.trainable_variables:
+        variable.assign(random.normal(size=variable.shape))
+    assert loss.alpha.shape == loss.scale.shape == size
+    full = tuple(4 if length is None else length for length in shape)
+    y, p = (random.normal(size=full).astype("float32") for _ in range(2))
+    axes = sorted(axis % len(full) for axis in np.atleast_1d(arguments.get("axis", -1)))
+    expected = np.zeros(full)
+    for position in np.ndindex(full):
+        own = (0,) if arguments.get("shared") else tuple(position[axis] for axis in axes)
+        residual = p[position] - y[position]
+        expected[position] = -float(
+            numpy(kriterion.losses.robust_log_density(residual, float(loss.alpha[own]), float(loss.scale[own])))
+        )
+    np.testing.assert_allclose(numpy(loss(y, p)), expected.mean(axis=-1), rtol=1e-4, atol=1e-5)
+
+
+def test_positions_of_a_group_share():
+    loss = parameters_for((None, 4), groups=[0, 1, 1, 0])
+    assert [tuple(v.shape) for v in loss.trainable_variables] == [(2,), (2,)]
+    loss.latent_scale.assign([0.0, 1.0])
+    assert loss.scale[0] == loss.scale[3] != loss.scale[1] == loss.scale[2]
+
+
+def test_a_fixed_shape_or_scale_is_not_learned():
+    loss = parameters_for((None, 2), alpha=2.0, scale=3.0)
+    assert loss.trainable_variables == []
+    y, p = np.zeros((1, 2), "float32"), np.float32([[1.0, 2.0]])
+    normal = (np.array([1.0, 4.0]) / 18 + np.log(3) + np.log(2 * np.pi) / 2).mean()
+    assert float(numpy(loss(y, p))) == pytest.approx(normal, rel=1e-6)
+    assert [v.name for v in parameters_for((None, 2), lam=-0.5).trainable_variables] == ["latent_scale"]
+    assert parameters_for((None, 2), lam=-0.5).alpha.tolist() == [1.0, 1.0]
+    assert [v.name for v in parameters_for((None, 2), scale=0.5).trainable_variables] == ["latent_alpha"]
+
+
+def test_the_coordinates_start_alike_and_keep_their_range():
+    for coordinate in ("alpha", "lambda"):
+        loss = parameters_for((None, 3), coordinate=coordinate, alpha_init=0.7, alpha_range=(0.2, 1.9))
+        np.testing.assert_allclose(loss.alpha, 0.7, rtol=1e-5)
+        loss.latent_alpha.assign([-50.0, 0.0, 50.0])
+        np.testing.assert_allclose(loss.alpha[[0, 2]], [0.2, 1.9], rtol=1e-5)
+
+
+def test_shape_and_scale_are_in_the_logs(random):
+    loss, history = fitted_to(random.normal(size=(300, 2)).astype("float32"), epochs=3)
+    assert history.history["adaptive_robust_alpha"][-1] == pytest.approx(loss.alpha.mean(), abs=0.1)
+    assert history.history["adaptive_robust_scale"][-1] == pytest.approx(loss.scale.mean(), abs=0.1)
+    assert "adaptive_robust_alpha" not in fitted_to(np.ones((9, 1), "float32"), epochs=1, alpha=1.0)[1].history
+
+
+def test_copies_have_variables_of_their_own():
+    """A copy of the reference implementation reads the original's parameters; pickling it fails."""
+    loss = parameters_for((None, 2), reduction="sum")
+    loss.latent_scale.assign([1.0, 2.0])
+    y, p = np.zeros((3, 2), "float32"), np.ones((3, 2), "float32")
+    before = float(numpy(loss(y, p)))
+    for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
+        assert float(numpy(twin(y, p))) == before
+        twin.latent_scale.assign([5.0, 5.0])
+        assert float(numpy(loss(y, p))) == before
+        assert float(numpy(twin(y, p))) != before
+
+
+def test_a_large_residual_in_half_precision(random):
+    """300^2 overflows float16."""
+    keras.config.set_dtype_policy("mixed_float16")
+    try:
+        model = keras.Sequential([keras.Input((1,)), keras.layers.Rescaling(1.0)])
+    finally:
+        keras.config.set_dtype_policy("float32")
+    trainer = kriterion.Trainer(model)
+    trainer.compile(keras.optimizers.SGD(1e-3), AdaptiveRobust())
+    history = trainer.fit(np.full((4, 1), 300.0), np.zeros((4, 1)), verbose=0)
+    assert np.isfinite(history.history["loss"][0])
+    assert history.history["loss"][0] == pytest.approx(
+        299.0 + float(numpy(kriterion.losses.log_partition(1.0))), rel=1e-3
+    )
 
 
 # Keras's contract, for every loss in the list.
@@ -94,6 +195,27 @@ def test_round_trip_through_the_configuration(make):
 
 
 @pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
+def test_nothing_leaks_from_masked_positions(make, random):
+    """Padding may hold NaN; value and gradient are those of the positions that count."""
+    y, p = random.normal(size=(2, 4, 3)).astype("float32"), random.normal(size=(2, 4, 3)).astype("float32")
+    mask = np.array([[True, True, False, False], [True, False, True, False]])
+    expected = numpy(built(make, reduction="sum")(y[mask], p[mask]))
+    broken = np.where(mask[..., None], y, np.nan)
+    loss = built(make, reduction="sum")
+
+    def masked(prediction):
+        prediction = prediction + 0.0
+        keras.src.backend.set_keras_mask(prediction, keras.ops.convert_to_tensor(mask))
+        return loss(broken, prediction)
+
+    assert float(numpy(masked(keras.ops.convert_to_tensor(p)))) == pytest.approx(float(expected), rel=1e-5)
+    slope = gradient(masked, np.where(mask[..., None], p, np.nan).astype("float32"))[0]
+    assert np.isfinite(slope).all()
+    assert (slope[~mask] == 0).all()
+    assert (slope[mask] != 0).all()
+
+
+@pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
 def test_gradient_by_the_predictions(make, random):
     y, p = random.normal(size=(2, 3)).astype("float32"), random.normal(size=(2, 3)).astype("float32")
     loss = built(make, reduction="sum")
@@ -113,6 +235,17 @@ def test_gradient_by_the_predictions(make, random):
         (lambda: AdaptiveRobust(alpha_range=(0.0, 2.5)), ["`alpha_range`", "2.5"]),
         (lambda: AdaptiveRobust(alpha_init=1.9995), ["`alpha_init`", "1.9995"]),
         (lambda: AdaptiveRobust(scale_init=1e-6), ["`scale_init`", "1e-06"]),
+        (lambda: AdaptiveRobust(alpha=2.5), ["`alpha`", "2.5"]),
+        (lambda: AdaptiveRobust(alpha=1.0, lam=0.0), ["`alpha` and `lam`"]),
+        (lambda: AdaptiveRobust(lam=0.5), ["`lam`", "0.5"]),
+        (lambda: AdaptiveRobust(scale=-1.0), ["`scale`", "-1.0"]),
+        (lambda: AdaptiveRobust(coordinate="beta"), ["`coordinate`", "beta"]),
+        (lambda: AdaptiveRobust(groups=[0, 2]), ["`groups`", "[0, 2]"]),
+        (lambda: AdaptiveRobust(groups=[0, 1], shared=True), ["`groups`", "shared"]),
+        (lambda: AdaptiveRobust(groups=[0, 1]).build((None, 3), (None, 3)), ["`groups`", "3", "2"]),
+        (lambda: AdaptiveRobust(axis=0).build((None, 3), (None, 3)), ["`axis`", "batch"]),
+        (lambda: AdaptiveRobust(axis=2).build((None, 3), (None, 3)), ["`axis`", "(2,)"]),
+        (lambda: GeneralRobust(1.0, lam=0.0), ["`alpha` or `lam`"]),
         (lambda: AdaptiveRobust().alpha, ["fit"]),
         (lambda: AdaptiveRobust().build((None, None), (None, None)), ["known size"]),
     ],

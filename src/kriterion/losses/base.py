@@ -6,6 +6,9 @@ from typing import Any
 
 import keras
 
+# Keras has no public names for these.
+from keras.src.backend import get_keras_mask, set_keras_mask
+
 from kriterion._state import StateLayer
 from kriterion.backend import Tensor
 
@@ -90,7 +93,37 @@ class TrainableLoss(keras.losses.Loss):
                 )
             # Shapes without the batch axis's size, so that a later, smaller batch finds what it expects.
             self.build_once(*(_batch_free_shape(value) for value in (y_true, y_pred)))
-        return super().__call__(y_true, y_pred, sample_weight)
+        return super().__call__(*without_masked(y_true, y_pred), sample_weight)
+
+    def __reduce__(self) -> Any:
+        # Pickles and deep copies: made anew, with variables of their own.
+        values = [keras.ops.convert_to_numpy(keras.ops.stop_gradient(v.value)) for v in self.variables]
+        return _restored, (type(self), self.get_config(), self.built_shapes, values)
+
+
+def _restored(kind: type[TrainableLoss], config: Any, shapes: Any, values: list[Any]) -> TrainableLoss:
+    loss = kind.from_config(config)
+    if shapes is not None:
+        loss.build_once(*shapes)
+    for variable, value in zip(loss.variables, values, strict=True):
+        variable.assign(value)
+    return loss
+
+
+def without_masked(y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+    """Targets and predictions with 0 where the predictions' mask is False: Keras's product with the mask keeps NaN."""
+    mask = get_keras_mask(y_pred)
+    if mask is None:
+        return y_true, y_pred
+    y_true = keras.ops.convert_to_tensor(y_true)
+
+    def hidden(value: Tensor) -> Tensor:
+        missing = len(value.shape) - len(mask.shape)
+        return keras.ops.where(keras.ops.reshape(mask, (*keras.ops.shape(mask), *(1,) * missing)), value, 0)
+
+    shown = hidden(y_pred)
+    set_keras_mask(shown, mask)
+    return hidden(y_true), shown
 
 
 def _batch_free_shape(value: Any) -> Any:

@@ -9,8 +9,8 @@ import keras
 
 from kriterion._validation import check_float
 from kriterion.backend import Tensor
-from kriterion.losses.base import aligned
-from kriterion.losses.robust import general_robust
+from kriterion.losses.base import aligned, without_masked
+from kriterion.losses.robust import general_robust, shape_of_power
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
@@ -23,8 +23,9 @@ class GeneralRobust(keras.losses.Loss):
     the less an outlier counts. Works in stock `compile`; it has no variables (`AdaptiveRobust` learns a and c).
 
     Args:
-        alpha: shape a, any float, -inf and inf included.
+        alpha: shape a, any float, -inf and inf included; by default 1.
         scale: c > 0, in units of the targets: residuals well below it are treated as by squared error.
+        lam: instead of `alpha`, the power-transform coordinate (`kriterion.losses.shape_of_power`), in [-inf, 1].
         reduction: as in `keras.losses.Loss`.
         name: name of the loss.
         dtype: dtype of the computation.
@@ -46,17 +47,25 @@ class GeneralRobust(keras.losses.Loss):
 
     def __init__(
         self,
-        alpha: float = 1.0,
+        alpha: float | None = None,
         scale: float = 1.0,
         *,
+        lam: float | None = None,
         reduction: str | None = "sum_over_batch_size",
         name: str = "general_robust",
         dtype: Any = None,
     ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=dtype)
+        if alpha is None:
+            alpha = 1.0 if lam is None else shape_of_power(lam)
+        elif lam is not None:
+            raise ValueError(f"GeneralRobust: give `alpha` or `lam`, not both. Received: alpha={alpha!r}, lam={lam!r}")
         infinite = isinstance(alpha, float) and math.isinf(alpha)
         self.alpha = alpha if infinite else check_float("GeneralRobust", "alpha", alpha)
         self.scale = check_float("GeneralRobust", "scale", scale, above=0.0)
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Tensor:
+        return super().__call__(*without_masked(y_true, y_pred), sample_weight)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         y_true, y_pred = aligned("GeneralRobust", y_true, y_pred)

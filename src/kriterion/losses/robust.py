@@ -172,15 +172,15 @@ def log_partition(alpha: Tensor | float | None = None, *, lam: Any = None) -> Te
     >>> round(float(kriterion.losses.log_partition(2.0)), 6)  # log(2 pi)/2
     0.918939
     """
-    alpha = ops.convert_to_tensor(_shape("log_partition", alpha, lam, minimum=0.0))
-    kind = working_float(alpha)
-    dtype = keras.backend.standardize_dtype(alpha.dtype)
+    shape = ops.convert_to_tensor(_shape("log_partition", alpha, lam, minimum=0.0))
+    kind = working_float(shape)
+    dtype = keras.backend.standardize_dtype(shape.dtype)
 
     def of_tensor(a: Tensor) -> tuple[Tensor, tuple[Tensor]]:
         value, slope = log_partition_kernel(a, kind)
         return value, (slope,)
 
-    value = backend.elementwise(of_tensor)(ops.cast(alpha, kind.name))
+    value = backend.elementwise(of_tensor)(ops.cast(shape, kind.name))
     return ops.cast(value, dtype) if "float" in dtype else value
 
 

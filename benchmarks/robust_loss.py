@@ -1,0 +1,91 @@
+"""Forward and backward of the robust losses over squared error and Huber's, compiled where that is usual.
+
+Rounds alternate between the losses, so that a change of the machine's load meets all of them.
+"""
+
+import os
+import time
+
+import kriterion
+import keras
+import numpy as np
+from keras import ops
+
+from kriterion import backend
+
+BATCH, ROUNDS = 4096, 60
+
+
+def losses(size):
+    adaptive = kriterion.losses.AdaptiveRobust()
+    adaptive.build_once((None, size), (None, size))
+    return {
+        "squared error": keras.losses.MeanSquaredError(),
+        "Huber": keras.losses.Huber(),
+        "GeneralRobust": kriterion.losses.GeneralRobust(1.0),
+        "AdaptiveRobust": adaptive,
+    }
+
+
+def step(loss, y):
+    """`(function of [predictions, *variables] giving the loss and its gradient by all of them, the variables)`."""
+    variables = getattr(loss, "trainable_variables", [])
+
+    def forward(values):
+        with keras.StatelessScope(list(zip(variables, values[1:], strict=True))):
+            return loss(y, values[0])
+
+    return differentiated(forward), [variable.value for variable in variables]
+
+
+def differentiated(forward):
+    if keras.backend.backend() == "torch":
+        import torch
+
+        def eager(values):
+            values = [value.detach().requires_grad_() for value in values]
+            return torch.autograd.grad(forward(values), values)
+
+        return eager
+
+    def gradient(values):
+        return backend.value_and_gradient(lambda v: (forward(v), None), values)
+
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        graph = tf.function(gradient)
+        return lambda values: graph(values)[0][0].numpy()
+    import jax
+
+    fast = jax.jit(gradient)
+    return lambda values: jax.block_until_ready(fast(values))
+
+
+def measure(size):
+    random = np.random.default_rng(0)
+    y = ops.convert_to_tensor(random.normal(size=(BATCH, size)), "float32")
+    p = ops.convert_to_tensor(random.normal(size=(BATCH, size)), "float32")
+    steps = {name: step(loss, y) for name, loss in losses(size).items()}
+    seconds = {name: [] for name in steps}
+    for round_number in range(ROUNDS + 5):
+        for name, (function, values) in steps.items():
+            start = time.perf_counter()
+            function([p, *values])
+            if round_number >= 5:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: np.median(values) for name, values in seconds.items()}
+
+
+def main():
+    print(f"backend {keras.backend.backend()}, load {os.getloadavg()[0]:.2f} before, {os.cpu_count()} cores")
+    for size in (1, 16, 256):
+        seconds = measure(size)
+        print(f"{BATCH} x {size}: squared error {1e3 * seconds['squared error']:.3f} ms")
+        for name in list(seconds)[1:]:
+            over = [f"{seconds[name] / seconds[other]:.2f} x {other}" for other in ("squared error", "Huber")]
+            print(f"  {name:<15} {', '.join(over)}")
+
+
+if __name__ == "__main__":
+    main()
