@@ -17,6 +17,7 @@ TRANSFORMS = {
 LOSSES = {
     "general_robust": lambda **kwargs: kriterion.losses.GeneralRobust(alpha=0.5, scale=0.7, **kwargs),
     "adaptive_robust": lambda **kwargs: kriterion.losses.AdaptiveRobust(scale_init=0.7, **kwargs),
+    "adaptive_student_t": lambda **kwargs: kriterion.losses.AdaptiveStudentT(df_init=3.0, **kwargs),
 }
 REGULARIZERS = {
     "total_variation": lambda strength=0.3: kriterion.regularizers.TotalVariation(strength, axis=0),

@@ -6,9 +6,10 @@ import pickle
 import keras
 import numpy as np
 import pytest
+from scipy import stats
 
 import kriterion
-from kriterion.losses import AdaptiveRobust, GeneralRobust
+from kriterion.losses import AdaptiveRobust, AdaptiveStudentT, GeneralRobust
 from tests.helpers import LOSSES, finite_difference, gradient, numpy, told
 
 
@@ -109,7 +110,7 @@ def test_the_coordinates_start_alike_and_keep_their_range():
     for coordinate in ("alpha", "lambda"):
         loss = parameters_for((None, 3), coordinate=coordinate, alpha_init=0.7, alpha_range=(0.2, 1.9))
         np.testing.assert_allclose(loss.alpha, 0.7, rtol=1e-5)
-        loss.latent_alpha.assign([-50.0, 0.0, 50.0])
+        loss.latent_shape.assign([-50.0, 0.0, 50.0])
         np.testing.assert_allclose(loss.alpha[[0, 2]], [0.2, 1.9], rtol=1e-5)
 
 
@@ -118,6 +119,34 @@ def test_shape_and_scale_are_in_the_logs(random):
     assert history.history["adaptive_robust_alpha"][-1] == pytest.approx(loss.alpha.mean(), abs=0.1)
     assert history.history["adaptive_robust_scale"][-1] == pytest.approx(loss.scale.mean(), abs=0.1)
     assert "adaptive_robust_alpha" not in fitted_to(np.ones((9, 1), "float32"), epochs=1, alpha=1.0)[1].history
+
+
+@pytest.mark.parametrize("df", [0.05, 0.3, 1.0, 3.0, 40.0, 1e4])
+def test_student_t_is_the_likelihood_of_scipy(df, float64):
+    loss = AdaptiveStudentT(df=df, scale=0.7, reduction=None)
+    loss.build_once((None, 1), (None, 1))
+    x = np.array([0.0, 1e-3, 0.4, -3.0, 50.0, 1e6])
+    expected = -stats.t.logpdf(x, df, scale=0.7)
+    np.testing.assert_allclose(numpy(loss(np.zeros((6, 1)), x[:, None])), expected, rtol=1e-10, atol=1e-11)
+
+
+def test_degrees_of_freedom_are_found(random):
+    """The maximum of the likelihood, found by SciPy."""
+    residuals = random.standard_t(2.5, size=(2000, 1)).astype("float32")
+    loss = AdaptiveStudentT()
+    trainer = kriterion.Trainer(keras.Sequential([keras.Input((1,)), keras.layers.Rescaling(1.0)]))
+    trainer.compile(keras.optimizers.Adam(0.05), loss)
+    trainer.fit(residuals, 0 * residuals, batch_size=2000, epochs=300, verbose=0)
+    df, _, scale = stats.t.fit(residuals[:, 0], floc=0)
+    assert loss.df[0] == pytest.approx(df, rel=0.03)
+    assert loss.scale[0] == pytest.approx(scale, rel=0.02)
+
+
+def test_an_enormous_residual_has_a_finite_gradient():
+    loss = AdaptiveStudentT()
+    loss.build_once((None, 1), (None, 1))
+    x = np.float32([[1e30], [-3e38], [0.0]])
+    assert np.isfinite(gradient(lambda p: loss(0 * x, p), x)[0]).all()
 
 
 def test_copies_have_variables_of_their_own():
@@ -231,7 +260,7 @@ def test_gradient_by_the_predictions(make, random):
         (lambda: GeneralRobust(scale=0.0), ["`scale`", "> 0", "0.0"]),
         (lambda: GeneralRobust(alpha=float("nan")), ["`alpha`", "nan"]),
         (lambda: GeneralRobust(alpha="one"), ["`alpha`", "'one'"]),
-        (lambda: AdaptiveRobust(alpha_range=(1.0, 0.5)), ["`alpha_range`", "increase"]),
+        (lambda: AdaptiveRobust(alpha_range=(1.0, 0.5)), ["`alpha_range`", "increase", "(1.0, 0.5)"]),
         (lambda: AdaptiveRobust(alpha_range=(0.0, 2.5)), ["`alpha_range`", "2.5"]),
         (lambda: AdaptiveRobust(alpha_init=1.9995), ["`alpha_init`", "1.9995"]),
         (lambda: AdaptiveRobust(scale_init=1e-6), ["`scale_init`", "1e-06"]),
@@ -246,6 +275,10 @@ def test_gradient_by_the_predictions(make, random):
         (lambda: AdaptiveRobust(axis=0).build((None, 3), (None, 3)), ["`axis`", "batch"]),
         (lambda: AdaptiveRobust(axis=2).build((None, 3), (None, 3)), ["`axis`", "(2,)"]),
         (lambda: GeneralRobust(1.0, lam=0.0), ["`alpha` or `lam`"]),
+        (lambda: AdaptiveStudentT(df=0.0), ["`df`", "> 0"]),
+        (lambda: AdaptiveStudentT(df_range=(2.0, 1.0)), ["`df_range`", "increase"]),
+        (lambda: AdaptiveStudentT(df_init=0.1), ["`df_init`", "inside"]),
+        (lambda: AdaptiveStudentT().df, ["df", "fit"]),
         (lambda: AdaptiveRobust().alpha, ["fit"]),
         (lambda: AdaptiveRobust().build((None, None), (None, None)), ["known size"]),
     ],

@@ -1,6 +1,7 @@
 """Losses, with and without trainable variables."""
 
 from kriterion.losses.adaptive_robust import AdaptiveRobust
+from kriterion.losses.adaptive_student_t import AdaptiveStudentT
 from kriterion.losses.base import TrainableLoss
 from kriterion.losses.general_robust import GeneralRobust
 from kriterion.losses.robust import (
@@ -14,6 +15,7 @@ from kriterion.losses.robust import (
 
 __all__ = [
     "AdaptiveRobust",
+    "AdaptiveStudentT",
     "GeneralRobust",
     "TrainableLoss",
     "general_robust",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,14 +12,12 @@ from kriterion import backend
 from kriterion._validation import check_choice, check_float
 from kriterion.backend import Tensor
 from kriterion.losses._bounded_kernel import bounded_kernel
-from kriterion.losses._floats import working_float
-from kriterion.losses._latest_value import LatestValue
-from kriterion.losses.base import TrainableLoss, aligned
+from kriterion.losses._likelihood import ResidualLikelihood, logit_of
 from kriterion.losses.robust import log_partition, shape_of_power
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
-class AdaptiveRobust(TrainableLoss):
+class AdaptiveRobust(ResidualLikelihood):
     """The negative log likelihood of Barron's density, with a learned shape and scale per output dimension.
 
     -log p(x) = rho(x; a, c) + log c + log Z(a), x = y_pred - y_true, averaged over the last axis
@@ -68,6 +65,8 @@ class AdaptiveRobust(TrainableLoss):
     ((1,), (1,))
     """
 
+    shape_name = "alpha"
+
     def __init__(
         self,
         *,
@@ -86,143 +85,57 @@ class AdaptiveRobust(TrainableLoss):
         name: str = "adaptive_robust",
         dtype: Any = None,
     ) -> None:
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
         owner = "AdaptiveRobust"
         if alpha is not None and lam is not None:
             raise ValueError(f"{owner}: give at most one of `alpha` and `lam`. Received: alpha={alpha!r}, lam={lam!r}")
         if lam is not None:
             alpha = float(shape_of_power(check_float(owner, "lam", lam, minimum=-1.0, maximum=0.0)))
-        self.fixed_alpha = None if alpha is None else check_float(owner, "alpha", alpha, minimum=0.0, maximum=2.0)
-        self.fixed_scale = None if scale is None else check_float(owner, "scale", scale, above=0.0)
         low, high = (check_float(owner, "alpha_range", bound, minimum=0.0, maximum=2.0) for bound in alpha_range)
-        if not low < high:
-            raise ValueError(f"{owner}: `alpha_range` must increase. Received: alpha_range={alpha_range!r}")
         self.alpha_range = (low, high)
         self.alpha_init = (low + high) / 2 if alpha_init is None else check_float(owner, "alpha_init", alpha_init)
-        if not low < self.alpha_init < high:
-            raise ValueError(
-                f"{owner}: `alpha_init` must lie strictly inside alpha_range={alpha_range!r}. "
-                f"Received: alpha_init={alpha_init!r}"
-            )
-        self.scale_min = check_float(owner, "scale_min", scale_min, above=0.0)
-        self.scale_init = check_float(owner, "scale_init", scale_init, above=self.scale_min)
-        self.coordinate = check_choice(owner, "coordinate", coordinate, ("alpha", "lambda"))
-        self.axis = (axis,) if isinstance(axis, int) else tuple(axis)
-        self.shared = shared
-        self.groups = None if groups is None else [int(group) for group in groups]
-        if self.groups is not None and (
-            shared or len(self.axis) != 1 or sorted(set(self.groups)) != list(range(len(set(self.groups))))
-        ):
-            raise ValueError(
-                f"{owner}: `groups` numbers the positions of one axis from 0 without a gap, and excludes `shared`. "
-                f"Received: groups={groups!r}, axis={axis!r}, shared={shared!r}"
-            )
-
-    def build(self, y_true_shape: tuple[int | None, ...], y_pred_shape: tuple[int | None, ...]) -> None:
-        # Predictions (batch,) are one output dimension.
-        shape = tuple(y_pred_shape) if len(y_pred_shape) > 1 else (*y_pred_shape, 1)
-        rank = len(shape)
-        if any(not -rank < axis < rank or axis % rank == 0 for axis in self.axis):
-            raise ValueError(
-                f"AdaptiveRobust: `axis` must name axes after the batch's. Received: axis={self.axis!r}, "
-                f"y_pred of shape {tuple(y_pred_shape)}"
-            )
-        axes = sorted({axis % rank for axis in self.axis})
-        sizes = [1 if self.shared else shape[axis] for axis in axes]
-        if None in sizes:
-            raise ValueError(
-                "AdaptiveRobust: the axis of each shape and scale must have a known size (the last axis, if not said "
-                f"otherwise by `axis`). Received: axis={self.axis!r}, y_pred of shape {tuple(y_pred_shape)}. "
-                "With `shared=True` no size needs to be known."
-            )
-        if self.groups is not None and len(self.groups) != sizes[0]:
-            raise ValueError(
-                f"AdaptiveRobust: `groups` must have a number for each of the {sizes[0]} positions. "
-                f"Received: {len(self.groups)} numbers"
-            )
-        # To broadcast against (batch, ...): 1 where an axis has no own parameters.
-        self._broadcast = [sizes[axes.index(axis)] if axis in axes else 1 for axis in range(1, rank)]
-        self._sizes = [size for size, axis in zip(sizes, axes, strict=True) if not self.shared] or [1]
-        count = [len(set(self.groups))] if self.groups else self._sizes
-        low, high = self._latent_range()
-        position = (self._latent_of_shape(self.alpha_init) - low) / (high - low)
-        if self.fixed_alpha is None:
-            logit = math.log(position) - math.log1p(-position)
-            self.latent_alpha = self.add_weight(count, keras.initializers.Constant(logit), name="latent_alpha")
-            self.state.alpha_log = LatestValue(name=f"{self.name}_alpha")
-        if self.fixed_scale is None:
-            # softplus^-1(log 2) is 0
-            self.latent_scale = self.add_weight(count, "zeros", name="latent_scale")
-            self.state.scale_log = LatestValue(name=f"{self.name}_scale")
-
-    def _latent_of_shape(self, alpha: float) -> float:
-        return alpha if self.coordinate == "alpha" else alpha / 2 - 1
-
-    def _latent_range(self) -> tuple[float, float]:
-        low, high = (self._latent_of_shape(bound) for bound in self.alpha_range)
-        return low, high
-
-    def _parameters(self) -> tuple[Tensor, Tensor]:
-        """Shape and scale, one for each position or group."""
-        alpha, scale = self.fixed_alpha, self.fixed_scale
-        if alpha is None:
-            low, high = self._latent_range()
-            latent = low + (high - low) * ops.sigmoid(ops.cast(self.latent_alpha, self.dtype))
-            alpha = latent if self.coordinate == "alpha" else shape_of_power(latent)
-        if scale is None:
-            growth = ops.softplus(ops.cast(self.latent_scale, self.dtype)) / math.log(2)
-            scale = self.scale_min + (self.scale_init - self.scale_min) * growth
-        return tuple(
-            ops.full(self._sizes, value, dtype=self.dtype)
-            if isinstance(value, float)
-            else (value if self.groups is None else ops.take(value, ops.convert_to_tensor(self.groups), axis=0))
-            for value in (alpha, scale)
+        self.coordinate = check_choice(owner, "coordinate", coordinate, tuple(_COORDINATES))
+        self._coordinate, self._inverse = _COORDINATES[coordinate]
+        super().__init__(
+            fixed_shape=None if alpha is None else check_float(owner, "alpha", alpha, minimum=0.0, maximum=2.0),
+            shape_logit=logit_of(owner, "alpha", self.alpha_init, low, high, self._coordinate),
+            scale=scale,
+            scale_init=scale_init,
+            scale_min=scale_min,
+            axis=axis,
+            shared=shared,
+            groups=groups,
+            reduction=reduction,
+            name=name,
+            dtype=dtype,
         )
+
+    def shape_of_latent(self, latent: Tensor) -> Tensor:
+        low, high = (self._coordinate(bound) for bound in self.alpha_range)
+        return self._inverse(low + (high - low) * ops.sigmoid(latent))
+
+    def residual_loss(self, residual: Tensor, shape: Tensor, scale: Tensor) -> Tensor:
+        return backend.elementwise(bounded_kernel)(residual, shape, scale)
+
+    def log_normaliser(self, shape: Tensor) -> Tensor:
+        return log_partition(shape)
 
     @property
     def alpha(self) -> Any:
         """The shape at each position of the axes, a NumPy array."""
         return self._read(0)
 
-    @property
-    def scale(self) -> Any:
-        """The scale at each position of the axes, a NumPy array."""
-        return self._read(1)
-
-    def _read(self, index: int) -> Any:
-        if not self.built:
-            raise ValueError(
-                "AdaptiveRobust: the shape and scale exist after the first call of `fit`, "
-                "or `build_once(y_true_shape, y_pred_shape)`."
-            )
-        return ops.convert_to_numpy(ops.stop_gradient(self._parameters()[index]))
-
-    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        y_true, y_pred = aligned("AdaptiveRobust", y_true, y_pred)
-        # Half precision overflows at a residual of 256 scales.
-        dtype = working_float(y_pred).name
-        y_true, y_pred = ops.cast(y_true, dtype), ops.cast(y_pred, dtype)
-        alpha, scale = (ops.cast(value, dtype) for value in self._parameters())
-        if self.fixed_alpha is None:
-            self.state.alpha_log.update_state(ops.mean(alpha))
-        if self.fixed_scale is None:
-            self.state.scale_log.update_state(ops.mean(scale))
-        normaliser = ops.reshape(ops.log(scale) + log_partition(alpha), self._broadcast)
-        alpha, scale = ops.reshape(alpha, self._broadcast), ops.reshape(scale, self._broadcast)
-        residual_loss = backend.elementwise(bounded_kernel)(y_pred - y_true, alpha, scale)
-        return ops.mean(residual_loss + normaliser, axis=-1)
-
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "alpha": self.fixed_alpha,
-            "scale": self.fixed_scale,
             "alpha_range": list(self.alpha_range),
             "alpha_init": self.alpha_init,
-            "scale_init": self.scale_init,
-            "scale_min": self.scale_min,
             "coordinate": self.coordinate,
-            "axis": list(self.axis),
-            "shared": self.shared,
-            "groups": self.groups,
         }
+
+
+def _same(value: Any) -> Any:
+    return value
+
+
+# `(coordinate of a shape in [0, 2], its inverse)`.
+_COORDINATES = {"alpha": (_same, _same), "lambda": (lambda alpha: alpha / 2 - 1, shape_of_power)}

@@ -9,6 +9,7 @@ import keras
 
 from kriterion._validation import check_float
 from kriterion.backend import Tensor
+from kriterion.losses._floats import mean_over_last_axis
 from kriterion.losses.base import aligned, without_masked
 from kriterion.losses.robust import general_robust, shape_of_power
 
@@ -69,7 +70,7 @@ class GeneralRobust(keras.losses.Loss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         y_true, y_pred = aligned("GeneralRobust", y_true, y_pred)
-        return keras.ops.mean(general_robust(y_pred - y_true, self.alpha, self.scale), axis=-1)
+        return mean_over_last_axis(general_robust(y_pred - y_true, self.alpha, self.scale))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "alpha": self.alpha, "scale": self.scale}
