@@ -249,7 +249,7 @@ def sample_robust(
 
     Example:
     >>> import kriterion
-    >>> kriterion.losses.sample_robust((2, 3), alpha=1.0, scale=0.5, seed=1).shape
+    >>> tuple(kriterion.losses.sample_robust((2, 3), alpha=1.0, scale=0.5, seed=1).shape)
     (2, 3)
     """
     alpha = _shape("sample_robust", alpha, lam, minimum=0.0)
