@@ -185,12 +185,12 @@ def test_weight_decay_spares_the_losss_variables(random):
         optimizer = keras.optimizers.AdamW(0.01, weight_decay=decay)
         trainer = trainer_of(network(), kriterion.losses.AdaptiveRobust(), optimizer=optimizer)
         trainer.prepare(x, y)
-        trainer.loss.latent_alpha.assign([5.0, 5.0])
+        trainer.loss.latent_shape.assign([5.0, 5.0])
         trainer.model.trainable = False
-        before = trainer.loss.latent_alpha.numpy()
+        before = trainer.loss.latent_shape.numpy()
         gradients = [keras.ops.zeros(v.shape) for v in optimizer._trainable_variables]
         optimizer.apply(gradients, optimizer._trainable_variables)
-        np.testing.assert_array_equal(trainer.loss.latent_alpha.numpy(), before)
+        np.testing.assert_array_equal(trainer.loss.latent_shape.numpy(), before)
 
 
 def test_the_users_own_exclusions_from_weight_decay_stay(random):
