@@ -128,7 +128,7 @@ class ResidualLikelihood(TrainableLoss):
         }
 
 
-def logit_of(owner: str, name: str, value: float, low: float, high: float, coordinate: Any = float) -> float:
+def logit_of(owner: str, name: str, value: float, low: float, high: float, coordinate: Any) -> float:
     """The logit of where `value` lies between the bounds, in the given coordinate; the sigmoid's argument for it."""
     if not low < value < high:
         raise ValueError(

@@ -50,9 +50,9 @@ class _Terms(NamedTuple):
     square: Tensor  # u^2, 1 where huge
     y: Tensor
     log: Tensor  # L
-    exponent: Tensor  # t = gL or hL
-    power: Tensor  # e^t, that is y^g or y^h
+    power: Tensor  # e^t, t = gL or hL: y^g or y^h
     growth: Tensor  # e^t - 1
+    relative_growth: Tensor  # (e^t - 1)/t
     influence: Tensor  # |u| y^g
 
 
@@ -83,8 +83,11 @@ def _terms(x: Tensor, u: Tensor, scale: Tensor, shape: _Shape, kind: Float) -> _
     t = shape.exponent * log
     power = ops.where(huge, ops.exp(t), _power(x, scale, v, square, q, y, shape, kind))
     growth = ops.where(t > 1, power - 1, ops.expm1(t))
+    zero = t == 0
+    relative_growth = ops.where(zero, 1.0, growth / ops.where(zero, 1.0, t))
     low = ops.where(huge, size * ops.exp(shape.g * log), (v / y) * power)
-    return _Terms(size, huge, square, y, log, t, power, growth, ops.where(shape.high, size * power, low))
+    influence = ops.where(shape.high, size * power, low)
+    return _Terms(size, huge, square, y, log, power, growth, relative_growth, influence)
 
 
 def _power(
@@ -136,13 +139,7 @@ def _loss(terms: _Terms, shape: _Shape) -> Tensor:
         terms.huge, (terms.influence / shape.divisor) * terms.size, (terms.square / shape.divisor) * terms.power
     )
     high = square_part + (shape.b / shape.divisor) * terms.growth
-    return ops.where(shape.high, high, shape.b * (terms.log / 2) * _relative_growth(terms))
-
-
-def _relative_growth(terms: _Terms) -> Tensor:
-    """(e^t - 1)/t."""
-    zero = terms.exponent == 0
-    return ops.where(zero, 1.0, terms.growth / ops.where(zero, 1.0, terms.exponent))
+    return ops.where(shape.high, high, shape.b * (terms.log / 2) * terms.relative_growth)
 
 
 def _slope(terms: _Terms, shape: _Shape, kind: Float) -> Tensor:
@@ -176,7 +173,7 @@ def _slope(terms: _Terms, shape: _Shape, kind: Float) -> Tensor:
     closed = near & ops.logical_not(small)
     z_closed, log_closed = ops.where(closed, z, 1.0), ops.where(closed, log, 1.0)
     decay = ops.exp(-z_closed)
-    growth = ops.where(near, at_most(_relative_growth(terms), kind.largest), 1.0)
+    growth = ops.where(near, at_most(terms.relative_growth, kind.largest), 1.0)
     divided = (
         z_closed * log_closed - (1 - decay) * (log_closed + z_closed) + z_closed * (z_closed * (growth * decay))
     ) / (z_closed * z_closed)

@@ -11,7 +11,7 @@ from keras import ops
 from kriterion import backend
 from kriterion._validation import check_float
 from kriterion.backend import Tensor
-from kriterion.losses._floats import working_float
+from kriterion.losses._floats import Float, working_float
 from kriterion.losses._log_partition import log_partition_kernel
 from kriterion.losses._robust_kernel import robust_kernel
 
@@ -59,27 +59,43 @@ def _shape(owner: str, alpha: Any, lam: Any, minimum: float = -math.inf) -> Any:
     return value
 
 
-def _applied(function: Any, owner: str, residual: Any, alpha: Any, scale: Any) -> Tensor:
-    """`function(x, a, c, kind, wanted)` of floats and tensors, with its derivatives by those that are tensors."""
+def _checked(owner: str, residual: Any, alpha: Any, scale: Any) -> tuple[list[Any], Float]:
+    """`([residual as a tensor, alpha, scale], the precision to compute in)`."""
     if isinstance(scale, (int, float)):
         check_float(owner, "scale", scale, above=0.0)
-    given = [residual, alpha, scale]
-    given[0] = ops.convert_to_tensor(residual)
-    kind = working_float(*given)
+    given = [ops.convert_to_tensor(residual), alpha, scale]
+    return given, working_float(*given)
+
+
+def _in_format(value: Any, kind: Float) -> Tensor:
+    # A float straight into its format: converted without one, it would be rounded to float32 on the way.
+    if isinstance(value, (int, float)):
+        return ops.convert_to_tensor(value, kind.name)
+    return ops.cast(ops.convert_to_tensor(value), kind.name)
+
+
+def _as_given(value: Tensor, given: Tensor) -> Tensor:
+    """In the floating point format of the given tensor, if it has one."""
+    dtype = keras.backend.standardize_dtype(given.dtype)
+    return ops.cast(value, dtype) if "float" in dtype else value
+
+
+def _loss(owner: str, residual: Any, alpha: Any, scale: Any) -> Tensor:
+    """The kernel's loss, with its derivatives by those arguments that are tensors."""
+    given, kind = _checked(owner, residual, alpha, scale)
     variable = [index for index, value in enumerate(given) if not isinstance(value, (int, float))]
-    constants = [None if i in variable else ops.convert_to_tensor(value, kind.name) for i, value in enumerate(given)]
+    constants = [None if i in variable else _in_format(value, kind) for i, value in enumerate(given)]
 
     def of_tensors(*tensors: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        arguments = list(constants)
+        arguments: list[Any] = list(constants)
         for index, tensor in zip(variable, tensors, strict=True):
             arguments[index] = tensor
-        value, *derivatives = function(*arguments, kind, 1 in variable)
+        x, a, c = arguments
+        value, *derivatives = robust_kernel(x, a, c, kind, with_slope=1 in variable)
         return value, tuple(derivatives[index] for index in variable)
 
-    tensors = [ops.cast(ops.convert_to_tensor(given[index]), kind.name) for index in variable]
-    value = backend.elementwise(of_tensors)(*tensors)
-    dtype = keras.backend.standardize_dtype(given[0].dtype)
-    return ops.cast(value, dtype) if "float" in dtype else value
+    tensors = [_in_format(given[index], kind) for index in variable]
+    return _as_given(backend.elementwise(of_tensors)(*tensors), given[0])
 
 
 def general_robust(
@@ -110,7 +126,7 @@ def general_robust(
     4.5
     """
     alpha = _shape("general_robust", alpha, lam)
-    return _applied(robust_kernel, "general_robust", residual, alpha, scale)
+    return _loss("general_robust", residual, alpha, scale)
 
 
 def robust_weights(
@@ -139,14 +155,11 @@ def robust_weights(
     0.6666666...
     """
     alpha = _shape("robust_weights", alpha, lam)
-
-    def weight(x: Tensor, a: Tensor, c: Tensor, kind: Any, _: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        at_zero = x == 0
-        influence = robust_kernel(x, a, c, kind, with_slope=False)[1]
-        value = ops.where(at_zero, 1 / (c * c), influence / ops.where(at_zero, 1.0, x))
-        return value, value, value, value
-
-    return ops.stop_gradient(_applied(weight, "robust_weights", residual, alpha, scale))
+    given, kind = _checked("robust_weights", residual, alpha, scale)
+    x, a, c = (ops.stop_gradient(_in_format(value, kind)) for value in given)
+    at_zero = x == 0
+    influence = robust_kernel(x, a, c, kind, with_slope=False)[1]
+    return _as_given(ops.where(at_zero, 1 / (c * c), influence / ops.where(at_zero, 1.0, x)), given[0])
 
 
 def log_partition(alpha: Tensor | float | None = None, *, lam: Any = None) -> Tensor:
@@ -174,14 +187,12 @@ def log_partition(alpha: Tensor | float | None = None, *, lam: Any = None) -> Te
     """
     shape = ops.convert_to_tensor(_shape("log_partition", alpha, lam, minimum=0.0))
     kind = working_float(shape)
-    dtype = keras.backend.standardize_dtype(shape.dtype)
 
     def of_tensor(a: Tensor) -> tuple[Tensor, tuple[Tensor]]:
         value, slope = log_partition_kernel(a, kind)
         return value, (slope,)
 
-    value = backend.elementwise(of_tensor)(ops.cast(shape, kind.name))
-    return ops.cast(value, dtype) if "float" in dtype else value
+    return _as_given(backend.elementwise(of_tensor)(ops.cast(shape, kind.name)), shape)
 
 
 def robust_log_density(
@@ -209,7 +220,7 @@ def robust_log_density(
     -0.918939
     """
     alpha = _shape("robust_log_density", alpha, lam, minimum=0.0)
-    loss = _applied(robust_kernel, "robust_log_density", residual, alpha, scale)
+    loss = _loss("robust_log_density", residual, alpha, scale)
     if isinstance(alpha, (int, float)):
         alpha = ops.convert_to_tensor(alpha, loss.dtype)
     log_scale = math.log(scale) if isinstance(scale, (int, float)) else ops.cast(ops.log(scale), loss.dtype)
