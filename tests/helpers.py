@@ -14,10 +14,24 @@ TRANSFORMS = {
     "weight_penalty": lambda: kriterion.transforms.WeightPenalty(keras.regularizers.L2(0.01)),
     "gradient_variance_penalty": lambda: kriterion.transforms.GradientVariancePenalty(0.01, micro_batches=3),
 }
+
+
+def evaluating(loss):
+    """With running statistics that do not change, so that examples are independent of each other."""
+    loss.training = False
+    return loss
+
+
+HALF_SQUARED = kriterion.losses.GeneralRobust(alpha=2.0)
 LOSSES = {
     "general_robust": lambda **kwargs: kriterion.losses.GeneralRobust(alpha=0.5, scale=0.7, **kwargs),
     "adaptive_robust": lambda **kwargs: kriterion.losses.AdaptiveRobust(scale_init=0.7, **kwargs),
     "adaptive_student_t": lambda **kwargs: kriterion.losses.AdaptiveStudentT(df_init=3.0, **kwargs),
+    "confidence_weighted": lambda **kwargs: kriterion.losses.ConfidenceWeighted(
+        HALF_SQUARED, differentiate=True, **kwargs
+    ),
+    "error_weighted": lambda **kwargs: kriterion.losses.ErrorWeighted(HALF_SQUARED, differentiate=True, **kwargs),
+    "batch_adaptive": lambda **kwargs: evaluating(kriterion.losses.BatchAdaptive(HALF_SQUARED, **kwargs)),
 }
 REGULARIZERS = {
     "total_variation": lambda strength=0.3: kriterion.regularizers.TotalVariation(strength, axis=0),

@@ -202,6 +202,14 @@ class Trainer(backend.TrainStep, keras.Model):
             state = [*self.non_trainable_variables, *self.metrics_variables]
             return loss, (y_pred, {id(v): scope.get_current_value(v) for v in state})
 
+    def compute_loss(
+        self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
+    ) -> Tensor:
+        """As `keras.Model.compute_loss`; losses with running statistics change them in training only."""
+        for loss in _trainable_losses(self.loss):
+            loss.training = training
+        return super().compute_loss(x, y, y_pred, sample_weight, training=training)
+
     @property
     def losses(self) -> list[Tensor]:
         """Scalar losses of `add_loss`, activity and weight regularizers, as in Keras."""

@@ -3,6 +3,9 @@
 from kriterion.losses.adaptive_robust import AdaptiveRobust
 from kriterion.losses.adaptive_student_t import AdaptiveStudentT
 from kriterion.losses.base import TrainableLoss
+from kriterion.losses.batch_adaptive import BatchAdaptive
+from kriterion.losses.confidence_weighted import ConfidenceWeighted
+from kriterion.losses.error_weighted import ErrorWeighted
 from kriterion.losses.general_robust import GeneralRobust
 from kriterion.losses.robust import (
     general_robust,
@@ -16,6 +19,9 @@ from kriterion.losses.robust import (
 __all__ = [
     "AdaptiveRobust",
     "AdaptiveStudentT",
+    "BatchAdaptive",
+    "ConfidenceWeighted",
+    "ErrorWeighted",
     "GeneralRobust",
     "TrainableLoss",
     "general_robust",

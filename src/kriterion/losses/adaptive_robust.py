@@ -13,7 +13,7 @@ from kriterion._validation import check_choice, check_float
 from kriterion.backend import Tensor
 from kriterion.losses._bounded_kernel import bounded_kernel
 from kriterion.losses._likelihood import ResidualLikelihood, logit_of
-from kriterion.losses.robust import log_partition, shape_of_power
+from kriterion.losses.robust import chosen_shape, log_partition, shape_of_power
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
@@ -86,17 +86,13 @@ class AdaptiveRobust(ResidualLikelihood):
         dtype: Any = None,
     ) -> None:
         owner = "AdaptiveRobust"
-        if alpha is not None and lam is not None:
-            raise ValueError(f"{owner}: give at most one of `alpha` and `lam`. Received: alpha={alpha!r}, lam={lam!r}")
-        if lam is not None:
-            alpha = float(shape_of_power(check_float(owner, "lam", lam, minimum=-1.0, maximum=0.0)))
         low, high = (check_float(owner, "alpha_range", bound, minimum=0.0, maximum=2.0) for bound in alpha_range)
         self.alpha_range = (low, high)
         self.alpha_init = (low + high) / 2 if alpha_init is None else check_float(owner, "alpha_init", alpha_init)
         self.coordinate = check_choice(owner, "coordinate", coordinate, tuple(_COORDINATES))
         self._coordinate, self._inverse = _COORDINATES[coordinate]
         super().__init__(
-            fixed_shape=None if alpha is None else check_float(owner, "alpha", alpha, minimum=0.0, maximum=2.0),
+            fixed_shape=chosen_shape(owner, alpha, lam, minimum=0.0, maximum=2.0),
             shape_logit=logit_of(owner, "alpha", self.alpha_init, low, high, self._coordinate),
             scale=scale,
             scale_init=scale_init,

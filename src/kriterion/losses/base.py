@@ -20,6 +20,8 @@ class TrainableLoss(keras.losses.Loss):
 
     A subclass makes its variables in `build` with `add_weight` and uses them in `call`. A `kriterion.Trainer`
     trains them, keeps weight decay off them, and saves them; stock `compile` cannot, so there the loss raises.
+    In `call`, `self.training` tells whether running statistics may change (a trainer clears it in `evaluate`), and
+    `self.importance(values)` how much each entry counts.
 
     Args:
         reduction: as in `keras.losses.Loss`.
@@ -53,6 +55,13 @@ class TrainableLoss(keras.losses.Loss):
         self.state = StateLayer(name=self.name)
         self.built_shapes: list[Any] | None = None
         self.owned_by_trainer = False
+        self.training = True
+        self._importances: tuple[Any, ...] = ()
+
+    @property
+    def needs_trainer(self) -> bool:
+        """Whether stock `compile`, which does not know of the variables, is refused."""
+        return True
 
     @property
     def built(self) -> bool:
@@ -84,7 +93,7 @@ class TrainableLoss(keras.losses.Loss):
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Tensor:
         if not self.built:
-            if not self.owned_by_trainer:
+            if self.needs_trainer and not self.owned_by_trainer:
                 raise RuntimeError(
                     f"{type(self).__name__} has trainable variables, which `model.compile()` would neither train nor "
                     "save. Use `trainer = kriterion.Trainer(model)` and `trainer.compile(optimizer, loss)` instead; "
@@ -93,7 +102,25 @@ class TrainableLoss(keras.losses.Loss):
                 )
             # Shapes without the batch axis's size, so that a later, smaller batch finds what it expects.
             self.build_once(*(_batch_free_shape(value) for value in (y_true, y_pred)))
-        return super().__call__(*without_masked(y_true, y_pred), sample_weight)
+        y_true, y_pred = without_masked(y_true, y_pred)
+        self._importances = (get_keras_mask(y_pred), sample_weight)
+        try:
+            return super().__call__(y_true, y_pred, sample_weight)
+        finally:
+            # Tensors of a traced step must not outlive it.
+            self._importances = ()
+
+    def importance(self, values: Tensor) -> Tensor:
+        """How much each entry of `values` (batch, ...) counts in this call: its sample weight, 0 where masked, or 1."""
+        result = keras.ops.ones_like(values)
+        for given in self._importances:
+            if given is not None:
+                factor = keras.ops.cast(keras.ops.convert_to_tensor(given), values.dtype)
+                if len(factor.shape) == len(values.shape) + 1 and factor.shape[-1] == 1:
+                    factor = keras.ops.squeeze(factor, -1)
+                missing = len(values.shape) - len(factor.shape)
+                result = result * keras.ops.reshape(factor, (*keras.ops.shape(factor), *(1,) * missing))
+        return result
 
     def __reduce__(self) -> Any:
         # Pickles and deep copies: made anew, with variables of their own.

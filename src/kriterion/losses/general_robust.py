@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import keras
@@ -11,7 +10,7 @@ from kriterion._validation import check_float
 from kriterion.backend import Tensor
 from kriterion.losses._floats import mean_over_last_axis
 from kriterion.losses.base import aligned, without_masked
-from kriterion.losses.robust import general_robust, shape_of_power
+from kriterion.losses.robust import chosen_shape, general_robust
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
@@ -57,12 +56,8 @@ class GeneralRobust(keras.losses.Loss):
         dtype: Any = None,
     ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        if alpha is None:
-            alpha = 1.0 if lam is None else shape_of_power(lam)
-        elif lam is not None:
-            raise ValueError(f"GeneralRobust: give `alpha` or `lam`, not both. Received: alpha={alpha!r}, lam={lam!r}")
-        infinite = isinstance(alpha, float) and math.isinf(alpha)
-        self.alpha = alpha if infinite else check_float("GeneralRobust", "alpha", alpha)
+        shape = chosen_shape("GeneralRobust", alpha, lam)
+        self.alpha = 1.0 if shape is None else shape
         self.scale = check_float("GeneralRobust", "scale", scale, above=0.0)
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Tensor:

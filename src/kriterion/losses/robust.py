@@ -59,6 +59,20 @@ def _shape(owner: str, alpha: Any, lam: Any, minimum: float = -math.inf) -> Any:
     return value
 
 
+def chosen_shape(
+    owner: str, alpha: float | None, lam: float | None, *, minimum: float = -math.inf, maximum: float = math.inf
+) -> float | None:
+    """The shape from whichever of the two coordinates was given, as a float in the range; None if neither was."""
+    if lam is not None:
+        if alpha is not None:
+            raise ValueError(f"{owner}: give at most one of `alpha` and `lam`. Received: alpha={alpha!r}, lam={lam!r}")
+        alpha = shape_of_power(lam)
+    name = "alpha" if lam is None else f"alpha of lam={lam!r}"
+    if alpha is None or (isinstance(alpha, float) and math.isinf(alpha) and minimum <= alpha <= maximum):
+        return alpha
+    return check_float(owner, name, alpha, minimum=minimum, maximum=maximum)
+
+
 def _checked(owner: str, residual: Any, alpha: Any, scale: Any) -> tuple[list[Any], Float]:
     """`([residual as a tensor, alpha, scale], the precision to compute in)`."""
     if isinstance(scale, (int, float)):
