@@ -17,7 +17,7 @@ BATCH, ROUNDS = 4096, 60
 
 
 def losses(size):
-    adaptive = kriterion.losses.AdaptiveRobust()
+    adaptive = kriterion.losses.AdaptiveRobust(init="reference")
     adaptive.build_once((None, size), (None, size))
     return {
         "squared error": keras.losses.MeanSquaredError(),

@@ -26,7 +26,7 @@ HALF_SQUARED = kriterion.losses.GeneralRobust(alpha=2.0)
 LOSSES = {
     "general_robust": lambda **kwargs: kriterion.losses.GeneralRobust(alpha=0.5, scale=0.7, **kwargs),
     "adaptive_robust": lambda **kwargs: kriterion.losses.AdaptiveRobust(scale_init=0.7, **kwargs),
-    "adaptive_student_t": lambda **kwargs: kriterion.losses.AdaptiveStudentT(df_init=3.0, **kwargs),
+    "adaptive_student_t": lambda **kwargs: kriterion.losses.AdaptiveStudentT(df_init=3.0, scale_init=0.7, **kwargs),
     "confidence_weighted": lambda **kwargs: kriterion.losses.ConfidenceWeighted(
         HALF_SQUARED, differentiate=True, **kwargs
     ),

@@ -26,7 +26,7 @@ def test_the_adaptive_loss_is_a_density(float64):
 def test_collapse_the_variables_alone_find_the_closed_form(random):
     """Fixed residuals and a shape held next to 2: the likelihood is the normal one, optimal at scale = RMS."""
     residuals = random.normal(0.0, 0.5, size=(2000, 1)).astype("float32")
-    loss, _ = fitted_to(residuals, alpha_range=(1.998, 1.999))
+    loss, _ = fitted_to(residuals, init="reference", alpha_range=(1.998, 1.999))
     assert loss.scale[0] == pytest.approx(np.sqrt(np.mean(residuals**2)), rel=0.01)
 
 
@@ -50,10 +50,70 @@ def test_start_is_as_stated():
     loss.build_once((None, 3), (None, 3))
     np.testing.assert_allclose(loss.alpha, [0.3] * 3, rtol=1e-5)
     np.testing.assert_allclose(loss.scale, [2.5] * 3, rtol=1e-5)
+    reference = AdaptiveRobust(init="reference")
+    reference.build_once((None, 1), (None, 1))
+    assert reference.alpha[0] == pytest.approx(1.0)
+    assert reference.scale[0] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sizes", "axes"),
+    [
+        ({}, (3,), (0, 1, 2)),
+        ({"axis": (1, 3)}, (4, 3), (0, 2)),
+        ({"axis": 2}, (5,), (0, 1, 3)),
+        ({"shared": True}, (1,), (0, 1, 2, 3)),
+        ({"groups": [0, 1, 0]}, (3,), (0, 1, 2)),
+    ],
+)
+@pytest.mark.parametrize("make", [AdaptiveRobust, AdaptiveStudentT])
+def test_the_first_scale_is_a_quarter_of_the_first_spread(make, arguments, sizes, axes, random):
+    """Of the entries that count: for normal residuals, of their standard deviation."""
+    loss = make(**arguments)
+    loss.build_once((None, 4, 5, 3), (None, 4, 5, 3))
+    residual = (random.normal(size=(21, 4, 5, 3)) * random.uniform(0.5, 2, size=(4, 5, 3))).astype("float32")
+    counts = np.arange(21) % 3 > 0
+    weight = np.repeat(counts, 20).reshape(21, 4, 5).astype("float32")
+    loss(0 * residual, np.where(counts[:, None, None, None], residual, 1e3), sample_weight=weight)
+    # The median is the lower of the middle two.
+    spread = 1.482602218505602 * np.quantile(np.abs(residual[counts]), 0.5, axis=axes, method="inverted_cdf")
+    spread = np.reshape(spread, sizes)
+    if "groups" in arguments:
+        spread[[0, 2]] = spread[[0, 2]].mean()
+    np.testing.assert_allclose(loss.scale, 0.25 * spread + 1e-5, rtol=1e-5)
+    loss(0 * residual, 100 * residual)
+    np.testing.assert_allclose(loss.scale, 0.25 * spread + 1e-5, rtol=1e-5)
+
+
+def test_residuals_without_a_spread_start_as_the_others():
+    y, p = np.zeros((4, 2), "float32"), np.float32([[1, 0], [-1, 0], [1, 0], [1, 0]])
+    loss = AdaptiveRobust()
+    loss.build_once((None, 2), (None, 2))
+    loss(y, p)
+    assert loss.scale[0] == pytest.approx(1.4826 / 4, rel=1e-3)
+    assert loss.scale[1] == pytest.approx(1.4826 / 8, rel=1e-3)
+    same = AdaptiveRobust()
+    same.build_once((None, 2), (None, 2))
+    same(y, y)
+    np.testing.assert_allclose(same.scale, 0.25, rtol=1e-3)
+
+
+def test_the_start_does_not_depend_on_the_unit_nor_on_evaluation(random):
+    x, y = random.normal(size=(64, 3)).astype("float32"), random.normal(size=(64, 1)).astype("float32")
+    scales = []
+    for unit in (1.0, 1e4):
+        trainer = kriterion.Trainer(
+            keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, kernel_initializer="zeros")])
+        )
+        trainer.compile(keras.optimizers.SGD(0.0), AdaptiveRobust())
+        trainer.evaluate(x, 7 * unit * y, verbose=0)
+        trainer.fit(x, unit * y, batch_size=64, verbose=0)
+        scales.append(trainer.loss.scale[0] / unit)
+    assert scales[0] == pytest.approx(scales[1], rel=1e-4)
 
 
 def parameters_for(shape, **arguments):
-    loss = AdaptiveRobust(**arguments)
+    loss = AdaptiveRobust(init="reference", **arguments)
     loss.build_once(shape, shape)
     return loss
 
@@ -170,7 +230,7 @@ def test_a_large_residual_in_half_precision(random):
     finally:
         keras.config.set_dtype_policy("float32")
     trainer = kriterion.Trainer(model)
-    trainer.compile(keras.optimizers.SGD(1e-3), AdaptiveRobust())
+    trainer.compile(keras.optimizers.SGD(1e-3), AdaptiveRobust(init="reference"))
     history = trainer.fit(np.full((4, 1), 300.0), np.zeros((4, 1)), verbose=0)
     assert np.isfinite(history.history["loss"][0])
     assert history.history["loss"][0] == pytest.approx(

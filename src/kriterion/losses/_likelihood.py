@@ -13,8 +13,13 @@ from kriterion._validation import check_float
 from kriterion.backend import Tensor
 from kriterion.losses._floats import mean_over_last_axis, working_float
 from kriterion.losses._latest_value import LatestValue
+from kriterion.losses._order_statistics import NORMAL_SPREAD, weighted_quantile
 from kriterion.losses._positions import Positions
 from kriterion.losses.base import TrainableLoss, aligned
+
+# Of the first residuals' spread: small enough that the good ones' can still be told from it where two fifths of the
+# targets are wrong (`benchmarks/contaminated_regression.py`).
+START_FRACTION = 0.25
 
 
 class ResidualLikelihood(TrainableLoss):
@@ -23,7 +28,8 @@ class ResidualLikelihood(TrainableLoss):
     -log p(x) = loss(x; shape, c) + log c + log Z(shape), averaged over the last axis
 
     A subclass names its shape parameter, bounds it by `shape_of_latent`, and has `residual_loss` and `log_normaliser`.
-    The scale is c = c_min + (c_0 - c_min) softplus(v)/log 2.
+    The scale is c = c_min + c_0 softplus(v)/log 2, with c_0 = `scale_init` - c_min, or, where that is None, a fraction
+    of the spread of the residuals in the first batch of training.
     """
 
     shape_name: str
@@ -34,7 +40,7 @@ class ResidualLikelihood(TrainableLoss):
         fixed_shape: float | None,
         shape_logit: float,
         scale: float | None,
-        scale_init: float,
+        scale_init: float | None,
         scale_min: float,
         axis: int | Sequence[int],
         shared: bool,
@@ -48,7 +54,9 @@ class ResidualLikelihood(TrainableLoss):
         self.fixed_shape, self._shape_logit = fixed_shape, shape_logit
         self.fixed_scale = None if scale is None else check_float(owner, "scale", scale, above=0.0)
         self.scale_min = check_float(owner, "scale_min", scale_min, above=0.0)
-        self.scale_init = check_float(owner, "scale_init", scale_init, above=self.scale_min)
+        if scale_init is not None:
+            scale_init = check_float(owner, "scale_init", scale_init, above=self.scale_min)
+        self.scale_init = scale_init
         self.positions = Positions(owner, axis, shared, groups)
 
     def shape_of_latent(self, latent: Tensor) -> Tensor:
@@ -63,6 +71,10 @@ class ResidualLikelihood(TrainableLoss):
         """Log Z, for scale 1."""
         raise NotImplementedError
 
+    def represented(self, residual: Tensor) -> Tensor:
+        """The residuals whose likelihood is meant."""
+        return residual
+
     def build(self, y_true_shape: tuple[int | None, ...], y_pred_shape: tuple[int | None, ...]) -> None:
         count = self.positions.build(y_pred_shape)
         if self.fixed_shape is None:
@@ -72,18 +84,46 @@ class ResidualLikelihood(TrainableLoss):
         if self.fixed_scale is None:
             # softplus^-1(log 2) is 0
             self.latent_scale = self.add_weight(count, "zeros", name="latent_scale")
+            if self.scale_init is None:
+                # 0: not measured yet.
+                self.spread = self.add_weight(count, "zeros", name="spread", trainable=False)
             self.state.scale_log = LatestValue(name=f"{self.name}_scale")
 
-    def _parameters(self) -> tuple[Tensor, Tensor]:
-        """Shape and scale at each position."""
+    def _parameters(self, spread: Any) -> tuple[Tensor, Tensor]:
+        """Shape and scale at each position, given the spread of the first residuals."""
         shape: Tensor | float | None = self.fixed_shape
         scale: Tensor | float | None = self.fixed_scale
         if shape is None:
             shape = self.shape_of_latent(ops.cast(self.latent_shape, self.dtype))
         if scale is None:
+            first = START_FRACTION * spread if self.scale_init is None else self.scale_init - self.scale_min
             growth = ops.softplus(ops.cast(self.latent_scale, self.dtype)) / math.log(2)
-            scale = self.scale_min + (self.scale_init - self.scale_min) * growth
+            scale = self.scale_min + first * growth
         return self._at_positions(shape), self._at_positions(scale)
+
+    @property
+    def _measures_spread(self) -> bool:
+        return self.fixed_scale is None and self.scale_init is None
+
+    def _measured_spread(self, residual: Tensor) -> Tensor:
+        """1.4826 median |x|, from the first batch of training on as it was there."""
+        residual = ops.stop_gradient(residual)
+        known = ops.convert_to_tensor(self.spread)
+        importance = self.importance(residual[..., 0])[..., None]
+
+        def measured() -> Tensor:
+            rows = self.positions.rows(ops.abs(residual))
+            counts = self.positions.rows(ops.broadcast_to(importance, ops.shape(residual)))
+            spread = self.positions.of_group(NORMAL_SPREAD * weighted_quantile(rows, counts, 0.5))
+            # Where all residuals are 0, what the others have; where all of them are, 1.
+            spread = ops.where(spread > 0, spread, ops.mean(spread))
+            return ops.cast(ops.where(spread > 0, spread, 1.0), known.dtype)
+
+        wanted = ops.logical_and(ops.logical_not(ops.any(known > 0)), ops.any(importance > 0))
+        spread = ops.cond(wanted, measured, lambda: known)
+        if self.training:
+            self.spread.assign(spread)
+        return ops.cast(spread, self.dtype)
 
     def _at_positions(self, value: Tensor | float) -> Tensor:
         if isinstance(value, float):
@@ -91,12 +131,13 @@ class ResidualLikelihood(TrainableLoss):
         return self.positions.each(value)
 
     def _read(self, index: int) -> Any:
-        if not self.built:
+        if not self.built or (self._measures_spread and not ops.convert_to_numpy(self.spread).any()):
             raise ValueError(
-                f"{type(self).__name__}: {self.shape_name} and scale exist after the first call of `fit`, "
-                "or `build_once(y_true_shape, y_pred_shape)`."
+                f"{type(self).__name__}: {self.shape_name} and scale exist after the first batch of `fit`; with "
+                "`scale_init`, after `build_once(y_true_shape, y_pred_shape)`."
             )
-        return ops.convert_to_numpy(ops.stop_gradient(self._parameters()[index]))
+        spread = ops.cast(self.spread, self.dtype) if self._measures_spread else None
+        return ops.convert_to_numpy(ops.stop_gradient(self._parameters(spread)[index]))
 
     @property
     def scale(self) -> Any:
@@ -107,13 +148,14 @@ class ResidualLikelihood(TrainableLoss):
         y_true, y_pred = aligned(type(self).__name__, y_true, y_pred)
         # Half precision overflows at a residual of 256 scales.
         dtype = working_float(y_pred).name
-        shape, scale = (ops.cast(value, dtype) for value in self._parameters())
+        residual = self.represented(ops.cast(y_pred, dtype) - ops.cast(y_true, dtype))
+        spread = self._measured_spread(residual) if self._measures_spread else None
+        shape, scale = (ops.cast(value, dtype) for value in self._parameters(spread))
         if self.fixed_shape is None:
             self.state.shape_log.update_state(ops.mean(shape))
         if self.fixed_scale is None:
             self.state.scale_log.update_state(ops.mean(scale))
         constant = self.positions.spread(ops.log(scale) + self.log_normaliser(shape))
-        residual = ops.cast(y_pred, dtype) - ops.cast(y_true, dtype)
         loss = self.residual_loss(residual, self.positions.spread(shape), self.positions.spread(scale))
         return mean_over_last_axis(loss + constant)
 

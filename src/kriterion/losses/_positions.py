@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -67,6 +68,19 @@ class Positions:
     def spread(self, values: Tensor) -> Tensor:
         """What is given at each position, in a shape that broadcasts to the predictions'."""
         return ops.reshape(values, self._broadcast)
+
+    def rows(self, values: Tensor) -> Tensor:
+        """Values of the predictions' shape as (all values of a position, position)."""
+        kept = [axis for axis, size in enumerate(self._broadcast, start=1) if size != 1]
+        others = [axis for axis in range(len(values.shape)) if axis not in kept]
+        return ops.reshape(ops.transpose(values, (*others, *kept)), (-1, math.prod(self.sizes)))
+
+    def of_group(self, values: Tensor) -> Tensor:
+        """The mean over the positions that share a parameter, of one value for each position."""
+        if self.groups is None:
+            return ops.reshape(values, self.sizes)
+        members = ops.one_hot(self.groups, len(set(self.groups)), dtype=values.dtype)
+        return ops.sum(members * values[:, None], axis=0) / ops.sum(members, axis=0)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments."""

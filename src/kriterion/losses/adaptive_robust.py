@@ -15,6 +15,9 @@ from kriterion.losses._bounded_kernel import bounded_kernel
 from kriterion.losses._likelihood import ResidualLikelihood, logit_of
 from kriterion.losses.robust import chosen_shape, log_partition, shape_of_power
 
+# Where in `alpha_range` a shape that is to ignore outliers starts.
+START_POSITION = 0.025
+
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class AdaptiveRobust(ResidualLikelihood):
@@ -22,7 +25,7 @@ class AdaptiveRobust(ResidualLikelihood):
 
     -log p(x) = rho(x; a, c) + log c + log Z(a), x = y_pred - y_true, averaged over the last axis
 
-    a = lo + (hi - lo) sigmoid(u) and c = c_min + (c_0 - c_min) softplus(v)/log 2 with u and v trained, so that the
+    a = lo + (hi - lo) sigmoid(u) and c = c_min + c_0 softplus(v)/log 2 with u and v trained, so that the
     loss finds out how heavy the residuals' tails are. A likelihood can be negative: compare it with itself only.
     Use `kriterion.Trainer`, which trains and saves the variables; stock `compile` is refused. The logs of `fit` have
     the mean shape and scale as `adaptive_robust_alpha` and `adaptive_robust_scale`, after the loss's name.
@@ -32,8 +35,11 @@ class AdaptiveRobust(ResidualLikelihood):
         lam: instead of `alpha`, the power-transform coordinate (`shape_of_power`), in [-1, 0].
         scale: a positive float, in units of the targets, fixes the scale; by default it is learned.
         alpha_range: (lo, hi), 0 <= lo < hi <= 2, open bounds of a learned shape.
-        alpha_init: first shape, strictly inside `alpha_range`; by default its middle.
-        scale_init: first scale, in units of the targets, greater than `scale_min`.
+        init: `"robust"`: the shape starts low, and the scale at a quarter of the spread of the residuals in the first
+            batch of training, so that wrong targets do not count before the good ones are fitted; `"reference"`: at
+            the middle of `alpha_range` and at 1, as in the paper, which wants targets of about that spread.
+        alpha_init: first shape, strictly inside `alpha_range`, whatever `init` says.
+        scale_init: first scale, in units of the targets, greater than `scale_min`, whatever `init` says.
         scale_min: lower bound of a learned scale, positive.
         coordinate: `"alpha"`, or `"lambda"` to have lambda, rather than the shape, depend on u by the sigmoid.
         axis: the axis, or axes, of the predictions along which each position has its own shape and scale; 0, the
@@ -74,8 +80,9 @@ class AdaptiveRobust(ResidualLikelihood):
         lam: float | None = None,
         scale: float | None = None,
         alpha_range: tuple[float, float] = (0.001, 1.999),
+        init: str = "robust",
         alpha_init: float | None = None,
-        scale_init: float = 1.0,
+        scale_init: float | None = None,
         scale_min: float = 1e-5,
         coordinate: str = "alpha",
         axis: int | Sequence[int] = -1,
@@ -88,14 +95,17 @@ class AdaptiveRobust(ResidualLikelihood):
         owner = "AdaptiveRobust"
         low, high = (check_float(owner, "alpha_range", bound, minimum=0.0, maximum=2.0) for bound in alpha_range)
         self.alpha_range = (low, high)
-        self.alpha_init = (low + high) / 2 if alpha_init is None else check_float(owner, "alpha_init", alpha_init)
+        self.init = check_choice(owner, "init", init, ("robust", "reference"))
+        self.alpha_init = None if alpha_init is None else check_float(owner, "alpha_init", alpha_init)
+        position = 0.5 if init == "reference" else START_POSITION
+        first_shape = low + (high - low) * position if self.alpha_init is None else self.alpha_init
         self.coordinate = check_choice(owner, "coordinate", coordinate, tuple(_COORDINATES))
         self._coordinate, self._inverse = _COORDINATES[coordinate]
         super().__init__(
             fixed_shape=chosen_shape(owner, alpha, lam, minimum=0.0, maximum=2.0),
-            shape_logit=logit_of(owner, "alpha", self.alpha_init, low, high, self._coordinate),
+            shape_logit=logit_of(owner, "alpha", first_shape, low, high, self._coordinate),
             scale=scale,
-            scale_init=scale_init,
+            scale_init=1.0 if scale_init is None and init == "reference" else scale_init,
             scale_min=scale_min,
             axis=axis,
             shared=shared,
@@ -124,6 +134,7 @@ class AdaptiveRobust(ResidualLikelihood):
         return {
             **super().get_config(),
             "alpha_range": list(self.alpha_range),
+            "init": self.init,
             "alpha_init": self.alpha_init,
             "coordinate": self.coordinate,
         }

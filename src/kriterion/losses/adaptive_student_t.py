@@ -21,7 +21,7 @@ class AdaptiveStudentT(ResidualLikelihood):
     -log p(x) = (n + 1)/2 log(1 + x^2/(c^2 n)) + log c + log(pi n)/2 + log Gamma(n/2) - log Gamma((n + 1)/2)
 
     x = y_pred - y_true, averaged over the last axis; the log of n moves between those of `df_range` by a sigmoid, c is
-    c_min + (c_0 - c_min) softplus(v)/log 2. n = 1 is Cauchy, n -> inf normal. A likelihood can be negative. Use
+    c_min + c_0 softplus(v)/log 2. n = 1 is Cauchy, n -> inf normal. A likelihood can be negative. Use
     `kriterion.Trainer`; the logs of `fit` have the means `adaptive_student_t_df` and `adaptive_student_t_scale`.
 
     Args:
@@ -29,7 +29,8 @@ class AdaptiveStudentT(ResidualLikelihood):
         scale: a positive float, in units of the targets, fixes the scale c; by default it is learned.
         df_range: (lo, hi), 0 < lo < hi, open bounds of learned degrees of freedom.
         df_init: first degrees of freedom, strictly inside `df_range`.
-        scale_init: first scale c_0, in units of the targets, greater than `scale_min`.
+        scale_init: first scale, in units of the targets, greater than `scale_min`; by default a quarter of the spread
+            of the residuals in the first batch of training.
         scale_min: lower bound of a learned scale, positive.
         axis: the axis, or axes, of the predictions along which each position has its own parameters.
         shared: whether one n and c serve all positions instead.
@@ -68,7 +69,7 @@ class AdaptiveStudentT(ResidualLikelihood):
         scale: float | None = None,
         df_range: tuple[float, float] = (0.1, 1e4),
         df_init: float = 1.0,
-        scale_init: float = 1.0,
+        scale_init: float | None = None,
         scale_min: float = 1e-5,
         axis: int | Sequence[int] = -1,
         shared: bool = False,
