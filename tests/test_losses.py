@@ -67,7 +67,7 @@ def test_start_is_as_stated():
     ],
 )
 @pytest.mark.parametrize("make", [AdaptiveRobust, AdaptiveStudentT])
-def test_the_first_scale_is_a_quarter_of_the_first_spread(make, arguments, sizes, axes, random):
+def test_the_first_scale_is_a_fifth_of_the_first_spread(make, arguments, sizes, axes, random):
     """Of the entries that count: for normal residuals, of their standard deviation."""
     loss = make(**arguments)
     loss.build_once((None, 4, 5, 3), (None, 4, 5, 3))
@@ -75,14 +75,30 @@ def test_the_first_scale_is_a_quarter_of_the_first_spread(make, arguments, sizes
     counts = np.arange(21) % 3 > 0
     weight = np.repeat(counts, 20).reshape(21, 4, 5).astype("float32")
     loss(0 * residual, np.where(counts[:, None, None, None], residual, 1e3), sample_weight=weight)
-    # The median is the lower of the middle two.
-    spread = 1.482602218505602 * np.quantile(np.abs(residual[counts]), 0.5, axis=axes, method="inverted_cdf")
+    quartile = np.quantile(np.abs(residual[counts]), 0.25, axis=axes, method="inverted_cdf")
+    spread = quartile / stats.norm.ppf(0.625)
     spread = np.reshape(spread, sizes)
     if "groups" in arguments:
         spread[[0, 2]] = spread[[0, 2]].mean()
-    np.testing.assert_allclose(loss.scale, 0.25 * spread + 1e-5, rtol=1e-5)
+    np.testing.assert_allclose(loss.scale, 0.2 * spread + 1e-5, rtol=1e-5)
     loss(0 * residual, 100 * residual)
-    np.testing.assert_allclose(loss.scale, 0.25 * spread + 1e-5, rtol=1e-5)
+    np.testing.assert_allclose(loss.scale, 0.2 * spread + 1e-5, rtol=1e-5)
+
+
+def test_shape_and_scale_are_released_little_by_little():
+    """Their trained numbers times t/(t + 500)."""
+    loss = AdaptiveRobust(alpha_init=1.0, alpha_range=(0.5, 1.5), scale_init=2.0)
+    loss.build_once((None, 1), (None, 1))
+    loss.latent_shape.assign([1.0])
+    loss.latent_scale.assign([1.0])
+    for step in range(3):
+        released = step / (step + 500)
+        assert loss.alpha[0] == pytest.approx(0.5 + 1 / (1 + np.exp(-released)), rel=1e-5)
+        assert loss.scale[0] == pytest.approx(2 * np.log1p(np.exp(released)) / np.log(2), rel=1e-5)
+        loss(np.zeros((2, 1)), np.ones((2, 1)))
+    loss.training = False
+    loss(np.zeros((2, 1)), np.ones((2, 1)))
+    assert float(numpy(loss.steps.value)) == 3
 
 
 def test_residuals_without_a_spread_start_as_the_others():
@@ -90,12 +106,12 @@ def test_residuals_without_a_spread_start_as_the_others():
     loss = AdaptiveRobust()
     loss.build_once((None, 2), (None, 2))
     loss(y, p)
-    assert loss.scale[0] == pytest.approx(1.4826 / 4, rel=1e-3)
-    assert loss.scale[1] == pytest.approx(1.4826 / 8, rel=1e-3)
+    assert loss.scale[0] == pytest.approx(0.2 / stats.norm.ppf(0.625), rel=1e-3)
+    assert loss.scale[1] == pytest.approx(0.1 / stats.norm.ppf(0.625), rel=1e-3)
     same = AdaptiveRobust()
     same.build_once((None, 2), (None, 2))
     same(y, y)
-    np.testing.assert_allclose(same.scale, 0.25, rtol=1e-3)
+    np.testing.assert_allclose(same.scale, 0.2, rtol=1e-3)
 
 
 def test_the_start_does_not_depend_on_the_unit_nor_on_evaluation(random):
@@ -193,7 +209,7 @@ def test_student_t_is_the_likelihood_of_scipy(df, float64):
 def test_degrees_of_freedom_are_found(random):
     """The maximum of the likelihood, found by SciPy."""
     residuals = random.standard_t(2.5, size=(2000, 1)).astype("float32")
-    loss = AdaptiveStudentT()
+    loss = AdaptiveStudentT(init="reference")
     trainer = kriterion.Trainer(keras.Sequential([keras.Input((1,)), keras.layers.Rescaling(1.0)]))
     trainer.compile(keras.optimizers.Adam(0.05), loss)
     trainer.fit(residuals, 0 * residuals, batch_size=2000, epochs=300, verbose=0)

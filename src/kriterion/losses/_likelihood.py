@@ -9,17 +9,23 @@ from typing import Any
 import keras
 from keras import ops
 
-from kriterion._validation import check_float
+from kriterion._validation import check_choice, check_float
 from kriterion.backend import Tensor
 from kriterion.losses._floats import mean_over_last_axis, working_float
 from kriterion.losses._latest_value import LatestValue
-from kriterion.losses._order_statistics import NORMAL_SPREAD, weighted_quantile
+from kriterion.losses._order_statistics import weighted_quantile
 from kriterion.losses._positions import Positions
 from kriterion.losses.base import TrainableLoss, aligned
 
-# Of the first residuals' spread: small enough that the good ones' can still be told from it where two fifths of the
-# targets are wrong (`benchmarks/contaminated_regression.py`).
-START_FRACTION = 0.25
+# The start of `init="robust"`, chosen by `benchmarks/contaminated_regression.py`. The first scale is this fraction of
+# the first residuals' spread: small enough that wrong targets do not count before the good ones are fitted.
+_START_FRACTION = 0.2
+# The spread is told from the smallest quarter of the residuals, good ones even where two fifths of the targets are
+# wrong: |x| of a standard normal variable is below 0.3186 with probability 1/4.
+_SPREAD_LEVEL, _NORMAL_QUARTILE = 0.25, 0.31863936396437514
+# Steps after which the shape and scale are half as free to move as in the end.
+_RELEASE_STEPS = 500
+INITS = ("robust", "reference")
 
 
 class ResidualLikelihood(TrainableLoss):
@@ -27,9 +33,10 @@ class ResidualLikelihood(TrainableLoss):
 
     -log p(x) = loss(x; shape, c) + log c + log Z(shape), averaged over the last axis
 
-    A subclass names its shape parameter, bounds it by `shape_of_latent`, and has `residual_loss` and `log_normaliser`.
-    The scale is c = c_min + c_0 softplus(v)/log 2, with c_0 = `scale_init` - c_min, or, where that is None, a fraction
-    of the spread of the residuals in the first batch of training.
+    A subclass names its shape parameter, bounds it by `shape_of_logit`, and has `residual_loss` and `log_normaliser`.
+    The scale is c = c_min + c_0 softplus(v)/log 2. With `init="robust"` c_0 is, unless `scale_init` gives the first
+    scale, a fifth of the spread of the residuals in the first batch of training, and v and the trained number of the
+    shape are multiplied by t/(t + 500) at step t.
     """
 
     shape_name: str
@@ -37,8 +44,9 @@ class ResidualLikelihood(TrainableLoss):
     def __init__(
         self,
         *,
+        init: str,
         fixed_shape: float | None,
-        shape_logit: float,
+        first_shape_logit: float,
         scale: float | None,
         scale_init: float | None,
         scale_min: float,
@@ -51,16 +59,19 @@ class ResidualLikelihood(TrainableLoss):
     ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         owner = type(self).__name__
-        self.fixed_shape, self._shape_logit = fixed_shape, shape_logit
+        self.fixed_shape, self.first_shape_logit = fixed_shape, first_shape_logit
         self.fixed_scale = None if scale is None else check_float(owner, "scale", scale, above=0.0)
         self.scale_min = check_float(owner, "scale_min", scale_min, above=0.0)
+        self.init = check_choice(owner, "init", init, INITS)
+        if scale_init is None and init == "reference":
+            scale_init = 1.0
         if scale_init is not None:
             scale_init = check_float(owner, "scale_init", scale_init, above=self.scale_min)
         self.scale_init = scale_init
         self.positions = Positions(owner, axis, shared, groups)
 
-    def shape_of_latent(self, latent: Tensor) -> Tensor:
-        """The shape parameter for a trained number, which starts at `shape_logit`."""
+    def shape_of_logit(self, logit: Tensor) -> Tensor:
+        """The shape parameter at a logit of its position between its bounds."""
         raise NotImplementedError
 
     def residual_loss(self, residual: Tensor, shape: Tensor, scale: Tensor) -> Tensor:
@@ -78,8 +89,7 @@ class ResidualLikelihood(TrainableLoss):
     def build(self, y_true_shape: tuple[int | None, ...], y_pred_shape: tuple[int | None, ...]) -> None:
         count = self.positions.build(y_pred_shape)
         if self.fixed_shape is None:
-            initial = keras.initializers.Constant(self._shape_logit)
-            self.latent_shape = self.add_weight(count, initial, name=f"latent_{self.shape_name}")
+            self.latent_shape = self.add_weight(count, "zeros", name=f"latent_{self.shape_name}")
             self.state.shape_log = LatestValue(name=f"{self.name}_{self.shape_name}")
         if self.fixed_scale is None:
             # softplus^-1(log 2) is 0
@@ -89,24 +99,34 @@ class ResidualLikelihood(TrainableLoss):
                 self.spread = self.add_weight(count, "zeros", name="spread", trainable=False)
             self.state.scale_log = LatestValue(name=f"{self.name}_scale")
 
+        if self.init == "robust":
+            self.steps = self.add_weight((), "zeros", name="steps", trainable=False)
+
     def _parameters(self, spread: Any) -> tuple[Tensor, Tensor]:
         """Shape and scale at each position, given the spread of the first residuals."""
         shape: Tensor | float | None = self.fixed_shape
         scale: Tensor | float | None = self.fixed_scale
         if shape is None:
-            shape = self.shape_of_latent(ops.cast(self.latent_shape, self.dtype))
+            shape = self.shape_of_logit(self.first_shape_logit + self._released(self.latent_shape))
         if scale is None:
-            first = START_FRACTION * spread if self.scale_init is None else self.scale_init - self.scale_min
-            growth = ops.softplus(ops.cast(self.latent_scale, self.dtype)) / math.log(2)
+            first = _START_FRACTION * spread if self.scale_init is None else self.scale_init - self.scale_min
+            growth = ops.softplus(self._released(self.latent_scale)) / math.log(2)
             scale = self.scale_min + first * growth
         return self._at_positions(shape), self._at_positions(scale)
+
+    def _released(self, latent: keras.Variable) -> Tensor:
+        value = ops.cast(latent, self.dtype)
+        if self.init == "reference":
+            return value
+        steps = ops.cast(self.steps, self.dtype)
+        return value * (steps / (steps + _RELEASE_STEPS))
 
     @property
     def _measures_spread(self) -> bool:
         return self.fixed_scale is None and self.scale_init is None
 
     def _measured_spread(self, residual: Tensor) -> Tensor:
-        """1.4826 median |x|, from the first batch of training on as it was there."""
+        """That of the given residuals, from the first batch of training on as it was there."""
         residual = ops.stop_gradient(residual)
         known = ops.convert_to_tensor(self.spread)
         importance = self.importance(residual[..., 0])[..., None]
@@ -114,7 +134,7 @@ class ResidualLikelihood(TrainableLoss):
         def measured() -> Tensor:
             rows = self.positions.rows(ops.abs(residual))
             counts = self.positions.rows(ops.broadcast_to(importance, ops.shape(residual)))
-            spread = self.positions.of_group(NORMAL_SPREAD * weighted_quantile(rows, counts, 0.5))
+            spread = self.positions.of_group(weighted_quantile(rows, counts, _SPREAD_LEVEL) / _NORMAL_QUARTILE)
             # Where all residuals are 0, what the others have; where all of them are, 1.
             spread = ops.where(spread > 0, spread, ops.mean(spread))
             return ops.cast(ops.where(spread > 0, spread, 1.0), known.dtype)
@@ -155,6 +175,8 @@ class ResidualLikelihood(TrainableLoss):
             self.state.shape_log.update_state(ops.mean(shape))
         if self.fixed_scale is None:
             self.state.scale_log.update_state(ops.mean(scale))
+        if self.init == "robust" and self.training:
+            self.steps.assign_add(1)
         constant = self.positions.spread(ops.log(scale) + self.log_normaliser(shape))
         loss = self.residual_loss(residual, self.positions.spread(shape), self.positions.spread(scale))
         return mean_over_last_axis(loss + constant)
@@ -162,6 +184,7 @@ class ResidualLikelihood(TrainableLoss):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
+            "init": self.init,
             self.shape_name: self.fixed_shape,
             "scale": self.fixed_scale,
             "scale_init": self.scale_init,

@@ -12,11 +12,11 @@ from kriterion import backend
 from kriterion._validation import check_choice, check_float
 from kriterion.backend import Tensor
 from kriterion.losses._bounded_kernel import bounded_kernel
-from kriterion.losses._likelihood import ResidualLikelihood, logit_of
+from kriterion.losses._likelihood import INITS, ResidualLikelihood, logit_of
 from kriterion.losses.robust import chosen_shape, log_partition, shape_of_power
 
-# Where in `alpha_range` a shape that is to ignore outliers starts.
-START_POSITION = 0.025
+# Where in `alpha_range` the shape starts.
+_START_POSITIONS = {"robust": 0.025, "reference": 0.5}
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
@@ -35,9 +35,10 @@ class AdaptiveRobust(ResidualLikelihood):
         lam: instead of `alpha`, the power-transform coordinate (`shape_of_power`), in [-1, 0].
         scale: a positive float, in units of the targets, fixes the scale; by default it is learned.
         alpha_range: (lo, hi), 0 <= lo < hi <= 2, open bounds of a learned shape.
-        init: `"robust"`: the shape starts low, and the scale at a quarter of the spread of the residuals in the first
-            batch of training, so that wrong targets do not count before the good ones are fitted; `"reference"`: at
-            the middle of `alpha_range` and at 1, as in the paper, which wants targets of about that spread.
+        init: `"robust"`: the shape starts low, and the scale at a fifth of the spread of the residuals in the first
+            batch of training, and they are released little by little (u and v times t/(t + 500) at step t), so that
+            wrong targets do not count before the good ones are fitted; `"reference"`: at the middle of `alpha_range`
+            and at 1, as in the paper, which wants targets of about that spread.
         alpha_init: first shape, strictly inside `alpha_range`, whatever `init` says.
         scale_init: first scale, in units of the targets, greater than `scale_min`, whatever `init` says.
         scale_min: lower bound of a learned scale, positive.
@@ -95,17 +96,18 @@ class AdaptiveRobust(ResidualLikelihood):
         owner = "AdaptiveRobust"
         low, high = (check_float(owner, "alpha_range", bound, minimum=0.0, maximum=2.0) for bound in alpha_range)
         self.alpha_range = (low, high)
-        self.init = check_choice(owner, "init", init, ("robust", "reference"))
+        check_choice(owner, "init", init, INITS)
         self.alpha_init = None if alpha_init is None else check_float(owner, "alpha_init", alpha_init)
-        position = 0.5 if init == "reference" else START_POSITION
-        first_shape = low + (high - low) * position if self.alpha_init is None else self.alpha_init
+        default = low + (high - low) * _START_POSITIONS[init]
+        first_shape = default if self.alpha_init is None else self.alpha_init
         self.coordinate = check_choice(owner, "coordinate", coordinate, tuple(_COORDINATES))
         self._coordinate, self._inverse = _COORDINATES[coordinate]
         super().__init__(
+            init=init,
             fixed_shape=chosen_shape(owner, alpha, lam, minimum=0.0, maximum=2.0),
-            shape_logit=logit_of(owner, "alpha", first_shape, low, high, self._coordinate),
+            first_shape_logit=logit_of(owner, "alpha", first_shape, low, high, self._coordinate),
             scale=scale,
-            scale_init=1.0 if scale_init is None and init == "reference" else scale_init,
+            scale_init=scale_init,
             scale_min=scale_min,
             axis=axis,
             shared=shared,
@@ -115,9 +117,9 @@ class AdaptiveRobust(ResidualLikelihood):
             dtype=dtype,
         )
 
-    def shape_of_latent(self, latent: Tensor) -> Tensor:
+    def shape_of_logit(self, logit: Tensor) -> Tensor:
         low, high = (self._coordinate(bound) for bound in self.alpha_range)
-        return self._inverse(low + (high - low) * ops.sigmoid(latent))
+        return self._inverse(low + (high - low) * ops.sigmoid(logit))
 
     def residual_loss(self, residual: Tensor, shape: Tensor, scale: Tensor) -> Tensor:
         return backend.elementwise(bounded_kernel)(residual, shape, scale)
@@ -134,7 +136,6 @@ class AdaptiveRobust(ResidualLikelihood):
         return {
             **super().get_config(),
             "alpha_range": list(self.alpha_range),
-            "init": self.init,
             "alpha_init": self.alpha_init,
             "coordinate": self.coordinate,
         }

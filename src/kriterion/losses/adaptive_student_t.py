@@ -28,9 +28,10 @@ class AdaptiveStudentT(ResidualLikelihood):
         df: a positive float fixes the degrees of freedom n; by default they are learned.
         scale: a positive float, in units of the targets, fixes the scale c; by default it is learned.
         df_range: (lo, hi), 0 < lo < hi, open bounds of learned degrees of freedom.
+        init: `"robust"`: the scale starts at a fifth of the spread of the residuals in the first batch of training, and
+            the trained numbers are multiplied by t/(t + 500) at step t; `"reference"`: it starts at 1.
         df_init: first degrees of freedom, strictly inside `df_range`.
-        scale_init: first scale, in units of the targets, greater than `scale_min`; by default a quarter of the spread
-            of the residuals in the first batch of training.
+        scale_init: first scale, in units of the targets, greater than `scale_min`, whatever `init` says.
         scale_min: lower bound of a learned scale, positive.
         axis: the axis, or axes, of the predictions along which each position has its own parameters.
         shared: whether one n and c serve all positions instead.
@@ -68,6 +69,7 @@ class AdaptiveStudentT(ResidualLikelihood):
         df: float | None = None,
         scale: float | None = None,
         df_range: tuple[float, float] = (0.1, 1e4),
+        init: str = "robust",
         df_init: float = 1.0,
         scale_init: float | None = None,
         scale_min: float = 1e-5,
@@ -82,8 +84,9 @@ class AdaptiveStudentT(ResidualLikelihood):
         low, high = (check_float(owner, "df_range", bound, above=0.0) for bound in df_range)
         self.df_range, self.df_init = (low, high), check_float(owner, "df_init", df_init, above=0.0)
         super().__init__(
+            init=init,
             fixed_shape=None if df is None else check_float(owner, "df", df, above=0.0),
-            shape_logit=logit_of(owner, "df", self.df_init, low, high, math.log),
+            first_shape_logit=logit_of(owner, "df", self.df_init, low, high, math.log),
             scale=scale,
             scale_init=scale_init,
             scale_min=scale_min,
@@ -95,9 +98,9 @@ class AdaptiveStudentT(ResidualLikelihood):
             dtype=dtype,
         )
 
-    def shape_of_latent(self, latent: Tensor) -> Tensor:
+    def shape_of_logit(self, logit: Tensor) -> Tensor:
         low, high = (math.log(bound) for bound in self.df_range)
-        return ops.exp(low + (high - low) * ops.sigmoid(latent))
+        return ops.exp(low + (high - low) * ops.sigmoid(logit))
 
     def residual_loss(self, residual: Tensor, shape: Tensor, scale: Tensor) -> Tensor:
         # Up to here squares are finite.

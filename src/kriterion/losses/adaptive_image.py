@@ -1,0 +1,145 @@
+"""The adaptive robust loss of images, in a representation whose coefficients have heavy tails."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kriterion._validation import check_choice, check_int
+from kriterion.backend import Tensor
+from kriterion.losses._image_transform import COLOR_SPACES, REPRESENTATIONS, ImageTransform, most_levels
+from kriterion.losses.adaptive_robust import AdaptiveRobust
+
+
+@keras.saving.register_keras_serializable(package="kriterion")
+class AdaptiveImage(AdaptiveRobust):
+    """`AdaptiveRobust` of the coefficients of images in a wavelet or cosine basis, with a shape and scale for each.
+
+    -log p(W(C x)), x = y_pred - y_true, averaged over the coefficients; C the colour space, W the representation
+
+    Both preserve volume (determinant +-1), so that it is a likelihood of the images themselves. Errors of images are
+    sparse in a wavelet basis, with tails that differ from band to band, which is what the loss learns.
+
+    Args:
+        representation: `"cdf97"` (Cohen, Daubechies, Feauveau), `"legall53"`, `"haar"`, `"dct"` or `"pixel"` (none).
+            `"haar"` and `"dct"` are orthonormal.
+        color_space: `"yuv"`, of three channels, scaled to determinant 1, or `"rgb"`, as they are. Images of one channel
+            are taken as they are.
+        levels: of the wavelets, at most as often as the shorter side can be halved; by default 5 or that.
+        parameters: `"coefficient"`: a shape and scale for each coefficient; `"band"`: for each sub-band of each
+            channel (of `"dct"`: octave of the frequency; `"pixel"` is one), which takes fewer images to learn.
+        data_format: `"channels_last"`, images (batch, height, width, channels), or `"channels_first"`; by default
+            `keras.config.image_data_format()`.
+        **kwargs: `alpha`, `lam`, `scale`, `alpha_range`, `init`, `alpha_init`, `scale_init`, `scale_min`,
+            `coordinate`, `reduction`, `name` and `dtype`, as in `AdaptiveRobust`.
+
+    Returns:
+        As a call: for targets and predictions of equal shape, the reduced loss, one value an image. `.alpha` and
+        `.scale` are NumPy arrays (height, width, channels) at the coefficients, in either data format.
+
+    Raises:
+        ValueError: an argument is outside of its range, images are not of rank 4 with known sizes, `"yuv"` has other
+            than 1 or 3 channels, shapes of targets and predictions differ.
+
+    Source: Barron, "A general and adaptive robust loss function", CVPR 2019, section 3.1 and supplement; Daubechies,
+    Sweldens, "Factoring wavelet transforms into lifting steps", 1998 (the wavelets); ITU-R BT.601 (YUV).
+
+    Example:
+    >>> import keras, numpy as np, kriterion
+    >>> loss = kriterion.losses.AdaptiveImage(levels=2, parameters="band", data_format="channels_last")
+    >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Rescaling(0.5)]))
+    >>> trainer.compile("adam", loss)
+    >>> history = trainer.fit(np.random.rand(4, 8, 8, 3), np.zeros((4, 8, 8, 3)), verbose=0)
+    >>> loss.alpha.shape
+    (8, 8, 3)
+    """
+
+    def __init__(
+        self,
+        representation: str = "cdf97",
+        *,
+        color_space: str = "yuv",
+        levels: int | None = None,
+        parameters: str = "coefficient",
+        data_format: str | None = None,
+        name: str = "adaptive_image",
+        **kwargs: Any,
+    ) -> None:
+        owner = "AdaptiveImage"
+        self.representation = check_choice(owner, "representation", representation, REPRESENTATIONS)
+        self.color_space = check_choice(owner, "color_space", color_space, tuple(COLOR_SPACES))
+        self.levels = None if levels is None else check_int(owner, "levels", levels, minimum=1)
+        self.parameters = check_choice(owner, "parameters", parameters, ("coefficient", "band"))
+        self.data_format = check_choice(
+            owner, "data_format", data_format or keras.config.image_data_format(), ("channels_last", "channels_first")
+        )
+        if levels is not None and representation in ("dct", "pixel"):
+            raise ValueError(
+                f"{owner}: `levels` belongs to the wavelets. "
+                f"Received: levels={levels!r}, representation={representation!r}"
+            )
+        for argument in ("axis", "shared", "groups"):
+            if argument in kwargs:
+                raise ValueError(
+                    f"{owner}: `parameters` says which coefficients share a shape and scale. "
+                    f"Received: {argument}={kwargs[argument]!r}"
+                )
+        super().__init__(name=name, **kwargs)
+
+    def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
+        sizes = tuple(y_pred_shape[1:])
+        if len(sizes) != 3 or None in sizes:
+            raise ValueError(
+                "AdaptiveImage: predictions must be images (batch, height, width, channels), or channels first, of "
+                f"known sizes. Received: y_pred of shape {tuple(y_pred_shape)}"
+            )
+        channels, height, width = sizes if self.data_format == "channels_first" else (sizes[2], *sizes[:2])
+        if self.color_space == "yuv" and channels not in (1, 3):
+            raise ValueError(
+                'AdaptiveImage: color_space="yuv" is for images of 3 channels (or 1, taken as it is). Received: '
+                f'{channels} channels, data_format={self.data_format!r}. Use color_space="rgb".'
+            )
+        most = most_levels(height, width)
+        if self.levels is not None and self.levels > most:
+            raise ValueError(
+                f"AdaptiveImage: `levels` must be at most {most} for images of {height} x {width}. "
+                f"Received: levels={self.levels}"
+            )
+        levels = min(5, most) if self.levels is None else self.levels
+        self._color = COLOR_SPACES[self.color_space] if channels == 3 else None
+        self._transform = ImageTransform(self.representation, height, width, levels)
+        self._coefficients = (channels, height, width)
+        if self.parameters == "band":
+            bands = self._transform.bands
+            groups = bands + (bands.max() + 1) * np.arange(channels)[:, None, None]
+            self.positions.groups = groups.ravel().tolist()
+        flat = (y_pred_shape[0], channels * height * width)
+        super().build(flat, flat)
+
+    def represented(self, residual: Tensor) -> Tensor:
+        images = residual if self.data_format == "channels_first" else ops.transpose(residual, (0, 3, 1, 2))
+        channels, height, width = self._coefficients
+        if self._color is not None:
+            pixels = ops.reshape(images, (-1, channels, height * width))
+            images = ops.matmul(ops.convert_to_tensor(self._color, images.dtype), pixels)
+            images = ops.reshape(images, (-1, channels, height, width))
+        return ops.reshape(self._transform(images), (-1, channels * height * width))
+
+    def _read(self, index: int) -> Any:
+        return np.moveaxis(super()._read(index).reshape(self._coefficients), 0, -1)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        for argument in ("axis", "shared", "groups"):
+            del config[argument]
+        return {
+            **config,
+            "representation": self.representation,
+            "color_space": self.color_space,
+            "levels": self.levels,
+            "parameters": self.parameters,
+            "data_format": self.data_format,
+        }
