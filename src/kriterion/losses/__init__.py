@@ -1,5 +1,6 @@
 """Losses, with and without trainable variables."""
 
+from kriterion.losses.adaptive_image import AdaptiveImage
 from kriterion.losses.adaptive_robust import AdaptiveRobust
 from kriterion.losses.adaptive_student_t import AdaptiveStudentT
 from kriterion.losses.base import TrainableLoss
@@ -17,6 +18,7 @@ from kriterion.losses.robust import (
 )
 
 __all__ = [
+    "AdaptiveImage",
     "AdaptiveRobust",
     "AdaptiveStudentT",
     "BatchAdaptive",
