@@ -190,6 +190,26 @@ def test_the_coordinates_start_alike_and_keep_their_range():
         np.testing.assert_allclose(loss.alpha[[0, 2]], [0.2, 1.9], rtol=1e-5)
 
 
+def test_up_to_two_the_coordinates_are_the_same(random):
+    """lambda = alpha/2 - 1: the same shape for the same trained number."""
+    shapes = []
+    for coordinate in ("alpha", "lambda"):
+        loss = parameters_for((None, 4), coordinate=coordinate)
+        loss.latent_shape.assign([-3.0, -0.5, 1.0, 4.0])
+        shapes.append(loss.alpha)
+    np.testing.assert_allclose(*shapes, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("coordinate", "bound"), [("alpha", 30.0), ("lambda", 30.0), ("lambda", float("inf"))])
+def test_tails_lighter_than_normal_ones(coordinate, bound, random):
+    """Uniform residuals: the best shape lies beyond 2, and its likelihood is higher than the normal one's."""
+    residuals = random.uniform(-1, 1, size=(2000, 1)).astype("float32")
+    loss, _ = fitted_to(residuals, init="reference", alpha_range=(0.001, bound), alpha_init=1.9, coordinate=coordinate)
+    assert loss.alpha[0] > 4
+    normal = np.log(residuals.std()) + np.log(2 * np.pi) / 2 + 0.5
+    assert float(numpy(loss(0 * residuals, residuals))) < normal
+
+
 def test_shape_and_scale_are_in_the_logs(random):
     loss, history = fitted_to(random.normal(size=(300, 2)).astype("float32"), epochs=3)
     assert history.history["adaptive_robust_alpha"][-1] == pytest.approx(loss.alpha.mean(), abs=0.1)
@@ -337,12 +357,13 @@ def test_gradient_by_the_predictions(make, random):
         (lambda: GeneralRobust(alpha=float("nan")), ["`alpha`", "nan"]),
         (lambda: GeneralRobust(alpha="one"), ["`alpha`", "'one'"]),
         (lambda: AdaptiveRobust(alpha_range=(1.0, 0.5)), ["`alpha_range`", "increase", "(1.0, 0.5)"]),
-        (lambda: AdaptiveRobust(alpha_range=(0.0, 2.5)), ["`alpha_range`", "2.5"]),
+        (lambda: AdaptiveRobust(alpha_range=(-0.5, 1.5)), ["`alpha_range`", "-0.5"]),
+        (lambda: AdaptiveRobust(alpha_range=(0.0, float("inf"))), ["`alpha_range`", "inf"]),
         (lambda: AdaptiveRobust(alpha_init=1.9995), ["`alpha_init`", "1.9995"]),
         (lambda: AdaptiveRobust(scale_init=1e-6), ["`scale_init`", "1e-06"]),
-        (lambda: AdaptiveRobust(alpha=2.5), ["`alpha`", "2.5"]),
+        (lambda: AdaptiveRobust(alpha=-1.0), ["`alpha`", ">= 0", "-1.0"]),
         (lambda: AdaptiveRobust(alpha=1.0, lam=0.0), ["`alpha` and `lam`"]),
-        (lambda: AdaptiveRobust(lam=0.5), ["lam=0.5", "<= 2", "4.0"]),
+        (lambda: AdaptiveRobust(lam=-1.5), ["lam=-1.5", ">= 0", "-1.0"]),
         (lambda: AdaptiveRobust(scale=-1.0), ["`scale`", "-1.0"]),
         (lambda: AdaptiveRobust(coordinate="beta"), ["`coordinate`", "beta"]),
         (lambda: AdaptiveRobust(groups=[0, 2]), ["`groups`", "[0, 2]"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,9 @@ from kriterion import backend
 from kriterion._validation import check_choice, check_float
 from kriterion.backend import Tensor
 from kriterion.losses._bounded_kernel import bounded_kernel
+from kriterion.losses._floats import working_float
 from kriterion.losses._likelihood import INITS, ResidualLikelihood, logit_of
+from kriterion.losses._robust_kernel import robust_kernel
 from kriterion.losses.robust import chosen_shape, log_partition, shape_of_power
 
 # Where in `alpha_range` the shape starts.
@@ -31,10 +34,11 @@ class AdaptiveRobust(ResidualLikelihood):
     the mean shape and scale as `adaptive_robust_alpha` and `adaptive_robust_scale`, after the loss's name.
 
     Args:
-        alpha: a float in [0, 2] fixes the shape; by default it is learned.
-        lam: instead of `alpha`, the power-transform coordinate (`shape_of_power`), in [-1, 0].
+        alpha: a float in [0, inf] fixes the shape; by default it is learned.
+        lam: instead of `alpha`, the power-transform coordinate (`shape_of_power`), in [-1, 1].
         scale: a positive float, in units of the targets, fixes the scale; by default it is learned.
-        alpha_range: (lo, hi), 0 <= lo < hi <= 2, open bounds of a learned shape.
+        alpha_range: (lo, hi), 0 <= lo < hi, open bounds of a learned shape. Beyond 2 tails are lighter than normal
+            ones, and the loss costs three times as much.
         init: `"robust"`: the shape starts low, and the scale at a fifth of the spread of the residuals in the first
             batch of training, and they are released little by little (u and v times t/(t + 500) at step t), so that
             wrong targets do not count before the good ones are fitted; `"reference"`: at the middle of `alpha_range`
@@ -42,7 +46,8 @@ class AdaptiveRobust(ResidualLikelihood):
         alpha_init: first shape, strictly inside `alpha_range`, whatever `init` says.
         scale_init: first scale, in units of the targets, greater than `scale_min`, whatever `init` says.
         scale_min: lower bound of a learned scale, positive.
-        coordinate: `"alpha"`, or `"lambda"` to have lambda, rather than the shape, depend on u by the sigmoid.
+        coordinate: `"alpha"`, or `"lambda"` to have lambda, rather than the shape, depend on u by the sigmoid. Up to 2
+            they are the same, as lambda = a/2 - 1 there; beyond, only lambda can have hi = inf.
         axis: the axis, or axes, of the predictions along which each position has its own shape and scale; 0, the
             batch's, is none.
         shared: whether one shape and scale serves all positions instead.
@@ -94,7 +99,10 @@ class AdaptiveRobust(ResidualLikelihood):
         dtype: Any = None,
     ) -> None:
         owner = "AdaptiveRobust"
-        low, high = (check_float(owner, "alpha_range", bound, minimum=0.0, maximum=2.0) for bound in alpha_range)
+        low, high = alpha_range
+        check_float(owner, "alpha_range", low, minimum=0.0)
+        if not (coordinate == "lambda" and high == math.inf):
+            check_float(owner, "alpha_range", high, minimum=0.0)
         self.alpha_range = (low, high)
         check_choice(owner, "init", init, INITS)
         self.alpha_init = None if alpha_init is None else check_float(owner, "alpha_init", alpha_init)
@@ -104,7 +112,7 @@ class AdaptiveRobust(ResidualLikelihood):
         self._coordinate, self._inverse = _COORDINATES[coordinate]
         super().__init__(
             init=init,
-            fixed_shape=chosen_shape(owner, alpha, lam, minimum=0.0, maximum=2.0),
+            fixed_shape=chosen_shape(owner, alpha, lam, minimum=0.0),
             first_shape_logit=logit_of(owner, "alpha", first_shape, low, high, self._coordinate),
             scale=scale,
             scale_init=scale_init,
@@ -122,7 +130,8 @@ class AdaptiveRobust(ResidualLikelihood):
         return self._inverse(low + (high - low) * ops.sigmoid(logit))
 
     def residual_loss(self, residual: Tensor, shape: Tensor, scale: Tensor) -> Tensor:
-        return backend.elementwise(bounded_kernel)(residual, shape, scale)
+        greatest = self.alpha_range[1] if self.fixed_shape is None else self.fixed_shape
+        return backend.elementwise(bounded_kernel if greatest <= 2 else _any_shape)(residual, shape, scale)
 
     def log_normaliser(self, shape: Tensor) -> Tensor:
         return log_partition(shape)
@@ -141,9 +150,18 @@ class AdaptiveRobust(ResidualLikelihood):
         }
 
 
+def _any_shape(residual: Tensor, shape: Tensor, scale: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
+    value, *derivatives = robust_kernel(residual, shape, scale, working_float(residual), with_slope=True)
+    return value, tuple(derivatives)
+
+
 def _same(value: Any) -> Any:
     return value
 
 
-# `(coordinate of a shape in [0, 2], its inverse)`.
-_COORDINATES = {"alpha": (_same, _same), "lambda": (lambda alpha: alpha / 2 - 1, shape_of_power)}
+def _power_of_shape(alpha: float) -> float:
+    return alpha / 2 - 1 if alpha <= 2 else 1 - 2 / alpha
+
+
+# `(coordinate of a shape, its inverse)`.
+_COORDINATES = {"alpha": (_same, _same), "lambda": (_power_of_shape, shape_of_power)}
