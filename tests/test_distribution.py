@@ -13,11 +13,11 @@ import keras, kriterion, numpy as np
 
 x = np.random.default_rng(0).normal(size=(128, 8)).astype("float32")
 
-def trainer(*layers, optimizer=keras.optimizers.Adam, **arguments):
+def trainer(*layers, optimizer=keras.optimizers.Adam, loss=kriterion.losses.AdaptiveRobust, **arguments):
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Dense(16, "relu", kernel_regularizer="l2"), *layers, keras.layers.Dense(1)]
     result = kriterion.Trainer(keras.Sequential([keras.Input((8,)), *layers]))
-    result.compile(optimizer(0.01), kriterion.losses.AdaptiveRobust(), **arguments)
+    result.compile(optimizer(0.01), loss(), **arguments)
     return result
 
 def losses(trainer):
@@ -60,12 +60,20 @@ import tensorflow as tf
 
 (cpu,) = tf.config.list_physical_devices("CPU")
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+# Statistics are means over the replicas, each of which has the same half of a batch here.
+x = np.concatenate([x.reshape(4, 32, 8)[:, :16]] * 2, axis=1).reshape(128, 8)
+
+def weighted():
+    return kriterion.losses.BatchAdaptive(kriterion.losses.AdaptiveRobust(), "standardised")
+
 print(1, *losses(trainer()))
+print(1, *losses(trainer(loss=weighted)))
 with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-    mirrored = trainer()
+    mirrored = [trainer(), trainer(loss=weighted)]
     noisy = trainer(transforms=[kriterion.transforms.WeightNoise(0.1)])
     scaled = trainer(optimizer=lambda rate: kriterion.optimizers.VarianceScaling(keras.optimizers.Adam(rate)))
-print(2, *losses(mirrored))
+for each in mirrored:
+    print(2, *losses(each))
 for refused in (noisy, scaled):
     try:
         losses(refused)
@@ -99,6 +107,7 @@ def test_data_and_model_parallel_training_is_training_on_one_device():
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute is for TensorFlow")
 def test_mirrored_training_is_training_on_one_device_or_refused():
-    one, mirrored, *refused = lines(TF_DISTRIBUTE)
+    one, weighted, mirrored, mirrored_weighted, *refused = lines(TF_DISTRIBUTE)
     assert_same_losses(mirrored, one, devices=2)
+    assert_same_losses(mirrored_weighted, weighted, devices=2)
     assert refused == [["Trainer:", "refused"], ["VarianceScaling", "refused"]]

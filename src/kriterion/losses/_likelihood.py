@@ -96,11 +96,11 @@ class ResidualLikelihood(TrainableLoss):
             self.latent_scale = self.add_weight(count, "zeros", name="latent_scale")
             if self.scale_init is None:
                 # 0: not measured yet.
-                self.spread = self.add_weight(count, "zeros", name="spread", trainable=False)
+                self.spread = self.add_weight(count, "zeros", name="spread", trainable=False, aggregation="mean")
             self.state.scale_log = LatestValue(name=f"{self.name}_scale")
 
         if self.init == "robust":
-            self.steps = self.add_weight((), "zeros", name="steps", trainable=False)
+            self.steps = self.add_weight((), "zeros", name="steps", trainable=False, aggregation="only_first_replica")
 
     def _parameters(self, spread: Any) -> tuple[Tensor, Tensor]:
         """Shape and scale at each position, given the spread of the first residuals."""

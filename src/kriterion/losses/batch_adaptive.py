@@ -116,8 +116,9 @@ class BatchAdaptive(ExampleWeighted):
 
     def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
         super().build(y_true_shape, y_pred_shape)
-        self.statistic = self.add_weight(self.measure.shape, "zeros", name="statistic", trainable=False)
-        self.started = self.add_weight((), "zeros", name="started", trainable=False)
+        kept = {"trainable": False, "aggregation": "mean"}
+        self.statistic = self.add_weight(self.measure.shape, "zeros", name="statistic", **kept)
+        self.started = self.add_weight((), "zeros", name="started", **kept)
 
     def example_weights(self, values: Tensor, importance: Tensor) -> Tensor:
         if self.training:
