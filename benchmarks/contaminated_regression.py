@@ -35,7 +35,6 @@ FIXED = {
 }
 ADAPTIVE = {
     "AdaptiveRobust": AdaptiveRobust(),
-    'AdaptiveRobust(coordinate="lambda")': AdaptiveRobust(coordinate="lambda"),
     'AdaptiveRobust(init="reference")': AdaptiveRobust(init="reference"),
     "AdaptiveStudentT": AdaptiveStudentT(),
 }
@@ -67,10 +66,9 @@ def network(weights, x):
 
 def errors(loss, data, learning_rate):
     """The error on the test targets of each run."""
-    variables = getattr(loss, "variables", [])
     if hasattr(loss, "build_once"):
         loss.build_once((None, 1), (None, 1))
-        variables = [v for v in loss.variables if "metric" not in v.path]
+    variables = getattr(loss, "variables", [])
     learned = [variable for variable in variables if variable.trainable]
     state = [variable for variable in variables if not variable.trainable]
 

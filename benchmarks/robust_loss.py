@@ -14,17 +14,27 @@ from keras import ops
 from kriterion import backend
 
 BATCH, ROUNDS = 4096, 60
+IMAGES, IMAGE_ROUNDS = (32, 64, 64, 3), 20
 
 
-def losses(size):
-    adaptive = kriterion.losses.AdaptiveRobust(init="reference")
-    adaptive.build_once((None, size), (None, size))
-    return {
-        "squared error": keras.losses.MeanSquaredError(),
-        "Huber": keras.losses.Huber(),
+def ready(loss, shape):
+    loss.build_once(shape, shape)
+    return loss
+
+
+def losses(shape):
+    ours = {
         "GeneralRobust": kriterion.losses.GeneralRobust(1.0),
-        "AdaptiveRobust": adaptive,
+        "AdaptiveRobust": ready(kriterion.losses.AdaptiveRobust(init="reference"), shape),
     }
+    if len(shape) == 4:
+        ours = {
+            f"AdaptiveImage, {representation}": ready(
+                kriterion.losses.AdaptiveImage(representation, init="reference", data_format="channels_last"), shape
+            )
+            for representation in ("cdf97", "dct", "pixel")
+        }
+    return {"squared error": keras.losses.MeanSquaredError(), "Huber": keras.losses.Huber(), **ours}
 
 
 def step(loss, y):
@@ -62,13 +72,13 @@ def differentiated(forward):
     return lambda values: jax.block_until_ready(fast(values))
 
 
-def measure(size):
+def measure(shape, rounds):
     random = np.random.default_rng(0)
-    y = ops.convert_to_tensor(random.normal(size=(BATCH, size)), "float32")
-    p = ops.convert_to_tensor(random.normal(size=(BATCH, size)), "float32")
-    steps = {name: step(loss, y) for name, loss in losses(size).items()}
+    y = ops.convert_to_tensor(random.normal(size=shape), "float32")
+    p = ops.convert_to_tensor(random.normal(size=shape), "float32")
+    steps = {name: step(loss, y) for name, loss in losses(shape).items()}
     seconds = {name: [] for name in steps}
-    for round_number in range(ROUNDS + 5):
+    for round_number in range(rounds + 5):
         for name, (function, values) in steps.items():
             start = time.perf_counter()
             function([p, *values])
@@ -79,12 +89,12 @@ def measure(size):
 
 def main():
     print(f"backend {keras.backend.backend()}, load {os.getloadavg()[0]:.2f} before, {os.cpu_count()} cores")
-    for size in (1, 16, 256):
-        seconds = measure(size)
-        print(f"{BATCH} x {size}: squared error {1e3 * seconds['squared error']:.3f} ms")
+    for shape in (*((BATCH, size) for size in (1, 16, 256)), IMAGES):
+        seconds = measure(shape, ROUNDS if len(shape) == 2 else IMAGE_ROUNDS)
+        print(f"{' x '.join(map(str, shape))}: squared error {1e3 * seconds['squared error']:.3f} ms")
         for name in list(seconds)[1:]:
             over = [f"{seconds[name] / seconds[other]:.2f} x {other}" for other in ("squared error", "Huber")]
-            print(f"  {name:<15} {', '.join(over)}")
+            print(f"  {name:<20} {', '.join(over)}, {1e3 * seconds[name]:.3f} ms")
 
 
 if __name__ == "__main__":

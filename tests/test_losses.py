@@ -101,13 +101,17 @@ def test_shape_and_scale_are_released_little_by_little():
     assert float(numpy(loss.steps.value)) == 3
 
 
-def test_residuals_without_a_spread_start_as_the_others():
-    y, p = np.zeros((4, 2), "float32"), np.float32([[1, 0], [-1, 0], [1, 0], [1, 0]])
+def test_residuals_that_tell_no_spread_start_as_the_others():
+    y, p = np.zeros((8, 2), "float32"), np.float32([[1, 0], [-1, 0]] * 4)
     loss = AdaptiveRobust()
     loss.build_once((None, 2), (None, 2))
     loss(y, p)
     assert loss.scale[0] == pytest.approx(0.2 / stats.norm.ppf(0.625), rel=1e-3)
     assert loss.scale[1] == pytest.approx(0.1 / stats.norm.ppf(0.625), rel=1e-3)
+    few = AdaptiveRobust()
+    few.build_once((None, 2), (None, 2))
+    few(y[:1], np.float32([[1.0, 3.0]]))
+    np.testing.assert_allclose(few.scale, 0.4 / stats.norm.ppf(0.625), rtol=1e-3)
     same = AdaptiveRobust()
     same.build_once((None, 2), (None, 2))
     same(y, y)

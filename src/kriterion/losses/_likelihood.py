@@ -23,6 +23,7 @@ _START_FRACTION = 0.2
 # The spread is told from the smallest quarter of the residuals, good ones even where two fifths of the targets are
 # wrong: |x| of a standard normal variable is below 0.3186 with probability 1/4.
 _SPREAD_LEVEL, _NORMAL_QUARTILE = 0.25, 0.31863936396437514
+_LEAST_RESIDUALS = 8
 # Steps after which the shape and scale are half as free to move as in the end.
 _RELEASE_STEPS = 500
 INITS = ("robust", "reference")
@@ -98,7 +99,6 @@ class ResidualLikelihood(TrainableLoss):
                 # 0: not measured yet.
                 self.spread = self.add_weight(count, "zeros", name="spread", trainable=False, aggregation="mean")
             self.state.scale_log = LatestValue(name=f"{self.name}_scale")
-
         if self.init == "robust":
             self.steps = self.add_weight((), "zeros", name="steps", trainable=False, aggregation="only_first_replica")
 
@@ -135,8 +135,9 @@ class ResidualLikelihood(TrainableLoss):
             rows = self.positions.rows(ops.abs(residual))
             counts = self.positions.rows(ops.broadcast_to(importance, ops.shape(residual)))
             spread = self.positions.of_group(weighted_quantile(rows, counts, _SPREAD_LEVEL) / _NORMAL_QUARTILE)
-            # Where all residuals are 0, what the others have; where all of them are, 1.
-            spread = ops.where(spread > 0, spread, ops.mean(spread))
+            # Where too few residuals tell it, or all are 0, what the others have; where all of them are, 1.
+            told = ops.logical_and(spread > 0, ops.shape(rows)[0] >= _LEAST_RESIDUALS)
+            spread = ops.where(told, spread, ops.mean(spread))
             return ops.cast(ops.where(spread > 0, spread, 1.0), known.dtype)
 
         wanted = ops.logical_and(ops.logical_not(ops.any(known > 0)), ops.any(importance > 0))
