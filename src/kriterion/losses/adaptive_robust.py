@@ -40,9 +40,10 @@ class AdaptiveRobust(ResidualLikelihood):
         alpha_range: (lo, hi), 0 <= lo < hi, open bounds of a learned shape. Beyond 2 tails are lighter than normal
             ones, and the loss costs three times as much.
         init: `"robust"`: the shape starts low, and the scale at a fifth of the spread of the residuals in the first
-            batch of training (of all positions', if that has fewer than 8 for each), and they are released little by little (u and v times t/(t + 500) at step t), so that
-            wrong targets do not count before the good ones are fitted; `"reference"`: at the middle of `alpha_range`
-            and at 1, as in the paper, which wants targets of about that spread.
+            batch of training (of all positions', if that has fewer than 8 for each), and they are released little by
+            little (u and v times t/(t + 500) at step t), so that wrong targets do not count before the good ones are
+            fitted; `"reference"`: at the middle of `alpha_range` and at 1, as in the paper, which wants targets of
+            about that spread.
         alpha_init: first shape, strictly inside `alpha_range`, whatever `init` says.
         scale_init: first scale, in units of the targets, greater than `scale_min`, whatever `init` says.
         scale_min: lower bound of a learned scale, positive.
