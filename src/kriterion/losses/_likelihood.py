@@ -128,7 +128,7 @@ class ResidualLikelihood(TrainableLoss):
     def _measured_spread(self, residual: Tensor) -> Tensor:
         """That of the given residuals, from the first batch of training on as it was there."""
         residual = ops.stop_gradient(residual)
-        known = ops.convert_to_tensor(self.spread)
+        known = self.spread.value
         importance = self.importance(residual[..., 0])[..., None]
 
         def measured() -> Tensor:
