@@ -40,8 +40,11 @@ def _broadcast(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     size = math.prod(shape[len(shape) - tensor.ndim :])
     if tensor.ndim == len(shape) or tensor.size != size:
         return jax.numpy.broadcast_to(tensor, shape)
-    ones = jax.numpy.ones((math.prod(shape) // max(size, 1), 1), tensor.dtype)
-    return jax.numpy.matmul(ones, tensor.reshape(1, size), precision="highest").reshape(shape)
+    # XLA takes a product of a column and a number apart again; not so if the number is a sum of eight eighths.
+    terms = 8 if size == 1 else 1
+    means = jax.numpy.full((math.prod(shape) // max(size, 1), terms), 1 / terms, tensor.dtype)
+    rows = jax.numpy.broadcast_to(tensor.reshape(1, size), (terms, size))
+    return jax.numpy.matmul(means, rows, precision="highest").reshape(shape)
 
 
 def devices() -> list[str]:

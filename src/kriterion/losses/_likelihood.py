@@ -180,7 +180,7 @@ class ResidualLikelihood(TrainableLoss):
             self.steps.assign_add(1)
         constant = self.positions.spread(ops.log(scale) + self.log_normaliser(shape))
         loss = self.residual_loss(residual, self.positions.spread(shape), self.positions.spread(scale))
-        return mean_over_last_axis(loss + constant)
+        return mean_over_last_axis(loss) + mean_over_last_axis(constant)
 
     def get_config(self) -> dict[str, Any]:
         return {
