@@ -10,8 +10,10 @@ from keras import ops
 from kriterion.backend import Tensor
 from kriterion.losses._example_weighted import robust_example_weights
 from kriterion.losses._floats import at_least
-from kriterion.losses._order_statistics import NORMAL_SPREAD, weighted_quantile
+from kriterion.losses._order_statistics import weighted_quantile
 
+# 1 over the 3/4 quantile of the standard normal distribution: from the median of |x| to its standard deviation.
+_NORMAL_SPREAD = 1.482602218505602
 _SMALLEST = 1e-30
 
 
@@ -64,7 +66,7 @@ class Standardised:
     differentiable: ClassVar[bool] = True
 
     def statistic(self, values: Tensor, importance: Tensor) -> Tensor:
-        return NORMAL_SPREAD * weighted_quantile(ops.sqrt(ops.relu(values)), importance, 0.5)
+        return _NORMAL_SPREAD * weighted_quantile(ops.sqrt(ops.relu(values)), importance, 0.5)
 
     def weights(self, values: Tensor, spread: Tensor) -> Tensor:
         unit = at_least((self.scale * spread) ** 2, _SMALLEST)

@@ -26,7 +26,6 @@ _SPREAD_LEVEL, _NORMAL_QUARTILE = 0.25, 0.31863936396437514
 _LEAST_RESIDUALS = 8
 # Steps after which the shape and scale are half as free to move as in the end.
 _RELEASE_STEPS = 500
-INITS = ("robust", "reference")
 
 
 class ResidualLikelihood(TrainableLoss):
@@ -63,7 +62,7 @@ class ResidualLikelihood(TrainableLoss):
         self.fixed_shape, self.first_shape_logit = fixed_shape, first_shape_logit
         self.fixed_scale = None if scale is None else check_float(owner, "scale", scale, above=0.0)
         self.scale_min = check_float(owner, "scale_min", scale_min, above=0.0)
-        self.init = check_choice(owner, "init", init, INITS)
+        self.init = check_choice(owner, "init", init, ("robust", "reference"))
         if scale_init is None and init == "reference":
             scale_init = 1.0
         if scale_init is not None:
@@ -129,19 +128,20 @@ class ResidualLikelihood(TrainableLoss):
         """That of the given residuals, from the first batch of training on as it was there."""
         residual = ops.stop_gradient(residual)
         known = self.spread.value
-        importance = self.importance(residual[..., 0])[..., None]
 
         def measured() -> Tensor:
+            importance = self.importance(residual[..., 0])[..., None]
             rows = self.positions.rows(ops.abs(residual))
             counts = self.positions.rows(ops.broadcast_to(importance, ops.shape(residual)))
             spread = self.positions.of_group(weighted_quantile(rows, counts, _SPREAD_LEVEL) / _NORMAL_QUARTILE)
             # Where too few residuals tell it, or all are 0, what the others have; where all of them are, 1.
             told = ops.logical_and(spread > 0, ops.shape(rows)[0] >= _LEAST_RESIDUALS)
             spread = ops.where(told, spread, ops.mean(spread))
-            return ops.cast(ops.where(spread > 0, spread, 1.0), known.dtype)
+            spread = ops.where(spread > 0, spread, 1.0)
+            # Still unknown after a batch of which nothing counts.
+            return ops.cast(ops.where(ops.any(importance > 0), spread, 0.0), known.dtype)
 
-        wanted = ops.logical_and(ops.logical_not(ops.any(known > 0)), ops.any(importance > 0))
-        spread = ops.cond(wanted, measured, lambda: known)
+        spread = ops.cond(ops.any(known > 0), lambda: known, measured)
         if self.training:
             self.spread.assign(spread)
         return ops.cast(spread, self.dtype)

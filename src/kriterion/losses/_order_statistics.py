@@ -6,9 +6,6 @@ from keras import ops
 
 from kriterion.backend import Tensor
 
-# 1 over the 3/4 quantile of the standard normal distribution: from the median of |x| to its standard deviation.
-NORMAL_SPREAD = 1.482602218505602
-
 
 def weighted_quantile(values: Tensor, weights: Tensor, level: float) -> Tensor:
     """The first of the values along axis 0, in rising order, up to which the weights reach `level` of their sum.

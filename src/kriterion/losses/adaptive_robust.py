@@ -14,12 +14,9 @@ from kriterion._validation import check_choice, check_float
 from kriterion.backend import Tensor
 from kriterion.losses._bounded_kernel import bounded_kernel
 from kriterion.losses._floats import working_float
-from kriterion.losses._likelihood import INITS, ResidualLikelihood, logit_of
+from kriterion.losses._likelihood import ResidualLikelihood, logit_of
 from kriterion.losses._robust_kernel import robust_kernel
 from kriterion.losses.robust import chosen_shape, log_partition, shape_of_power
-
-# Where in `alpha_range` the shape starts.
-_START_POSITIONS = {"robust": 0.025, "reference": 0.5}
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
@@ -105,9 +102,9 @@ class AdaptiveRobust(ResidualLikelihood):
         if not (coordinate == "lambda" and high == math.inf):
             check_float(owner, "alpha_range", high, minimum=0.0)
         self.alpha_range = (low, high)
-        check_choice(owner, "init", init, INITS)
         self.alpha_init = None if alpha_init is None else check_float(owner, "alpha_init", alpha_init)
-        default = low + (high - low) * _START_POSITIONS[init]
+        # Low enough to ignore outliers, or in the middle.
+        default = low + (high - low) * (0.5 if init == "reference" else 0.025)
         first_shape = default if self.alpha_init is None else self.alpha_init
         self.coordinate = check_choice(owner, "coordinate", coordinate, tuple(_COORDINATES))
         self._coordinate, self._inverse = _COORDINATES[coordinate]
