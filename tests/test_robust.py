@@ -87,6 +87,38 @@ def test_loss_and_derivatives_in_double_precision(float64):
     check_against_mpmath("float64", 1e-13, 1e-11)
 
 
+NUMBERS = [-2.0, -1.37, -0.3, -1e-6, 0.0, 1e-30, 1e-12, 0.02, 0.99, 1.0, 1.5, 1.99999, 2.0, 2.001, 3.0, 4.7, 6.0]
+
+
+def check_numbers_against_mpmath(dtype, tolerance):
+    """Loss and derivative for shapes that are numbers, which other formulas serve."""
+    random = np.random.default_rng(7)
+    tiny, largest = (1e-35, 3.4e38) if dtype == "float32" else (1e-290, 1.7e308)
+    x = np.concatenate([10.0 ** np.arange(-6, 18.5, 0.75), random.uniform(0.5, 14, 20)]).astype(dtype)
+    for alpha in NUMBERS:
+        for scale in (1.0, 0.375):
+            (by_x,) = gradient(lambda v, a=alpha, c=scale: ops.sum(general_robust(v, a, c)), x)
+            value = numpy(general_robust(x, alpha, scale))
+            for residual, *actual in zip(x, value, by_x, strict=True):
+                for k, expected in enumerate(reference(residual, alpha, scale)[:2]):
+                    if expected > tiny:
+                        error = abs(min(float(actual[k]), largest) / min(expected, largest) - 1)
+                        assert error < tolerance, f"{k}: alpha={alpha}, x={residual}, scale={scale}"
+
+
+def test_loss_and_derivative_for_numbers_in_single_precision():
+    check_numbers_against_mpmath("float32", 2e-6)
+
+
+def test_loss_and_derivative_for_numbers_in_double_precision(float64):
+    check_numbers_against_mpmath("float64", 1e-13)
+
+
+def test_a_shape_that_is_almost_zero():
+    x = np.float32([0.3, 1e30])
+    np.testing.assert_array_equal(numpy(general_robust(x, 1e-300)), numpy(general_robust(x, 0.0)))
+
+
 def test_every_gradient_is_finite():
     x = np.float32([0.0, 1e-45, 1e-30, 1.0, 1e10, 1e19, 1e20, 1e30, 3e38, -3e38])
     for scale in (1e-5, 1.0, 1e5):
@@ -96,6 +128,9 @@ def test_every_gradient_is_finite():
         assert np.isfinite(by_alpha).all()
         pairs = np.meshgrid(x, np.float32(ALPHAS))
         scales = np.full_like(pairs[0], scale)
+        for alpha in (-2.0, 0.0, 0.5, 1.0, 1.99999, 2.0, 6.0):
+            for got in gradient(lambda v, c, a=alpha: ops.sum(general_robust(v, a, c)), x, np.full_like(x, scale)):
+                assert np.isfinite(got).all()
         assert np.isfinite(gradient(lambda c, p=pairs: ops.sum(general_robust(*p, c)), scales)[0]).all()
     assert np.isnan(numpy(general_robust(np.float32([np.nan]), 0.5))).all()
 

@@ -51,11 +51,6 @@ def at_most(value: Tensor, bound: Any) -> Tensor:
     return ops.where(value < bound, value, bound)
 
 
-def within(value: Tensor, bound: Any) -> Tensor:
-    """V clipped to [-bound, bound]; NaN stays."""
-    return ops.where(value > bound, bound, ops.where(value < -bound, -bound, value))
-
-
 def mean_over_last_axis(value: Tensor) -> Tensor:
     """As `ops.mean`, which would compute in float32."""
     return ops.sum(value, axis=-1) / ops.cast(ops.shape(value)[-1], value.dtype)

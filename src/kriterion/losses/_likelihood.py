@@ -9,6 +9,9 @@ from typing import Any
 import keras
 from keras import ops
 
+# `ops.cond` takes a new name at each call, so that torch.compile would compile it anew in every step.
+from keras.src.backend import cond
+
 from kriterion._validation import check_choice, check_float
 from kriterion.backend import Tensor
 from kriterion.losses._floats import mean_over_last_axis, working_float
@@ -141,7 +144,7 @@ class ResidualLikelihood(TrainableLoss):
             # Still unknown after a batch of which nothing counts.
             return ops.cast(ops.where(ops.any(importance > 0), spread, 0.0), known.dtype)
 
-        spread = ops.cond(ops.any(known > 0), lambda: known, measured)
+        spread = cond(ops.any(known > 0), lambda: known, measured)
         if self.training:
             self.spread.assign(spread)
         return ops.cast(spread, self.dtype)

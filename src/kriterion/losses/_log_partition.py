@@ -6,24 +6,18 @@ import numpy as np
 from keras import ops
 
 from kriterion.backend import Tensor
-from kriterion.losses._floats import Float, absolute, at_least
+from kriterion.losses._floats import Float, absolute
 
 
 def log_partition_kernel(alpha: Tensor, kind: Float) -> tuple[Tensor, Tensor]:
     """`(log Z, d log Z/d a)` for a in [0, inf]; log Z is inf below 0, where the density does not exist."""
-    b = at_least(absolute(alpha - 2), kind.epsilon**2)
-    near = (alpha >= 1) & (alpha < 4)
-    sixth_root = ops.power(ops.where(near, ops.where(alpha < 2, b, b / 2), 1.0), 1 / 6)
-    low_root = ops.sqrt(at_least(ops.where(alpha < 1, alpha, 1.0), kind.epsilon**2))
-    v = ops.where(alpha < 1, low_root, ops.where(near, sixth_root, 2 / ops.where(alpha < 4, 2.0, alpha - 2)))
     piece = sum(ops.cast(alpha >= bound, "int32") for bound in (1, 2, 4))
-    basis = _chebyshev_polynomials(2 * v - 1)
-
-    def series(table: np.ndarray) -> Tensor:
-        return ops.sum(basis * ops.take(ops.convert_to_tensor(table, kind.name), piece, axis=0), axis=-1)
-
-    value = ops.take(ops.convert_to_tensor(_OFFSETS, kind.name), piece) + series(_VALUE_TABLE)
-    slope = series(_SLOPE_TABLE) + ops.where(near, ops.log(b) / 4, 0.0)
+    row = ops.take(ops.convert_to_tensor(_TABLE, kind.name), piece, axis=0)
+    start, width, exponent, log_weight, offset = (row[..., i] for i in range(5))
+    distance = ops.clip(absolute(alpha - start) / width, kind.epsilon**2, kind.square_limit)
+    basis = _chebyshev_polynomials(2 * ops.power(distance, exponent) - 1)
+    value = offset + ops.sum(basis * row[..., 5 : 5 + _TERMS], axis=-1)
+    slope = log_weight * ops.log(distance) + ops.sum(basis * row[..., 5 + _TERMS :], axis=-1)
     return ops.where(alpha < 0, np.inf, value), slope
 
 
@@ -37,10 +31,17 @@ def _chebyshev_polynomials(t: Tensor) -> Tensor:
     return known
 
 
-# On [0, 1], [1, 2], [2, 4], [4, inf] in v = sqrt(a), (2 - a)^(1/6), ((a - 2)/2)^(1/6), 2/(a - 2): the coefficients of
-# T_n(2v - 1) in log Z less an offset that float32 holds exactly, and in d log Z/d a, less log|a - 2|/4 on [1, 4] (it is
-# infinite at 2). Interpolation at 40 Chebyshev nodes of integrals of 26 digits; the tests integrate again.
-_OFFSETS = np.array([1.3125, 1.0, 0.875, 0.71875])
+# On [0, 1], [1, 2], [2, 4], [4, inf]: the coefficients of T_n(2v - 1), v = (|a - start|/width)^exponent, in log Z less
+# an offset that float32 holds exactly, and in d log Z/d a less weight * log(|a - start|/width) (it is infinite at 2).
+# Interpolation at 40 Chebyshev nodes of integrals of 26 digits; the tests integrate again.
+_TERMS = 33
+# start, width, exponent, weight, offset
+_PIECES = (
+    (0.0, 1.0, 1 / 2, 0.0, 1.3125),
+    (2.0, 1.0, 1 / 6, 1 / 4, 1.0),
+    (2.0, 2.0, 1 / 6, 1 / 4, 0.875),
+    (2.0, 2.0, -1.0, 0.0, 0.71875),
+)
 _VALUES = (
     (
         0.04162585186806686,
@@ -236,7 +237,7 @@ _SLOPES = (
         -4.3634048563763615e-12,
     ),
     (
-        0.17022545625406263,
+        0.34351225139404895,
         -0.23491441669874213,
         -0.11226980449608866,
         -0.022036800342922734,
@@ -290,10 +291,7 @@ _SLOPES = (
 
 
 def _padded(rows: tuple[tuple[float, ...], ...]) -> np.ndarray:
-    table = np.zeros((len(rows), max(map(len, rows))))
-    for row, coefficients in zip(table, rows, strict=True):
-        row[: len(coefficients)] = coefficients
-    return table
+    return np.array([[*row, *[0.0] * (_TERMS - len(row))] for row in rows])
 
 
-_VALUE_TABLE, _SLOPE_TABLE = _padded(_VALUES), _padded(_SLOPES)
+_TABLE = np.concatenate([_PIECES, _padded(_VALUES), _padded(_SLOPES)], axis=1)

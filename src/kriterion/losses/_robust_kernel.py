@@ -18,7 +18,7 @@ from typing import NamedTuple
 from keras import ops
 
 from kriterion.backend import Tensor
-from kriterion.losses._floats import Float, absolute, at_least, at_most, within
+from kriterion.losses._floats import Float, absolute, at_least, at_most
 
 
 class _Shape(NamedTuple):
@@ -34,7 +34,7 @@ class _Shape(NamedTuple):
 
 
 def _shape(alpha: Tensor, kind: Float) -> _Shape:
-    a = within(alpha, kind.shape_limit)
+    a = ops.clip(alpha, -kind.shape_limit, kind.shape_limit)
     offset = a - 2
     b = at_least(absolute(offset), kind.epsilon**2)
     g = ops.where(offset < 0, -b, b) / 2
@@ -61,13 +61,13 @@ def robust_kernel(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """`(loss, derivative by x, by a, by c)`; the one by a, half of the work, is None unless asked for."""
     shape = _shape(alpha, kind)
-    u = within(x / scale, kind.largest / 4)
+    u = ops.clip(x / scale, -kind.largest / 4, kind.largest / 4)
     terms = _terms(x, u, scale, shape, kind)
-    influence = within(ops.where(u < 0, -terms.influence, terms.influence) / scale, kind.largest)
-    by_scale = within(-u * influence, kind.largest)
+    influence = ops.clip(ops.where(u < 0, -terms.influence, terms.influence) / scale, -kind.largest, kind.largest)
+    by_scale = ops.clip(-u * influence, -kind.largest, kind.largest)
     slope = None
     if with_slope:
-        slope = within(_slope(terms, shape, kind), kind.largest)
+        slope = ops.clip(_slope(terms, shape, kind), -kind.largest, kind.largest)
         slope = ops.where(absolute(alpha) < math.inf, slope, 0.0)
     return _loss(terms, shape), influence, slope, by_scale
 

@@ -11,6 +11,7 @@ from keras import ops
 from kriterion import backend
 from kriterion._validation import check_float
 from kriterion.backend import Tensor
+from kriterion.losses._fixed_kernel import fixed_kernel, is_moderate
 from kriterion.losses._floats import Float, working_float
 from kriterion.losses._log_partition import log_partition_kernel
 from kriterion.losses._robust_kernel import robust_kernel
@@ -48,15 +49,12 @@ def shape_of_power(lam: Tensor | float) -> Tensor | float:
 
 
 def _shape(owner: str, alpha: Any, lam: Any, minimum: float = -math.inf) -> Any:
-    """The shape from whichever of the two coordinates was given."""
+    """The shape from whichever of the two coordinates was given, numbers or tensors."""
     if (alpha is None) == (lam is None):
         raise ValueError(f"{owner}: give either `alpha` or `lam`. Received: alpha={alpha!r}, lam={lam!r}")
-    value = shape_of_power(lam) if alpha is None else alpha
-    if isinstance(value, (int, float)) and not value >= minimum:
-        raise ValueError(
-            f"{owner}: `alpha` must be a number >= {minimum:g} (infinite is allowed). Received: alpha={value!r}"
-        )
-    return value
+    if isinstance(lam if alpha is None else alpha, (int, float)):
+        return chosen_shape(owner, alpha, lam, minimum=minimum)
+    return shape_of_power(lam) if alpha is None else alpha
 
 
 def chosen_shape(
@@ -74,16 +72,17 @@ def chosen_shape(
 
 
 def _checked(owner: str, residual: Any, alpha: Any, scale: Any) -> tuple[list[Any], Float]:
-    """`([residual as a tensor, alpha, scale], the precision to compute in)`."""
+    """`([residual as a tensor, alpha, scale], the precision to compute in)`, numbers as floats."""
     if isinstance(scale, (int, float)):
         check_float(owner, "scale", scale, above=0.0)
-    given = [ops.convert_to_tensor(residual), alpha, scale]
+    numbers = [float(value) if isinstance(value, (int, float)) else value for value in (alpha, scale)]
+    given = [ops.convert_to_tensor(residual), *numbers]
     return given, working_float(*given)
 
 
 def _in_format(value: Any, kind: Float) -> Tensor:
     # A float straight into its format: converted without one, it would be rounded to float32 on the way.
-    if isinstance(value, (int, float)):
+    if isinstance(value, float):
         return ops.convert_to_tensor(value, kind.name)
     return ops.cast(ops.convert_to_tensor(value), kind.name)
 
@@ -94,18 +93,25 @@ def _as_given(value: Tensor, given: Tensor) -> Tensor:
     return ops.cast(value, dtype) if "float" in dtype else value
 
 
+def _derivatives(x: Tensor, alpha: Any, scale: Any, kind: Float, with_slope: bool = False) -> tuple[Any, ...]:
+    """`(loss, derivative by x, by alpha if wanted, by scale)` from the cheaper of the exact kernels."""
+    if isinstance(alpha, float) and is_moderate(alpha):
+        value, influence, by_scale = fixed_kernel(x, alpha, scale, kind)
+        return value, influence, None, by_scale
+    return robust_kernel(x, _in_format(alpha, kind), _in_format(scale, kind), kind, with_slope)
+
+
 def _loss(owner: str, residual: Any, alpha: Any, scale: Any) -> Tensor:
-    """The kernel's loss, with its derivatives by those arguments that are tensors."""
+    """The loss, with its derivatives by those arguments that are tensors."""
     given, kind = _checked(owner, residual, alpha, scale)
-    variable = [index for index, value in enumerate(given) if not isinstance(value, (int, float))]
-    constants = [None if i in variable else _in_format(value, kind) for i, value in enumerate(given)]
+    variable = [index for index, value in enumerate(given) if not isinstance(value, float)]
 
     def of_tensors(*tensors: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        arguments: list[Any] = list(constants)
+        arguments = list(given)
         for index, tensor in zip(variable, tensors, strict=True):
             arguments[index] = tensor
         x, a, c = arguments
-        value, *derivatives = robust_kernel(x, a, c, kind, with_slope=1 in variable)
+        value, *derivatives = _derivatives(x, a, c, kind, with_slope=1 in variable)
         return value, tuple(derivatives[index] for index in variable)
 
     tensors = [_in_format(given[index], kind) for index in variable]
@@ -170,9 +176,9 @@ def robust_weights(
     """
     alpha = _shape("robust_weights", alpha, lam)
     given, kind = _checked("robust_weights", residual, alpha, scale)
-    x, a, c = (ops.stop_gradient(_in_format(value, kind)) for value in given)
+    x, a, c = (v if isinstance(v, float) else ops.stop_gradient(_in_format(v, kind)) for v in given)
     at_zero = x == 0
-    influence = robust_kernel(x, a, c, kind, with_slope=False)[1]
+    influence = _derivatives(x, a, c, kind)[1]
     return _as_given(ops.where(at_zero, 1 / (c * c), influence / ops.where(at_zero, 1.0, x)), given[0])
 
 
