@@ -275,6 +275,18 @@ def test_a_large_residual_in_half_precision(random):
     )
 
 
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch.compile")
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+def test_torch_does_not_compile_the_loss_in_every_step(random):
+    import torch
+
+    loss = built(kriterion.losses.AdaptiveRobust)
+    compiled = torch.compile(loss, backend="eager")
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for _ in range(torch._dynamo.config.recompile_limit + 3):
+            compiled(*(keras.ops.convert_to_tensor(random.normal(size=(9, 3)), "float32") for _ in range(2)))
+
+
 # Keras's contract, for every loss in the list.
 
 
