@@ -3,6 +3,7 @@
 Rounds alternate between the losses, so that a change of the machine's load meets all of them.
 """
 
+import math
 import os
 import time
 
@@ -24,7 +25,8 @@ def ready(loss, shape):
 
 def losses(shape):
     ours = {
-        "GeneralRobust": kriterion.losses.GeneralRobust(1.0),
+        # By products and a square root, by a power, and for any shape.
+        **{f"GeneralRobust({alpha:g})": kriterion.losses.GeneralRobust(alpha) for alpha in (1.0, 0.7, -math.inf)},
         "AdaptiveRobust": ready(kriterion.losses.AdaptiveRobust(init="reference"), shape),
     }
     if len(shape) == 4:
@@ -94,7 +96,7 @@ def main():
         print(f"{' x '.join(map(str, shape))}: squared error {1e3 * seconds['squared error']:.3f} ms")
         for name in list(seconds)[1:]:
             over = [f"{seconds[name] / seconds[other]:.2f} x {other}" for other in ("squared error", "Huber")]
-            print(f"  {name:<20} {', '.join(over)}, {1e3 * seconds[name]:.3f} ms")
+            print(f"  {name:<21} {', '.join(over)}, {1e3 * seconds[name]:.3f} ms")
 
 
 if __name__ == "__main__":
