@@ -104,7 +104,7 @@ class AdaptiveRobust(ResidualLikelihood):
         self.alpha_range = (low, high)
         self.alpha_init = None if alpha_init is None else check_float(owner, "alpha_init", alpha_init)
         # Low enough to ignore outliers, or in the middle.
-        default = low + (high - low) * (0.5 if init == "reference" else 0.025)
+        default = low + (high - low) * (0.5 if init == "reference" else 0.005)
         first_shape = default if self.alpha_init is None else self.alpha_init
         self.coordinate = check_choice(owner, "coordinate", coordinate, tuple(_COORDINATES))
         self._coordinate, self._inverse = _COORDINATES[coordinate]
