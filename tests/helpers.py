@@ -5,6 +5,7 @@ import contextlib
 import keras
 import numpy as np
 import pytest
+from scipy import optimize
 
 import kriterion
 from kriterion import backend
@@ -57,6 +58,39 @@ def gradient(function, *values):
     tensors = [keras.ops.convert_to_tensor(value) for value in values]
     _, gradients = backend.value_and_gradient(lambda t: (function(*t), None), tensors)
     return [numpy(g) for g in gradients]
+
+
+def minimise_variables(loss, y_true, y_pred, sample_weight=None, smooth=True):
+    """Set the loss's variables to where its value is least, at fixed predictions; the least value.
+
+    By BFGS or, where the loss is a convex function with corners of one variable, by golden sections.
+    """
+    variables = loss.trainable_variables
+    shapes = [variable.shape for variable in variables]
+    ends = np.cumsum([0, *(int(np.prod(shape)) for shape in shapes)])
+
+    def parts(flat):
+        return [np.reshape(flat[a:b], s) for a, b, s in zip(ends[:-1], ends[1:], shapes, strict=True)]
+
+    def objective(values):
+        with keras.StatelessScope(list(zip(variables, values, strict=True))):
+            return loss(y_true, y_pred, sample_weight=sample_weight), None
+
+    def value_and_gradient(flat):
+        values = [keras.ops.convert_to_tensor(part, v.dtype) for part, v in zip(parts(flat), variables, strict=True)]
+        (value, _), gradients = backend.value_and_gradient(objective, values)
+        return float(numpy(value)), np.concatenate([numpy(g).ravel() for g in gradients]).astype("float64")
+
+    start = np.concatenate([variable.numpy().ravel() for variable in variables]).astype("float64")
+    if smooth:
+        found = optimize.minimize(value_and_gradient, start, jac=True, method="BFGS", options={"gtol": 1e-9})
+    else:
+        found = optimize.minimize_scalar(
+            lambda v: value_and_gradient(np.array([v]))[0], bounds=(-50, 50), method="bounded", options={"xatol": 1e-8}
+        )
+    for variable, part in zip(variables, parts(np.atleast_1d(found.x)), strict=True):
+        variable.assign(part)
+    return found.fun
 
 
 def finite_difference(function, value, step=1e-6):

@@ -330,7 +330,7 @@ def test_a_quantile_of_weighted_values_is_that_of_repeated_ones(random):
         (lambda: ErrorWeighted("mse", hardest=1.5), ["`hardest`", "<= 1"]),
         (lambda: ErrorWeighted("mse", hardest=0.5, scale=1.0), ["`hardest`", "excludes"]),
         (lambda: BatchAdaptive("mse", "ghm"), ["`weighting`", "ghm"]),
-        (lambda: BatchAdaptive("mse", momentum=1.0), ["`momentum`", "below 1"]),
+        (lambda: BatchAdaptive("mse", momentum=1.0), ["`momentum`", "< 1"]),
         (lambda: BatchAdaptive("mse", bins=1), ["`bins`", ">= 2"]),
         (lambda: BatchAdaptive("mse", share=0.5), ["density", "share"]),
         (lambda: BatchAdaptive("mse", "self_paced", differentiate=True), ["self_paced", "derivative"]),

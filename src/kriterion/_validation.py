@@ -13,17 +13,19 @@ def check_float(
     value: Any,
     *,
     above: float = -math.inf,
+    below: float = math.inf,
     minimum: float = -math.inf,
     maximum: float = math.inf,
 ) -> float:
-    """Return `value` as a finite float with `above < value` and `minimum <= value <= maximum`, or raise."""
+    """Return `value` as a finite float with `above < value < below` and `minimum <= value <= maximum`, or raise."""
     is_number = isinstance(value, (int, float)) or (getattr(value, "shape", None) == () and hasattr(value, "__float__"))
     if is_number and not isinstance(value, bool):
         number = float(value)
-        if math.isfinite(number) and number > above and minimum <= number <= maximum:
+        if math.isfinite(number) and above < number < below and minimum <= number <= maximum:
             return number
     bounds = [
         f"> {above:g}" if above > -math.inf else "",
+        f"< {below:g}" if below < math.inf else "",
         f">= {minimum:g}" if minimum > -math.inf else "",
         f"<= {maximum:g}" if maximum < math.inf else "",
     ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
@@ -112,6 +112,8 @@ class Trainer(backend.TrainStep, keras.Model):
                 f"Trainer.compile: transforms must have different names. Received: {names}. "
                 "Give each its own with `name=`."
             )
+        if isinstance(loss, Mapping):
+            loss = dict(loss)
         losses = _trainable_losses(loss)
         if isinstance(loss_learning_rate, (int, float)):
             check_float("Trainer.compile", "loss_learning_rate", loss_learning_rate, above=0.0)
@@ -124,8 +126,6 @@ class Trainer(backend.TrainStep, keras.Model):
         trained_by = optimizer
         if loss_learning_rate is not None:
             trained_by = LossVariablesOptimizer.from_optimizer(optimizer, loss_learning_rate, self.objective_state)
-        for trainable_loss in losses:
-            trainable_loss.owned_by_trainer = True
         self.transforms = tuple(transforms)
         # A set, because one loss may serve several outputs; in the order of appearance.
         states = [*(loss.state for loss in losses), *(transform.state for transform in self.transforms)]
@@ -155,6 +155,8 @@ class Trainer(backend.TrainStep, keras.Model):
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         super()._symbolic_build(iterator=iterator, data_batch=data_batch)
         self._build_transforms()
+        for loss in _trainable_losses(self.loss):
+            loss.check_minimum()
         exclude_from_weight_decay(self.optimizer, self.objective_state.trainable_variables)
 
     # The objective.
@@ -206,9 +208,14 @@ class Trainer(backend.TrainStep, keras.Model):
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
         """As `keras.Model.compute_loss`; losses with running statistics change them in training only."""
-        for loss in _trainable_losses(self.loss):
-            loss.training = training
-        return super().compute_loss(x, y, y_pred, sample_weight, training=training)
+        losses = _trainable_losses(self.loss)
+        for loss in losses:
+            loss.training, loss.in_trainer = training, True
+        try:
+            return super().compute_loss(x, y, y_pred, sample_weight, training=training)
+        finally:
+            for loss in losses:
+                loss.in_trainer = False
 
     @property
     def losses(self) -> list[Tensor]:
@@ -309,18 +316,17 @@ class Trainer(backend.TrainStep, keras.Model):
             config.update(
                 {key: keras.saving.serialize_keras_object(value) for key, value in self._user_compile_config.items()}
             )
-            shapes = [loss.built_shapes for loss in _trainable_losses(self.loss)]
-            config["loss_shapes"] = keras.saving.serialize_keras_object(shapes)
+            states = [loss.built_state() for loss in _trainable_losses(self.loss)]
+            config["loss_states"] = keras.saving.serialize_keras_object(states)
         return config
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile with `get_compile_config()`, and make the variables that a saved file has values for."""
         config = keras.saving.deserialize_keras_object(config)
-        shapes = config.pop("loss_shapes")
+        states = config.pop("loss_states")
         self.compile(**config)
-        for loss, loss_shapes in zip(_trainable_losses(self.loss), shapes, strict=True):
-            if loss_shapes is not None:
-                loss.build_once(*loss_shapes)
+        for loss, state in zip(_trainable_losses(self.loss), states, strict=True):
+            loss.restore_built_state(state)
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
             exclude_from_weight_decay(self.optimizer, self.objective_state.trainable_variables)

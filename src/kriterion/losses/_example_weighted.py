@@ -5,15 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import keras
 from keras import ops
 
 from kriterion.backend import Tensor
-from kriterion.losses._floats import working_float
+from kriterion.losses._wrapping import WrappingLoss
 from kriterion.losses.base import TrainableLoss
 
 
-class ExampleWeighted(TrainableLoss):
+class ExampleWeighted(WrappingLoss):
     """A loss's value at each example times a weight that depends on it.
 
     mean_i v_i l_i, with v_i behind stop_gradient unless `differentiate`; with `normalize`, v_i / mean(v)
@@ -24,23 +23,12 @@ class ExampleWeighted(TrainableLoss):
     def __init__(
         self, loss: Any, *, differentiate: bool, normalize: bool, reduction: str | None, name: str, dtype: Any
     ) -> None:
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.loss = keras.losses.get(loss)
-        if not callable(self.loss):
-            raise ValueError(
-                f"{type(self).__name__}: `loss` must be a Keras loss, or the name of one. Received: loss={loss!r}"
-            )
+        super().__init__(loss, reduction=reduction, name=name, dtype=dtype)
         self.differentiate, self.normalize = differentiate, normalize
-        if isinstance(self.loss, TrainableLoss):
-            self.state.parts.append(self.loss.state)
 
     @property
     def needs_trainer(self) -> bool:
         return isinstance(self.loss, TrainableLoss) and self.loss.needs_trainer
-
-    def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
-        if isinstance(self.loss, TrainableLoss):
-            self.loss.build_once(y_true_shape, y_pred_shape)
 
     def example_weights(self, values: Tensor, importance: Tensor) -> Tensor:
         """The weight of each example.
@@ -52,35 +40,19 @@ class ExampleWeighted(TrainableLoss):
         raise NotImplementedError
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        if len(y_pred.shape) == 1:
-            y_true, y_pred = ops.reshape(y_true, (-1, 1)), ops.expand_dims(y_pred, -1)
-        values = self._values(y_true, y_pred)
-        values = ops.cast(values, working_float(values).name)
+        values = self.values_of_loss(y_true, y_pred)
         importance = self.importance(values)
         weights = self.example_weights(values if self.differentiate else ops.stop_gradient(values), importance)
         if self.normalize:
             weights = ops.divide_no_nan(weights * ops.sum(importance), ops.sum(weights * importance))
         return weights * values
 
-    def _values(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        if not isinstance(self.loss, keras.losses.Loss):
-            return self.loss(y_true, y_pred)
-        if isinstance(self.loss, TrainableLoss):
-            self.loss.training = self.training
-            self.loss._importances = self._importances
-        return self.loss.call(y_true, y_pred)
-
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "loss": keras.saving.serialize_keras_object(self.loss),
             "differentiate": self.differentiate,
             "normalize": self.normalize,
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> ExampleWeighted:
-        return cls(**{**config, "loss": keras.saving.deserialize_keras_object(config["loss"])})
 
 
 def robust_example_weights(squares: Tensor, alpha: float) -> Tensor:

@@ -15,7 +15,6 @@ from keras.src.backend import cond
 from kriterion._validation import check_choice, check_float
 from kriterion.backend import Tensor
 from kriterion.losses._floats import mean_over_last_axis, working_float
-from kriterion.losses._latest_value import LatestValue
 from kriterion.losses._order_statistics import weighted_quantile
 from kriterion.losses._positions import Positions
 from kriterion.losses.base import TrainableLoss, aligned
@@ -92,17 +91,17 @@ class ResidualLikelihood(TrainableLoss):
     def build(self, y_true_shape: tuple[int | None, ...], y_pred_shape: tuple[int | None, ...]) -> None:
         count = self.positions.build(y_pred_shape)
         if self.fixed_shape is None:
-            self.latent_shape = self.add_weight(count, "zeros", name=f"latent_{self.shape_name}")
-            self.state.shape_log = LatestValue(name=f"{self.name}_{self.shape_name}")
+            self.latent_shape = self.add_weight(count, name=f"latent_{self.shape_name}", logged=False)
+            self._shape_log = self.add_log(self.shape_name)
         if self.fixed_scale is None:
             # softplus^-1(log 2) is 0
-            self.latent_scale = self.add_weight(count, "zeros", name="latent_scale")
+            self.latent_scale = self.add_weight(count, name="latent_scale", logged=False)
             if self.scale_init is None:
                 # 0: not measured yet.
-                self.spread = self.add_weight(count, "zeros", name="spread", trainable=False, aggregation="mean")
-            self.state.scale_log = LatestValue(name=f"{self.name}_scale")
+                self.spread = self.add_weight(count, name="spread", trainable=False, aggregation="mean")
+            self._scale_log = self.add_log("scale")
         if self.init == "robust":
-            self.steps = self.add_weight((), "zeros", name="steps", trainable=False, aggregation="only_first_replica")
+            self.steps = self.add_weight(name="steps", trainable=False, aggregation="only_first_replica")
 
     def _parameters(self, spread: Any) -> tuple[Tensor, Tensor]:
         """Shape and scale at each position, given the spread of the first residuals."""
@@ -176,9 +175,9 @@ class ResidualLikelihood(TrainableLoss):
         spread = self._measured_spread(residual) if self._measures_spread else None
         shape, scale = (ops.cast(value, dtype) for value in self._parameters(spread))
         if self.fixed_shape is None:
-            self.state.shape_log.update_state(ops.mean(shape))
+            self._shape_log.update_state(ops.mean(shape))
         if self.fixed_scale is None:
-            self.state.scale_log.update_state(ops.mean(scale))
+            self._scale_log.update_state(ops.mean(scale))
         if self.init == "robust" and self.training:
             self.steps.assign_add(1)
         constant = self.positions.spread(ops.log(scale) + self.log_normaliser(shape))

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import keras
 
 # Keras has no public names for these.
 from keras.src.backend import get_keras_mask, set_keras_mask
+from keras.src.trainers import compile_utils
 
 from kriterion._state import StateLayer
 from kriterion.backend import Tensor
+from kriterion.losses._latest_value import LatestValue
+from kriterion.losses._parameter import Parameter, latent_initializer
+from kriterion.parametrizations import Parametrization
 
 
 class TrainableLoss(keras.losses.Loss):
@@ -18,10 +23,14 @@ class TrainableLoss(keras.losses.Loss):
 
     min over w, v of mean_i loss(y_i, f(x_i; w); v)
 
-    A subclass makes its variables in `build` with `add_weight` and uses them in `call`. A `kriterion.Trainer`
-    trains them, keeps weight decay off them, and saves them; stock `compile` cannot, so there the loss raises.
+    A subclass makes its variables in `build` with `add_weight` and uses their `value` in `call`. A
+    `kriterion.Trainer` trains them, keeps weight decay off them, saves them, and puts them in the logs of `fit`; stock
+    `compile` cannot, so there the loss raises. `loss.trainable = False`, before `compile`, keeps them as they are.
     In `call`, `self.training` tells whether running statistics may change (a trainer clears it in `evaluate`), and
     `self.importance(values)` how much each entry counts.
+
+    A subclass whose variables could lower the loss for ever, at fixed predictions, says so by
+    `has_finite_minimum = False`; a trainer then refuses it unless each variable has a `regularizer`.
 
     Args:
         reduction: as in `keras.losses.Loss`.
@@ -31,7 +40,7 @@ class TrainableLoss(keras.losses.Loss):
     Raises:
         RuntimeError: on the first batch, if the loss was given to a stock `compile`.
 
-    Source: Keras documents no such losses; `docs/architecture.md` says how these are trained.
+    Source: Keras documents no such losses; `docs/trainable-losses.md` says how these are trained.
 
     Example:
     >>> import keras, numpy as np, kriterion
@@ -39,14 +48,19 @@ class TrainableLoss(keras.losses.Loss):
     ... class GaussianLikelihood(kriterion.losses.TrainableLoss):
     ...     "(r / s)^2 / 2 + log s, with a learned s"
     ...     def build(self, y_true_shape, y_pred_shape):
-    ...         self.log_scale = self.add_weight((), "zeros", name="log_scale")
+    ...         positive = kriterion.parametrizations.Positive()
+    ...         self.scale = self.add_weight((), 1.0, parametrization=positive, name="scale")
     ...     def call(self, y_true, y_pred):
-    ...         residual = (y_true - y_pred) / keras.ops.exp(self.log_scale)
-    ...         return keras.ops.mean(residual**2, axis=-1) / 2 + self.log_scale
+    ...         squares = keras.ops.mean((y_true - y_pred)**2, axis=-1)
+    ...         return squares / (2 * self.scale.value**2) + keras.ops.log(self.scale.value)
     >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
-    >>> trainer.compile("sgd", GaussianLikelihood())
+    >>> trainer.compile("sgd", GaussianLikelihood(name="normal"))
     >>> history = trainer.fit(np.ones((8, 3)), np.zeros((8, 1)), verbose=0)
+    >>> sorted(history.history)
+    ['loss', 'normal_scale']
     """
+
+    has_finite_minimum = True
 
     def __init__(
         self, *, reduction: str | None = "sum_over_batch_size", name: str | None = None, dtype: Any = None
@@ -54,8 +68,9 @@ class TrainableLoss(keras.losses.Loss):
         super().__init__(name=name, reduction=reduction, dtype=dtype)
         self.state = StateLayer(name=self.name)
         self.built_shapes: list[Any] | None = None
-        self.owned_by_trainer = False
+        self.in_trainer = False
         self.training = True
+        self._logged: list[tuple[LatestValue, Any]] = []
         self._importances: tuple[Any, ...] = ()
 
     @property
@@ -78,9 +93,59 @@ class TrainableLoss(keras.losses.Loss):
         """The loss's trainable variables."""
         return self.state.trainable_variables
 
-    def add_weight(self, *args: Any, **kwargs: Any) -> keras.Variable:
-        """Make a variable of the loss; the arguments are those of `keras.layers.Layer.add_weight`."""
-        return self.state.add_weight(*args, **kwargs)
+    @property
+    def trainable(self) -> bool:
+        """Whether the loss's variables are trained; as in Keras, a change counts from the next `compile` on."""
+        return self.state.trainable
+
+    @trainable.setter
+    def trainable(self, value: bool) -> None:
+        self.state.trainable = value
+
+    def add_weight(
+        self,
+        shape: Any = (),
+        initializer: Any = "zeros",
+        *,
+        parametrization: Parametrization | None = None,
+        logged: bool = True,
+        name: str,
+        **kwargs: Any,
+    ) -> Any:
+        """Make a variable of the loss.
+
+        Args:
+            shape: shape of its value.
+            initializer: first value: a Keras initializer or, with a parametrization, also a number or an array.
+            parametrization: bijection to the set that the value belongs to (`kriterion.parametrizations`).
+            logged: whether the value of a trainable variable is in the logs of `fit`, as LOSS_NAME.
+            name: name of the variable.
+            **kwargs: as in `keras.layers.Layer.add_weight`: `trainable`, `regularizer`, `constraint`, `aggregation`...
+                A regularizer or constraint acts on the variable, not on the parametrization's value.
+
+        Returns:
+            A `keras.Variable`, or with a parametrization an object with `value`, `numpy()`, `assign(value)` and the
+            variable, `latent`.
+
+        Raises:
+            ValueError: no variable has this first value.
+        """
+        shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        if parametrization is None:
+            weight = self.state.add_weight(shape, initializer, name=name, **kwargs)
+        else:
+            first = latent_initializer(initializer, shape, parametrization)
+            latent = self.state.add_weight(parametrization.latent_shape(shape), first, name=f"latent_{name}", **kwargs)
+            weight = Parameter(latent, name, parametrization)
+        if logged and kwargs.get("trainable", True):
+            self._logged.append((self.add_log(name, shape), weight))
+        return weight
+
+    def add_log(self, name: str, shape: Any = ()) -> LatestValue:
+        """A key LOSS_NAME of the logs of `fit`; `call` sets it by `update_state(value)`."""
+        log = LatestValue(name=f"{self.name}_{name}", shape=shape)
+        setattr(self.state, f"{name}_log", log)
+        return log
 
     def build(self, y_true_shape: tuple[int | None, ...], y_pred_shape: tuple[int | None, ...]) -> None:
         """Make the variables, for targets and predictions of these shapes (batch axis first, perhaps None)."""
@@ -92,23 +157,39 @@ class TrainableLoss(keras.losses.Loss):
             self.built_shapes = [y_true_shape, y_pred_shape]
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Tensor:
+        if self.needs_trainer and not self.in_trainer and (not self.built or _called_by_compile_loss()):
+            raise RuntimeError(
+                f"{type(self).__name__} has variables, which `model.compile()` would neither train nor save. Use "
+                "`trainer = kriterion.Trainer(model)` and `trainer.compile(optimizer, loss)` instead; in a loop of "
+                "your own, call `loss.build_once(y_true_shape, y_pred_shape)` first and train "
+                "`loss.trainable_variables`."
+            )
         if not self.built:
-            if self.needs_trainer and not self.owned_by_trainer:
-                raise RuntimeError(
-                    f"{type(self).__name__} has trainable variables, which `model.compile()` would neither train nor "
-                    "save. Use `trainer = kriterion.Trainer(model)` and `trainer.compile(optimizer, loss)` instead; "
-                    "in a loop of your own, call `loss.build_once(y_true_shape, y_pred_shape)` first and train "
-                    "`loss.trainable_variables`."
-                )
             # Shapes without the batch axis's size, so that a later, smaller batch finds what it expects.
             self.build_once(*(_batch_free_shape(value) for value in (y_true, y_pred)))
         y_true, y_pred = without_masked(y_true, y_pred)
         self._importances = (get_keras_mask(y_pred), sample_weight)
+        self.update_logs()
         try:
             return super().__call__(y_true, y_pred, sample_weight)
         finally:
             # Tensors of a traced step must not outlive it.
             self._importances = ()
+
+    def update_logs(self) -> None:
+        """Note the present values of the variables for the logs."""
+        for log, weight in self._logged:
+            log.update_state(weight.value)
+
+    def check_minimum(self) -> None:
+        """Raise a `ValueError` if the variables could lower the loss for ever."""
+        free = [variable.name for variable in self.trainable_variables if variable.regularizer is None]
+        if free and not self.has_finite_minimum:
+            raise ValueError(
+                f"{type(self).__name__} has no finite minimum over its own variables, at fixed predictions: training "
+                f"would drive them away for ever, and the loss with them. Give each a `regularizer` in `add_weight`, "
+                f"or keep them fixed by `loss.trainable = False`. Received: no regularizer for {free}"
+            )
 
     def importance(self, values: Tensor) -> Tensor:
         """How much each entry of `values` (batch, ...) counts in this call: its sample weight, 0 where masked, or 1."""
@@ -125,13 +206,27 @@ class TrainableLoss(keras.losses.Loss):
     def __reduce__(self) -> Any:
         # Pickles and deep copies: made anew, with variables of their own.
         values = [keras.ops.convert_to_numpy(keras.ops.stop_gradient(v.value)) for v in self.variables]
-        return _restored, (type(self), self.get_config(), self.built_shapes, values)
+        return _restored, (type(self), self.get_config(), self.built_state(), values)
+
+    def built_state(self) -> dict[str, Any]:
+        """What, besides the configuration and the variables' values, makes an equal loss."""
+        return {"shapes": self.built_shapes, "trainable": self.trainable}
+
+    def restore_built_state(self, state: dict[str, Any]) -> None:
+        """Make the variables as they were when `built_state()` was asked."""
+        if state["shapes"] is not None:
+            self.build_once(*state["shapes"])
+        self.trainable = state["trainable"]
 
 
-def _restored(kind: type[TrainableLoss], config: Any, shapes: Any, values: list[Any]) -> TrainableLoss:
+def _called_by_compile_loss() -> bool:
+    """Whether it is Keras's `fit` or `evaluate` that calls the loss, and not the user."""
+    return sys._getframe(2).f_globals["__name__"] == compile_utils.__name__
+
+
+def _restored(kind: type[TrainableLoss], config: Any, state: Any, values: list[Any]) -> TrainableLoss:
     loss = kind.from_config(config)
-    if shapes is not None:
-        loss.build_once(*shapes)
+    loss.restore_built_state(state)
     for variable, value in zip(loss.variables, values, strict=True):
         variable.assign(value)
     return loss

@@ -90,9 +90,7 @@ class BatchAdaptive(ExampleWeighted):
         )
         owner = "BatchAdaptive"
         self.weighting = check_choice(owner, "weighting", weighting, tuple(WEIGHTINGS))
-        self.momentum = check_float(owner, "momentum", momentum, minimum=0.0)
-        if self.momentum >= 1:
-            raise ValueError(f"{owner}: `momentum` must be below 1. Received: momentum={momentum!r}")
+        self.momentum = check_float(owner, "momentum", momentum, minimum=0.0, below=1.0)
         chosen = WEIGHTINGS[weighting]
         given = {
             "bins": None if bins is None else check_int(owner, "bins", bins, minimum=2),
@@ -116,9 +114,8 @@ class BatchAdaptive(ExampleWeighted):
 
     def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
         super().build(y_true_shape, y_pred_shape)
-        kept = {"trainable": False, "aggregation": "mean"}
-        self.statistic = self.add_weight(self.measure.shape, "zeros", name="statistic", **kept)
-        self.started = self.add_weight((), "zeros", name="started", **kept)
+        self.statistic = self.add_weight(self.measure.shape, name="statistic", trainable=False, aggregation="mean")
+        self.started = self.add_weight(name="started", trainable=False, aggregation="mean")
 
     def example_weights(self, values: Tensor, importance: Tensor) -> Tensor:
         if self.training:

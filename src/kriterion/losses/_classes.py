@@ -1,0 +1,39 @@
+"""Targets of classification in either form."""
+
+from __future__ import annotations
+
+from keras import ops
+
+from kriterion.backend import Tensor
+
+
+def memberships(owner: str, y_true: Tensor, shape: tuple[int | None, ...], count: int) -> Tensor:
+    """Class indices (batch, ...) or (batch, ..., 1), or probabilities (batch, ..., K), as probabilities.
+
+    Args:
+        owner: the loss, for messages.
+        y_true: the targets, floating.
+        shape: (batch, ...), of the loss's values.
+        count: K, the number of classes.
+    """
+    rank = len(shape)
+    if len(y_true.shape) == rank + 1 and y_true.shape[-1] == count:
+        return y_true
+    if len(y_true.shape) == rank + 1 and y_true.shape[-1] == 1:
+        y_true = ops.squeeze(y_true, -1)
+    if len(y_true.shape) != rank:
+        raise ValueError(
+            f"{owner}: targets must be class indices {tuple(shape)}, or one-hot {(*shape, count)} for {count} classes. "
+            f"Received: y_true of shape {tuple(y_true.shape)}"
+        )
+    return ops.one_hot(ops.cast(y_true, "int32"), count, dtype=y_true.dtype)
+
+
+def log_probabilities(y_pred: Tensor, from_logits: bool) -> Tensor:
+    """Logits as they are; probabilities (batch, ..., K), or (batch, ..., 1) of class 1, as logits that give them."""
+    if from_logits:
+        return y_pred
+    # As Keras's own cross-entropies.
+    limit = 1e-7
+    clipped = ops.clip(y_pred, limit, 1 - limit)
+    return ops.log(clipped) - ops.log1p(-clipped) if y_pred.shape[-1] == 1 else ops.log(clipped)

@@ -1,0 +1,71 @@
+"""What a learned metric is judged by."""
+
+from __future__ import annotations
+
+import math
+
+from keras import ops
+
+from kriterion.backend import Tensor
+
+# A squared distance that no other reaches: such a neighbour counts for nothing.
+_FAR = 1e30
+
+
+def gaussian(residual_map: Tensor, log_determinant: Tensor, dim: int) -> Tensor:
+    """The negative log density of residuals, from their map z: ||z||^2/2 - log det + d/2 log 2 pi."""
+    return ops.sum(ops.square(residual_map), axis=-1) / 2 - log_determinant + dim / 2 * math.log(2 * math.pi)
+
+
+def class_gaussian(offsets: Tensor, members: Tensor, strength: float) -> Tensor:
+    """-log softmax(-d^2/2)_y + strength d_y^2/2, from the maps (batch, K, r) of the offsets from K centres."""
+    halves = ops.sum(ops.square(offsets), axis=-1) / 2
+    return ops.sum(members * (strength * halves - ops.log_softmax(-halves, axis=-1)), axis=-1)
+
+
+def squared_distances(z: Tensor) -> Tensor:
+    """Between the rows of z (n, r): (n, n), the diagonal 0 but for rounding."""
+    squares = ops.sum(ops.square(z), axis=-1)
+    return ops.relu(squares[:, None] + squares[None, :] - 2 * ops.matmul(z, ops.transpose(z)))
+
+
+def neighbourhood_components(z: Tensor, same: Tensor, importance: Tensor) -> Tensor:
+    """1 - the probability that a softmax over negative squared distances gives to the row's own class.
+
+    Args:
+        z: maps (n, r).
+        same: probability (n, n) that two rows are of the same class.
+        importance: how much each row counts as a neighbour (n,), 0 for none.
+    """
+    counts = ops.broadcast_to(importance[None, :], ops.shape(same))
+    counts = counts * (1 - ops.eye(ops.shape(z)[0], dtype=z.dtype))
+    nothing = counts <= 0
+    logits = ops.where(nothing, -_FAR, ops.log(ops.where(nothing, 1.0, counts)) - squared_distances(z))
+    return 1 - ops.sum(ops.where(nothing, 0.0, ops.softmax(logits, axis=-1) * same), axis=-1)
+
+
+def large_margin(z: Tensor, x: Tensor, same: Tensor, importance: Tensor, neighbors: int, push: float) -> Tensor:
+    """(1 - push) mean_j d_ij + push mean_j sum_l (1 + d_ij - d_il)+ for each row i.
+
+    j are the `neighbors` rows of the same class nearest to i in x, l the rows of other classes.
+
+    Args:
+        z: maps (n, r).
+        x: the embeddings (n, d) before the map.
+        same: 1 where two rows are of the same class (n, n), else 0.
+        importance: how much each row counts (n,), 0 for none.
+        neighbors: number of target neighbours.
+        push: weight of the second term.
+    """
+    alone = ops.eye(ops.shape(z)[0], dtype=z.dtype)
+    counts = ops.broadcast_to(importance[None, :], ops.shape(same))
+    eligible = ops.logical_and(same * counts > 0, alone < 0.5)
+    nearness = ops.where(eligible, -squared_distances(ops.stop_gradient(x)), -_FAR)
+    scores, targets = ops.top_k(nearness, min(neighbors, z.shape[0] or neighbors))
+    distances = squared_distances(z)
+    pulled = ops.take_along_axis(distances, targets, axis=1)
+    # Rows of a rare class have fewer neighbours.
+    found = ops.cast(scores > -_FAR / 2, z.dtype) * ops.take_along_axis(counts, targets, axis=1)
+    hinges = ops.relu(1 + pulled[:, :, None] - distances[:, None, :])
+    pushed = ops.sum(hinges * ((1 - same) * counts)[:, None, :], axis=-1)
+    return ops.divide_no_nan(ops.sum(found * ((1 - push) * pulled + push * pushed), axis=1), ops.sum(found, axis=1))

@@ -1,0 +1,174 @@
+"""Weights of the classes, learned without collapse."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kriterion._validation import check_choice, check_float, check_int
+from kriterion.backend import Tensor
+from kriterion.losses._classes import memberships
+from kriterion.losses._wrapping import WrappingLoss
+from kriterion.parametrizations import Bounded
+
+# Weights stay within these bounds, so that a class without any loss has a finite one.
+_WEIGHT_RANGE = (1e-3, 1e3)
+
+
+@keras.saving.register_keras_serializable(package="kriterion")
+class LearnedClassWeights(WrappingLoss):
+    """A loss whose classes have trained weights.
+
+    L_c is the mean loss of the examples of class c.
+
+    - `"barrier"`: min over w of mean_i w_c(i) l_i - k_c(i) log w_c(i). At the minimum w_c = k_c / L_c, and the
+      network minimises sum_c pi_c k_c log L_c: classes count by the *ratio* by which their loss falls. A class that
+      stays hard counts less: good where it is hard because its labels are noisy, bad where it is rare.
+    - `"uncertainty"`: the same with k = 1/2, of which w = exp(-s), s* = log 2 L_c, is Kendall's form.
+    - `"adversarial"`: min over the network, max over q in the simplex of sum_c q_c L_c - tau KL(q || p): for the worst
+      class, whatever its frequency. q grows by exponentiated ascent, q_c <- q_c exp(eta L_c), and with tau > 0 goes to
+      p_c exp(L_c / tau), normalised; p is uniform.
+
+    The minimum over w, within (0.001, 1000), and the maximum over q are finite. There is no mode that minimises over
+    weights with a fixed sum: it would put all weight on the easiest class.
+
+    Args:
+        num_classes: K, at least 2.
+        mode: `"barrier"`, `"uncertainty"` or `"adversarial"`.
+        loss: a Keras classification loss, or the name of one; its reduction is not used.
+        strength: of `"barrier"`, k > 0: a number, or one for each class; by default 1.
+        step: of `"adversarial"`, eta > 0; by default 0.01.
+        tau: of `"adversarial"`, the price of leaving p, at least 0; by default 0.
+        reduction: as in `keras.losses.Loss`.
+        name: name of the loss.
+        dtype: dtype of the computation.
+
+    Returns:
+        As a call: the reduced loss, for class indices or one-hot targets (mixed ones count for several classes).
+        `class_weights` are w or q, also in the logs. In `"adversarial"` L_c is the sum of the class's losses over the
+        number expected from its share of the examples so far, so that small batches that lack a class do not bias it.
+        A sample weight of k makes an example count as k do, masked ones do not count.
+
+    Raises:
+        ValueError: an argument is outside of its range, or of another mode.
+        RuntimeError: on the first batch, if the loss was given to a stock `compile`.
+
+    Source: Kendall, Gal, Cipolla, "Multi-task learning using uncertainty to weigh losses", CVPR 2018, equation 10
+    (uncertainty); Sagawa, Koh, Hashimoto, Liang, "Distributionally robust neural networks for group shifts", ICLR
+    2020, algorithm 1 (adversarial). The barrier is the general form of the former.
+
+    Example:
+    >>> import keras, numpy as np, kriterion
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")])
+    >>> trainer = kriterion.Trainer(model)
+    >>> trainer.compile("adam", kriterion.losses.LearnedClassWeights(3, "adversarial"))
+    >>> history = trainer.fit(np.random.rand(30, 4), np.arange(30) % 3, verbose=0)
+    >>> round(float(trainer.loss.class_weights.sum()), 4)
+    1.0
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        mode: str = "barrier",
+        loss: Any = "sparse_categorical_crossentropy",
+        *,
+        strength: float | Sequence[float] | None = None,
+        step: float | None = None,
+        tau: float | None = None,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "learned_class_weights",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(loss, reduction=reduction, name=name, dtype=dtype)
+        owner = "LearnedClassWeights"
+        self.num_classes = check_int(owner, "num_classes", num_classes, minimum=2)
+        self.mode = check_choice(owner, "mode", mode, ("barrier", "uncertainty", "adversarial"))
+        given = {"strength": strength, "step": step, "tau": tau}
+        own = {"barrier": {"strength"}, "uncertainty": set(), "adversarial": {"step", "tau"}}[mode]
+        foreign = {key: value for key, value in given.items() if value is not None and key not in own}
+        if foreign:
+            raise ValueError(f"{owner}: mode={mode!r} takes {sorted(own) or 'no more arguments'}. Received: {foreign}")
+        each = [strength] if isinstance(strength, (int, float)) else strength
+        self.strength = None if each is None else [check_float(owner, "strength", k, above=0.0) for k in each]
+        if self.strength is not None and len(self.strength) not in (1, num_classes):
+            raise ValueError(
+                f"{owner}: `strength` must be a number or one for each of the {num_classes} classes. "
+                f"Received: strength={strength!r}"
+            )
+        self.step: Any = None
+        self.tau: Any = None
+        if mode == "adversarial":
+            self.step = check_float(owner, "step", 0.01 if step is None else step, above=0.0)
+            self.tau = check_float(owner, "tau", 0.0 if tau is None else tau, minimum=0.0)
+            if self.step * self.tau >= 1:
+                raise ValueError(
+                    f"{owner}: `step` times `tau` must be below 1, or the ascent would jump over its end. "
+                    f"Received: step={self.step}, tau={self.tau}"
+                )
+
+    def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
+        super().build(y_true_shape, y_pred_shape)
+        count = self.num_classes
+        if self.mode == "adversarial":
+            kept: dict[str, Any] = {"trainable": False, "aggregation": "mean"}
+            uniform = keras.initializers.Constant(1 / count)
+            self._weights = self.add_weight(count, uniform, name="class_weights", **kept)
+            # How many examples of each class have been seen.
+            self.counts = self.add_weight(count, name="counts", **kept)
+            self._log = self.add_log("class_weights", (count,))
+        else:
+            within = Bounded(*_WEIGHT_RANGE, log=True)
+            self._weights = self.add_weight(count, 1.0, parametrization=within, name="class_weights")
+
+    @property
+    def class_weights(self) -> np.ndarray:
+        """The weight of each class."""
+        if not self.built:
+            return np.full(self.num_classes, 1 / self.num_classes if self.mode == "adversarial" else 1.0)
+        return np.asarray(self._weights.numpy())
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        values = self.values_of_loss(y_true, y_pred)
+        members = memberships("LearnedClassWeights", y_true, tuple(values.shape), self.num_classes)
+        members = ops.cast(members, values.dtype)
+        if self.mode == "adversarial":
+            return self._adversarial(values, members)
+        weights = ops.cast(self._weights.value, values.dtype)
+        strength = [0.5] if self.mode == "uncertainty" else self.strength or [1.0]
+        barrier = ops.convert_to_tensor(strength, values.dtype) * ops.log(weights)
+        return ops.sum(members * weights, axis=-1) * values - ops.sum(members * barrier, axis=-1)
+
+    def _adversarial(self, values: Tensor, members: Tensor) -> Tensor:
+        importance = ops.reshape(self.importance(values), (-1, 1))
+        rows = ops.stop_gradient(ops.reshape(members, (-1, self.num_classes))) * importance
+        of_batch = ops.cast(ops.sum(rows, axis=0), self.counts.dtype)
+        counts = self.counts.value + of_batch
+        expected = counts * ops.divide_no_nan(ops.sum(of_batch), ops.sum(counts))
+        weights = self._weights.value
+        if self.training:
+            constants = ops.reshape(ops.stop_gradient(values), (-1, 1))
+            of_class = ops.divide_no_nan(ops.cast(ops.sum(rows * constants, axis=0), expected.dtype), expected)
+            # Ascent of sum q L - tau KL(q || p) in the logarithms of q.
+            logits = (1 - self.step * self.tau) * ops.log(ops.maximum(weights, 1e-30)) + self.step * of_class
+            weights = ops.softmax(logits)
+            self._weights.assign(weights)
+            self.counts.assign(counts)
+        self._log.update_state(weights)
+        # Of n examples n times q_c / n_c, so that their mean is sum_c q_c L_c.
+        each = ops.divide_no_nan(weights * ops.sum(counts), counts)
+        return ops.sum(members * ops.cast(each, values.dtype), axis=-1) * values
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "mode": self.mode,
+            "strength": self.strength,
+            "step": self.step,
+            "tau": self.tau,
+        }

@@ -1,0 +1,127 @@
+"""A learned temperature of a classifier's logits."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from kriterion._validation import check_float
+from kriterion.backend import Tensor
+from kriterion.losses._classes import log_probabilities
+from kriterion.losses._deployment import extended
+from kriterion.losses._wrapping import WrappingLoss
+from kriterion.parametrizations import Bounded
+
+
+@keras.saving.register_keras_serializable(package="kriterion")
+class TemperatureScaled(WrappingLoss):
+    """A cross-entropy of logits divided by a trained temperature.
+
+    min over T of mean_i l(y_i, f(x_i) / T), T between the bounds of `temperature_range`
+
+    To calibrate a trained model, freeze it (`model.trainable = False`) and fit T on held-out data; T > 1 means that
+    the model was too sure. In training, T is the scale of the logits with a learning rate of its own. Log loss is
+    proper, so the minimum over T is where it should be; only if every example is classified rightly (or worse than by
+    chance) does it lie at a bound.
+
+    Args:
+        loss: one of Keras's cross-entropies, or its name. Where it takes probabilities, the scaled ones are
+            softmax(log p / T), or sigmoid(logit(p) / T) for a single output.
+        temperature_range: bounds of T, 0 < low < 1 < high.
+        from_logits: whether predictions are logits; None: as `loss` says.
+        reduction: as in `keras.losses.Loss`.
+        name: name of the loss.
+        dtype: dtype of the computation.
+
+    Returns:
+        As a call: the reduced loss; `temperature` is T, also in the logs. `to_inference(model)` is a plain Keras model
+        with scaled outputs.
+
+    Raises:
+        ValueError: the bounds do not enclose 1, or `loss` does not say what it takes and `from_logits` is None.
+        RuntimeError: on the first batch, if the loss was given to a stock `compile`.
+
+    Source: Guo, Pleiss, Sun, Weinberger, "On calibration of modern neural networks", ICML 2017, section 4.2.
+
+    Example:
+    >>> import keras, numpy as np, kriterion
+    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")])
+    >>> model.trainable = False
+    >>> trainer = kriterion.Trainer(model)
+    >>> trainer.compile("adam", kriterion.losses.TemperatureScaled("sparse_categorical_crossentropy"))
+    >>> history = trainer.fit(np.random.rand(32, 4), np.arange(32) % 3, verbose=0)
+    >>> calibrated = trainer.loss.to_inference(model)
+    """
+
+    def __init__(
+        self,
+        loss: Any,
+        *,
+        temperature_range: tuple[float, float] = (0.01, 100.0),
+        from_logits: bool | None = None,
+        reduction: str | None = "sum_over_batch_size",
+        name: str = "temperature_scaled",
+        dtype: Any = None,
+    ) -> None:
+        super().__init__(loss, reduction=reduction, name=name, dtype=dtype)
+        owner = "TemperatureScaled"
+        low, high = temperature_range
+        self.temperature_range = (
+            check_float(owner, "temperature_range", low, above=0.0, below=1.0),
+            check_float(owner, "temperature_range", high, above=1.0),
+        )
+        if from_logits is None:
+            from_logits = self._loss_takes_logits()
+        self.from_logits = from_logits
+
+    def _loss_takes_logits(self) -> bool:
+        config = self.loss.get_config() if isinstance(self.loss, keras.losses.Loss) else {}
+        known = config.get("from_logits")
+        if known is None and getattr(self.loss, "__module__", "").startswith("keras."):
+            # Keras's cross-entropies as functions, by their names.
+            known = False if "crossentropy" in getattr(self.loss, "__name__", "") else None
+        if known is None:
+            raise ValueError(
+                "TemperatureScaled: say by `from_logits` whether predictions are logits or probabilities; `loss` does "
+                f"not tell. Received: loss={self.loss!r}, from_logits=None"
+            )
+        return known
+
+    def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
+        super().build(y_true_shape, y_pred_shape)
+        between = Bounded(*self.temperature_range, log=True)
+        self._temperature = self.add_weight((), 1.0, parametrization=between, name="temperature")
+
+    @property
+    def temperature(self) -> float:
+        """The temperature T."""
+        return float(self._temperature.numpy()) if self.built else 1.0
+
+    def _scaled(self, y_pred: Tensor, temperature: Any) -> Tensor:
+        logits = log_probabilities(y_pred, self.from_logits) / temperature
+        if self.from_logits:
+            return logits
+        return ops.sigmoid(logits) if y_pred.shape[-1] == 1 else ops.softmax(logits, axis=-1)
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        if len(y_pred.shape) == 1:
+            y_true, y_pred = ops.reshape(y_true, (-1, 1)), ops.expand_dims(y_pred, -1)
+        return self.values_of_loss(y_true, self._scaled(y_pred, ops.cast(self._temperature.value, y_pred.dtype)))
+
+    def to_inference(self, model: keras.Model) -> keras.Model:
+        """A plain Keras model that shares the given one's weights, with scaled outputs.
+
+        Raises:
+            ValueError: the model is not functional or sequential with one output.
+        """
+        temperature = self.temperature
+        return extended("TemperatureScaled", model, lambda output: self._scaled(output, temperature))
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "temperature_range": self.temperature_range,
+            "from_logits": self.from_logits,
+        }
