@@ -17,12 +17,6 @@ TRANSFORMS = {
 }
 
 
-def evaluating(loss):
-    """With running statistics that do not change, so that examples are independent of each other."""
-    loss.training = False
-    return loss
-
-
 HALF_SQUARED = kriterion.losses.GeneralRobust(alpha=2.0)
 LOSSES = {
     "general_robust": lambda **kwargs: kriterion.losses.GeneralRobust(alpha=0.5, scale=0.7, **kwargs),
@@ -32,8 +26,44 @@ LOSSES = {
         HALF_SQUARED, differentiate=True, **kwargs
     ),
     "error_weighted": lambda **kwargs: kriterion.losses.ErrorWeighted(HALF_SQUARED, differentiate=True, **kwargs),
-    "batch_adaptive": lambda **kwargs: evaluating(kriterion.losses.BatchAdaptive(HALF_SQUARED, **kwargs)),
+    "batch_adaptive": lambda **kwargs: kriterion.losses.BatchAdaptive(HALF_SQUARED, **kwargs),
+    "cvar": lambda **kwargs: kriterion.losses.CVaR(HALF_SQUARED, 0.3, **kwargs),
+    "quantile_threshold": lambda **kwargs: kriterion.losses.QuantileThreshold(0.7, HALF_SQUARED, **kwargs),
+    "task_uncertainty": lambda **kwargs: kriterion.losses.TaskUncertainty(HALF_SQUARED, **kwargs),
 }
+# For class indices (batch, ...) and probabilities or embeddings (batch, ..., 3).
+SPARSE = keras.losses.SparseCategoricalCrossentropy()
+CLASSIFIERS = {
+    "barrier": lambda **kwargs: kriterion.losses.LearnedClassWeights(3, "barrier", SPARSE, **kwargs),
+    "uncertainty": lambda **kwargs: kriterion.losses.LearnedClassWeights(3, "uncertainty", SPARSE, **kwargs),
+    "adversarial": lambda **kwargs: kriterion.losses.LearnedClassWeights(3, "adversarial", SPARSE, **kwargs),
+    "logit_adjusted": lambda **kwargs: kriterion.losses.LogitAdjusted([5, 3, 1], **kwargs),
+    "temperature_scaled": lambda **kwargs: kriterion.losses.TemperatureScaled(SPARSE, **kwargs),
+    "class_gaussian": lambda **kwargs: kriterion.losses.Mahalanobis(
+        3, form="class_gaussian", num_classes=3, strength=0.3, **kwargs
+    ),
+}
+
+
+def examples(name, random, *shape):
+    """Targets and predictions of this shape for a loss in one of the lists."""
+    p = random.normal(size=shape).astype("float32")
+    if name in CLASSIFIERS:
+        p = np.exp(p) / np.exp(p).sum(axis=-1, keepdims=True)
+        return random.integers(shape[-1], size=shape[:-1]).astype("float32"), p
+    return random.normal(size=shape).astype("float32"), p
+
+
+def settled(name, **arguments):
+    """A loss of one of the lists for predictions (batch, ..., 3), after a batch of training, now in evaluation."""
+    loss = {**LOSSES, **CLASSIFIERS}[name](**arguments)
+    if isinstance(loss, kriterion.losses.TrainableLoss):
+        loss.build_once((None, 3), (None, 3))
+        loss(*examples(name, np.random.default_rng(5), 20, 3))
+        loss.training = False
+    return loss
+
+
 REGULARIZERS = {
     "total_variation": lambda strength=0.3: kriterion.regularizers.TotalVariation(strength, axis=0),
     "range": lambda strength=0.3: kriterion.regularizers.Range(strength, -0.2, 0.4),
@@ -74,7 +104,9 @@ def minimise_variables(loss, y_true, y_pred, sample_weight=None, smooth=True):
 
     def objective(values):
         with keras.StatelessScope(list(zip(variables, values, strict=True))):
-            return loss(y_true, y_pred, sample_weight=sample_weight), None
+            # Keras's averages are in float32 on PyTorch.
+            each = loss(y_true, y_pred, sample_weight=sample_weight)
+            return keras.ops.sum(each) / len(y_true), None
 
     def value_and_gradient(flat):
         values = [keras.ops.convert_to_tensor(part, v.dtype) for part, v in zip(parts(flat), variables, strict=True)]
@@ -82,6 +114,7 @@ def minimise_variables(loss, y_true, y_pred, sample_weight=None, smooth=True):
         return float(numpy(value)), np.concatenate([numpy(g).ravel() for g in gradients]).astype("float64")
 
     start = np.concatenate([variable.numpy().ravel() for variable in variables]).astype("float64")
+    loss.reduction, reduction = "none", loss.reduction
     if smooth:
         found = optimize.minimize(value_and_gradient, start, jac=True, method="BFGS", options={"gtol": 1e-9})
     else:
@@ -90,6 +123,7 @@ def minimise_variables(loss, y_true, y_pred, sample_weight=None, smooth=True):
         )
     for variable, part in zip(variables, parts(np.atleast_1d(found.x)), strict=True):
         variable.assign(part)
+    loss.reduction = reduction
     return found.fun
 
 

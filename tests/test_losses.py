@@ -10,7 +10,7 @@ from scipy import stats
 
 import kriterion
 from kriterion.losses import AdaptiveRobust, AdaptiveStudentT, GeneralRobust
-from tests.helpers import LOSSES, finite_difference, gradient, numpy, told
+from tests.helpers import CLASSIFIERS, LOSSES, examples, finite_difference, gradient, numpy, settled, told
 
 
 def test_the_adaptive_loss_is_a_density(float64):
@@ -275,47 +275,45 @@ def test_a_large_residual_in_half_precision(random):
     )
 
 
-@pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch.compile")
-@pytest.mark.filterwarnings("ignore")  # the compiler's own
-def test_torch_does_not_compile_the_loss_in_every_step(random):
-    import torch
-
-    loss = built(kriterion.losses.AdaptiveRobust)
-    compiled = torch.compile(loss, backend="eager")
-    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
-        for _ in range(torch._dynamo.config.recompile_limit + 3):
-            compiled(*(keras.ops.convert_to_tensor(random.normal(size=(9, 3)), "float32") for _ in range(2)))
+# Keras's contract, for every loss in the lists.
 
 
-# Keras's contract, for every loss in the list.
+every_loss = pytest.mark.parametrize("name", [*LOSSES, *CLASSIFIERS])
 
 
-def built(make, **arguments):
-    loss = make(**arguments)
-    if isinstance(loss, kriterion.losses.TrainableLoss):
-        loss.build_once((None, 3), (None, 3))
-    return loss
-
-
-@pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
-def test_reductions_and_sample_weights(make, random):
-    y, p = random.normal(size=(5, 3)).astype("float32"), random.normal(size=(5, 3)).astype("float32")
+@every_loss
+def test_reductions_and_sample_weights(name, random):
+    y, p = examples(name, random, 5, 3)
     weights = random.uniform(size=5).astype("float32")
-    each = numpy(built(make, reduction=None)(y, p))
+    each = numpy(settled(name, reduction=None)(y, p))
     assert each.shape == (5,)
-    assert numpy(built(make)(y, p)) == pytest.approx(each.mean(), rel=1e-5)
-    assert numpy(built(make, reduction="sum")(y, p)) == pytest.approx(each.sum(), rel=1e-5)
-    assert numpy(built(make)(y, p, sample_weight=weights)) == pytest.approx((weights * each).mean(), rel=1e-5)
+    assert numpy(settled(name)(y, p)) == pytest.approx(each.mean(), rel=1e-5)
+    assert numpy(settled(name, reduction="sum")(y, p)) == pytest.approx(each.sum(), rel=1e-5)
+    assert numpy(settled(name)(y, p, sample_weight=weights)) == pytest.approx((weights * each).mean(), rel=1e-5)
 
 
-@pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
-def test_any_rank_and_mismatched_ranks(make, random):
+@every_loss
+def test_a_weight_counts_as_repetitions_do(name, random):
+    """In the first batch of training too, where some losses measure something."""
+    y, p = examples(name, random, 9, 3)
+    counts = np.arange(9) % 3
+    loss = {**LOSSES, **CLASSIFIERS}[name]
+    weighted, repeated = loss(reduction="sum"), loss(reduction="sum")
+    for one in (weighted, repeated):
+        if isinstance(one, kriterion.losses.TrainableLoss):
+            one.build_once((None, 3), (None, 3))
+    expected = float(numpy(repeated(np.repeat(y, counts, axis=0), np.repeat(p, counts, axis=0))))
+    assert float(numpy(weighted(y, p, sample_weight=counts.astype("float32")))) == pytest.approx(expected, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_any_rank_and_mismatched_ranks(name, random):
     y, p = random.normal(size=(4, 6, 3)).astype("float32"), random.normal(size=(4, 6, 3)).astype("float32")
-    loss = built(make, reduction=None)
+    loss = settled(name, reduction=None)
     each = numpy(loss(y, p))
     assert each.shape == (4, 6)
     np.testing.assert_allclose(each[2], numpy(loss(y[2], p[2])), rtol=1e-5)
-    single = make(reduction=None)
+    single = LOSSES[name](reduction=None)
     if isinstance(single, kriterion.losses.TrainableLoss):
         single.build_once((None,), (None, 1))
     flat = numpy(single(y[:, 0, 0], p[:, 0, :1]))
@@ -325,21 +323,33 @@ def test_any_rank_and_mismatched_ranks(make, random):
         loss(y[:, 0], p)
 
 
-@pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
-def test_round_trip_through_the_configuration(make):
-    loss = make(reduction="sum", name="mine")
+@pytest.mark.parametrize("name", CLASSIFIERS)
+def test_class_indices_and_one_hot_targets(name, random):
+    y, p = examples(name, random, 4, 6, 3)
+    loss = settled(name, reduction=None)
+    each = numpy(loss(y, p))
+    assert each.shape == (4, 6)
+    np.testing.assert_allclose(each[2], numpy(loss(y[2], p[2])), rtol=1e-5)
+    np.testing.assert_allclose(each, numpy(loss(y[..., None], p)), rtol=1e-5)
+    if not hasattr(loss, "loss"):
+        np.testing.assert_allclose(each, numpy(loss(np.eye(3)[y.astype(int)], p)), rtol=1e-5)
+
+
+@every_loss
+def test_round_trip_through_the_configuration(name):
+    loss = {**LOSSES, **CLASSIFIERS}[name](reduction="sum", name="mine")
     restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
     assert restored.get_config() == loss.get_config()
 
 
-@pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
-def test_nothing_leaks_from_masked_positions(make, random):
+@every_loss
+def test_nothing_leaks_from_masked_positions(name, random):
     """Padding may hold NaN; value and gradient are those of the positions that count."""
-    y, p = random.normal(size=(2, 4, 3)).astype("float32"), random.normal(size=(2, 4, 3)).astype("float32")
+    y, p = examples(name, random, 2, 4, 3)
     mask = np.array([[True, True, False, False], [True, False, True, False]])
-    expected = numpy(built(make, reduction="sum")(y[mask], p[mask]))
-    broken = np.where(mask[..., None], y, np.nan)
-    loss = built(make, reduction="sum")
+    expected = numpy(settled(name, reduction="sum")(y[mask], p[mask]))
+    broken = np.where(np.reshape(mask, (2, 4) + (1,) * (y.ndim - 2)), y, np.nan)
+    loss = settled(name, reduction="sum")
 
     def masked(prediction):
         prediction = prediction + 0.0
@@ -350,17 +360,32 @@ def test_nothing_leaks_from_masked_positions(make, random):
     slope = gradient(masked, np.where(mask[..., None], p, np.nan).astype("float32"))[0]
     assert np.isfinite(slope).all()
     assert (slope[~mask] == 0).all()
-    assert (slope[mask] != 0).all()
+    assert (slope[mask] != 0).any()
 
 
-@pytest.mark.parametrize("make", LOSSES.values(), ids=LOSSES)
-def test_gradient_by_the_predictions(make, random):
-    y, p = random.normal(size=(2, 3)).astype("float32"), random.normal(size=(2, 3)).astype("float32")
-    loss = built(make, reduction="sum")
+@pytest.mark.parametrize("name", [name for name in [*LOSSES, *CLASSIFIERS] if name != "quantile_threshold"])
+def test_gradient_by_the_predictions(name, random):
+    """Of all but the loss whose threshold the predictions are not to see."""
+    y, p = examples(name, random, 2, 3)
+    loss = settled(name, reduction="sum")
     actual = gradient(lambda v: loss(y, v), p)[0]
     # In float32: rounding 1e-7 / step, truncation step^2.
-    expected = finite_difference(lambda v: numpy(loss(y, v.astype("float32"))), p, step=1e-2)
-    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=1e-4)
+    expected = finite_difference(lambda v: numpy(loss(y, v.astype("float32"))), p, step=5e-3)
+    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=2e-4)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch.compile")
+@pytest.mark.filterwarnings("ignore")  # the compiler's own
+@every_loss
+def test_torch_does_not_compile_the_loss_in_every_step(name, random):
+    import torch
+
+    loss = settled(name)
+    loss.training = True
+    compiled = torch.compile(loss, backend="eager")
+    with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
+        for _ in range(torch._dynamo.config.recompile_limit + 3):
+            compiled(*(keras.ops.convert_to_tensor(value) for value in examples(name, random, 9, 3)))
 
 
 @pytest.mark.parametrize(

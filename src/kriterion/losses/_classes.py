@@ -6,6 +6,8 @@ from keras import ops
 
 from kriterion.backend import Tensor
 
+_LEAST_PROBABILITY = 1e-7
+
 
 def memberships(owner: str, y_true: Tensor, shape: tuple[int | None, ...], count: int) -> Tensor:
     """Class indices (batch, ...) or (batch, ..., 1), or probabilities (batch, ..., K), as probabilities.
@@ -29,11 +31,10 @@ def memberships(owner: str, y_true: Tensor, shape: tuple[int | None, ...], count
     return ops.one_hot(ops.cast(y_true, "int32"), count, dtype=y_true.dtype)
 
 
-def log_probabilities(y_pred: Tensor, from_logits: bool) -> Tensor:
-    """Logits as they are; probabilities (batch, ..., K), or (batch, ..., 1) of class 1, as logits that give them."""
+def as_logits(y_pred: Tensor, from_logits: bool, *, binary: bool) -> Tensor:
+    """Logits as they are; probabilities as logits that give them, by a sigmoid (`binary`) or a softmax."""
     if from_logits:
         return y_pred
     # As Keras's own cross-entropies.
-    limit = 1e-7
-    clipped = ops.clip(y_pred, limit, 1 - limit)
-    return ops.log(clipped) - ops.log1p(-clipped) if y_pred.shape[-1] == 1 else ops.log(clipped)
+    clipped = ops.clip(y_pred, _LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY)
+    return ops.log(clipped) - ops.log1p(-clipped) if binary else ops.log(clipped)

@@ -20,6 +20,9 @@ class RunningThreshold:
 
     s is the running mean of |value - t|, so that an optimizer's steps have the size of the values' spread, and large
     where t is far away. When s changes, c does too, so that t stays. The first t is the first batch's quantile.
+
+    The gradient by u is the one by t, without the factor s: it stays of order 1 when the values shrink, and so do the
+    steps of an optimizer that divides by the size of former gradients.
     """
 
     def __init__(self, loss: TrainableLoss, level: float) -> None:
@@ -57,7 +60,8 @@ class RunningThreshold:
             self.origin.assign(origin)
             self.unit.assign(unit)
             self.started.assign(ops.where(told, ops.ones_like(started), started))
-        threshold = origin + unit * latent
+        # Forward origin + unit * latent.
+        threshold = origin + unit * ops.stop_gradient(latent) + (latent - ops.stop_gradient(latent))
         self.log.update_state(threshold)
         return ops.cast(threshold, values.dtype)
 

@@ -233,7 +233,10 @@ def _restored(kind: type[TrainableLoss], config: Any, state: Any, values: list[A
 
 
 def without_masked(y_true: Any, y_pred: Any) -> tuple[Any, Any]:
-    """Targets and predictions with 0 where the predictions' mask is False: Keras's product with the mask keeps NaN."""
+    """Targets and predictions with 1 where the predictions' mask is False: Keras's product with the mask keeps NaN.
+
+    1, because probabilities that are all 0 would be divided by their sum.
+    """
     mask = get_keras_mask(y_pred)
     if mask is None:
         return y_true, y_pred
@@ -241,7 +244,7 @@ def without_masked(y_true: Any, y_pred: Any) -> tuple[Any, Any]:
 
     def hidden(value: Tensor) -> Tensor:
         missing = len(value.shape) - len(mask.shape)
-        return keras.ops.where(keras.ops.reshape(mask, (*keras.ops.shape(mask), *(1,) * missing)), value, 0)
+        return keras.ops.where(keras.ops.reshape(mask, (*keras.ops.shape(mask), *(1,) * missing)), value, 1)
 
     shown = hidden(y_pred)
     set_keras_mask(shown, mask)

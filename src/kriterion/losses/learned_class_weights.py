@@ -147,7 +147,9 @@ class LearnedClassWeights(WrappingLoss):
         importance = ops.reshape(self.importance(values), (-1, 1))
         rows = ops.stop_gradient(ops.reshape(members, (-1, self.num_classes))) * importance
         of_batch = ops.cast(ops.sum(rows, axis=0), self.counts.dtype)
-        counts = self.counts.value + of_batch
+        seen = self.counts.value
+        # Evaluation of an untrained loss has nothing but its batch.
+        counts = seen + of_batch if self.training else ops.where(ops.any(seen > 0), seen, of_batch)
         expected = counts * ops.divide_no_nan(ops.sum(of_batch), ops.sum(counts))
         weights = self._weights.value
         if self.training:

@@ -10,14 +10,17 @@ from keras import ops
 
 from kriterion._validation import check_choice, check_float
 from kriterion.backend import Tensor
+from kriterion.losses._classes import as_logits
 from kriterion.losses._deployment import extended
 from kriterion.losses._floats import working_float
 from kriterion.losses._wrapping import WrappingLoss
 from kriterion.losses.base import aligned
 from kriterion.parametrizations import UnitInterval
 
-# Bounds of the multiplier of a constraint, and by how much of a violated share it grows in a step.
-_LEAST_MULTIPLIER, _MOST_MULTIPLIER, _ASCENT = 1e-3, 1e3, 0.1
+# The price of a squared violation, and how much of that a step adds to the multiplier: with it the violation itself
+# vanishes, within some hundred steps. No larger violation is added: the multiplier would grow for as long as the
+# threshold is on its way, and take as long to fall again.
+_PENALTY, _ASCENT, _VIOLATIONS = 10.0, 0.01, (-0.1, 0.1)
 
 
 def _soft_f1(tp: Tensor, fp: Tensor, positives: Tensor, parameter: Any) -> tuple[Tensor, None]:
@@ -29,7 +32,7 @@ def _cost(tp: Tensor, fp: Tensor, positives: Tensor, costs: Any) -> tuple[Tensor
 
 
 def _precision_at_recall(tp: Tensor, fp: Tensor, positives: Tensor, recall: Any) -> tuple[Tensor, Tensor]:
-    return ops.divide_no_nan(fp, positives), recall - ops.divide_no_nan(tp, positives)
+    return ops.divide_no_nan(fp, 1 - positives), recall - ops.divide_no_nan(tp, positives)
 
 
 def _recall_at_precision(tp: Tensor, fp: Tensor, positives: Tensor, precision: Any) -> tuple[Tensor, Tensor]:
@@ -50,27 +53,28 @@ _OBJECTIVES: dict[str, Callable[..., tuple[Tensor, Any]]] = {
 class LearnedThreshold(WrappingLoss):
     """A decision threshold t in (0, 1), trained for what decisions are judged by.
 
-    min over t of mean_i l_i + J(TP, FP, P), d_i = sigmoid((s_i - t)/T), TP = mean_i y_i d_i,
+    min over t of mean_i l_i + J(TP, FP, P), d_i = sigmoid((logit s_i - logit t)/T), TP = mean_i y_i d_i,
     FP = mean_i (1 - y_i) d_i, P = mean_i y_i
 
     - `"soft_f1"`: J = 1 - 2 TP/(TP + FP + P).
     - `"cost"`: J = c_1 FP + c_2 (P - TP), for the `costs` of a false alarm and of a miss.
-    - `"precision_at_recall"`: J = FP/P subject to TP/P >= `target`.
+    - `"precision_at_recall"`: J = FP/(1 - P) subject to TP/P >= `target`.
     - `"recall_at_precision"`: J = 1 - TP/P subject to TP/(TP + FP) >= `target`.
 
     With `loss`, such as a cross-entropy, the network is trained by it alone, and t by J with the scores s behind a
     stop_gradient: the scores stay probabilities. Without, J trains both.
 
     TP, FP and P are running means over the batches of training with the last one's gradient, because a ratio of one
-    batch's means is biased, and says nothing where the batch has no positive. The constrained ones add a
-    multiplier times the violation; the multiplier grows or shrinks by a tenth of the violated share at each step.
+    batch's means is biased, and says nothing where the batch has no positive. The constrained ones
+    minimise the augmented Lagrangian J + ((m + 10 v)+^2 - m^2)/20 of the violation v, and set m to (m + 0.1 v)+ at each
+    step, with v cut off at -0.1 and 0.1.
     J is bounded and continuous in t, so its minimum over t alone is finite, if perhaps at an end of (0, 1).
 
     Args:
         objective: one of the four names above.
         loss: a Keras loss that trains the network, or the name of one, or None; its reduction is not used.
-        temperature: T > 0, in units of the scores; decisions are hard as T -> 0. For a network trained by J, 0.1 or
-            more lets scores far from t be moved.
+        temperature: T > 0, in units of logits; decisions are hard as T -> 0. A network trained by J needs about 1,
+            because scores far from t in these units have no gradient.
         costs: of `"cost"`, those of a false positive and a false negative, both positive.
         target: of the constrained ones, the recall or precision to keep, in (0, 1).
         momentum: of the running means, in [0, 1); 0 uses each batch by itself, as `evaluate` always does.
@@ -107,7 +111,7 @@ class LearnedThreshold(WrappingLoss):
         objective: str = "soft_f1",
         loss: Any = None,
         *,
-        temperature: float = 0.05,
+        temperature: float = 0.1,
         costs: tuple[float, float] | None = None,
         target: float | None = None,
         momentum: float = 0.9,
@@ -142,7 +146,7 @@ class LearnedThreshold(WrappingLoss):
         self.rates = self.add_weight(3, name="rates", **kept)
         self.started = self.add_weight(name="started", **kept)
         if self.constrained:
-            self.multiplier = self.add_weight((), "ones", name="multiplier", **kept)
+            self.multiplier = self.add_weight((), "zeros", name="multiplier", **kept)
 
     @property
     def threshold(self) -> float:
@@ -153,20 +157,19 @@ class LearnedThreshold(WrappingLoss):
         values = None if self.loss is None else self.values_of_loss(y_true, y_pred)
         y_true, y_pred = aligned("LearnedThreshold", y_true, y_pred)
         dtype = working_float(y_pred).name
-        scores, truth = ops.cast(y_pred, dtype), ops.cast(y_true, dtype)
-        if self.from_logits:
-            scores = ops.sigmoid(scores)
+        truth = ops.cast(y_true, dtype)
+        logits = as_logits(ops.cast(y_pred, dtype), self.from_logits, binary=True)
         if values is not None:
-            scores = ops.stop_gradient(scores)
-        decisions = ops.sigmoid((scores - ops.cast(self._threshold.value, dtype)) / self.temperature)
-        weights = self.importance(scores[..., 0])[..., None] * ops.ones_like(scores)
+            logits = ops.stop_gradient(logits)
+        decisions = ops.sigmoid((logits - ops.cast(self._threshold.latent.value, dtype)) / self.temperature)
+        weights = self.importance(logits[..., 0])[..., None] * ops.ones_like(logits)
         total = ops.sum(weights)
         of_batch = [truth * decisions, (1 - truth) * decisions, truth]
         rates = ops.stack([ops.divide_no_nan(ops.sum(weights * term), total) for term in of_batch])
         if self.training:
             rates = self._running(rates, total > 0)
         objective = self._objective(rates)
-        return objective + (ops.zeros_like(scores[..., 0]) if values is None else values)
+        return objective + (ops.zeros_like(logits[..., 0]) if values is None else values)
 
     def _running(self, rates: Tensor, told: Tensor) -> Tensor:
         """The running means, with the gradient of the batch's; a batch of which nothing counts tells nothing."""
@@ -184,9 +187,11 @@ class LearnedThreshold(WrappingLoss):
             return minimised
         multiplier = self.multiplier.value
         if self.training:
-            grown = multiplier * ops.exp(_ASCENT * ops.cast(ops.stop_gradient(violation), multiplier.dtype))
-            self.multiplier.assign(ops.clip(grown, _LEAST_MULTIPLIER, _MOST_MULTIPLIER))
-        return minimised + ops.cast(multiplier, rates.dtype) * violation
+            constant = ops.clip(ops.cast(ops.stop_gradient(violation), multiplier.dtype), *_VIOLATIONS)
+            self.multiplier.assign(ops.relu(multiplier + _ASCENT * _PENALTY * constant))
+        multiplier = ops.cast(multiplier, rates.dtype)
+        priced = ops.relu(multiplier + _PENALTY * violation)
+        return minimised + (ops.square(priced) - ops.square(multiplier)) / (2 * _PENALTY)
 
     def to_inference(self, model: keras.Model) -> keras.Model:
         """A plain Keras model that shares the given one's weights and puts out 1 where its score is t or more, else 0.

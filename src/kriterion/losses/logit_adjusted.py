@@ -11,7 +11,7 @@ from keras import ops
 
 from kriterion._validation import check_float
 from kriterion.backend import Tensor
-from kriterion.losses._classes import log_probabilities, memberships
+from kriterion.losses._classes import as_logits, memberships
 from kriterion.losses._floats import working_float
 from kriterion.losses.base import without_masked
 
@@ -82,7 +82,7 @@ class LogitAdjusted(keras.losses.Loss):
         y_pred = ops.cast(y_pred, working_float(y_pred).name)
         # The same up to a constant, and no logarithm of a count overflows the softmax.
         shift = self.tau * np.log(np.divide(self.frequencies, np.max(self.frequencies)))
-        logits = log_probabilities(y_pred, self.from_logits)
+        logits = as_logits(y_pred, self.from_logits, binary=y_pred.shape[-1] == 1)
         if y_pred.shape[-1] == 1:
             logits = ops.concatenate([ops.zeros_like(logits), logits], axis=-1)
         targets = memberships("LogitAdjusted", y_true, logits.shape[:-1], count)

@@ -120,14 +120,14 @@ class Mahalanobis(TrainableLoss):
         self.options: dict[str, Any] = {key: checks[key](value) for key, value in options.items()}
 
     def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
-        classes = self.form != "gaussian"
-        if y_pred_shape[-1] != self.dim or len(y_pred_shape) < 2 or (classes and len(y_pred_shape) != 2):
+        pairs = self.form in ("nca", "lmnn")
+        if y_pred_shape[-1] != self.dim or len(y_pred_shape) < 2 or (pairs and len(y_pred_shape) != 2):
             raise ValueError(
                 f"Mahalanobis: with form={self.form!r} predictions must have the shape (batch, "
-                f"{'' if classes else '..., '}{self.dim}). Received: y_pred of shape {tuple(y_pred_shape)}"
+                f"{'' if pairs else '..., '}{self.dim}). Received: y_pred of shape {tuple(y_pred_shape)}"
             )
         self.map: MetricMap
-        if classes:
+        if self.form != "gaussian":
             self.map = RectangularMap(self, self.dim, self.rank or self.dim)
         elif self.rank is None:
             self.map = TriangularMap(self, self.dim)
@@ -144,10 +144,10 @@ class Mahalanobis(TrainableLoss):
             z = self.map.transform(ops.cast(y_true, dtype) - ops.cast(y_pred, dtype))
             return gaussian(z, ops.cast(self.map.log_determinant(), dtype), self.dim)
         x = ops.cast(y_pred, dtype)
-        members = memberships("Mahalanobis", y_true, tuple(x.shape[:1]), self.options["num_classes"])
+        members = memberships("Mahalanobis", y_true, tuple(x.shape[:-1]), self.options["num_classes"])
         members = ops.cast(members, dtype)
         if self.form == "class_gaussian":
-            offsets = self.map.transform(x[:, None, :] - ops.cast(self.centers.value, dtype)[None])
+            offsets = self.map.transform(ops.expand_dims(x, -2) - ops.cast(self.centers.value, dtype))
             return class_gaussian(offsets, members, self.options["strength"])
         z, same = self.map.transform(x), ops.matmul(members, ops.transpose(members))
         importance = self.importance(x[:, 0])

@@ -9,7 +9,7 @@ from keras import ops
 
 from kriterion._validation import check_float
 from kriterion.backend import Tensor
-from kriterion.losses._classes import log_probabilities
+from kriterion.losses._classes import as_logits
 from kriterion.losses._deployment import extended
 from kriterion.losses._wrapping import WrappingLoss
 from kriterion.parametrizations import Bounded
@@ -100,7 +100,7 @@ class TemperatureScaled(WrappingLoss):
         return float(self._temperature.numpy()) if self.built else 1.0
 
     def _scaled(self, y_pred: Tensor, temperature: Any) -> Tensor:
-        logits = log_probabilities(y_pred, self.from_logits) / temperature
+        logits = as_logits(y_pred, self.from_logits, binary=y_pred.shape[-1] == 1) / temperature
         if self.from_logits:
             return logits
         return ops.sigmoid(logits) if y_pred.shape[-1] == 1 else ops.softmax(logits, axis=-1)
