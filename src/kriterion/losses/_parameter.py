@@ -35,12 +35,14 @@ class Parameter:
         self.latent.assign(self.parametrization.unconstrain(value))
 
 
-def latent_initializer(initializer: Any, shape: tuple[int, ...], parametrization: Parametrization) -> Any:
-    """The initializer of the latent variable, for one of the value (a Keras initializer, a number or an array)."""
-    if isinstance(initializer, str) or callable(initializer):
-        of_value = keras.initializers.get(initializer)
-        return lambda _, dtype=None: keras.ops.convert_to_tensor(
-            parametrization.unconstrain(keras.ops.convert_to_numpy(of_value(shape))), dtype
-        )
-    latent = parametrization.unconstrain(np.broadcast_to(np.asarray(initializer, "float64"), shape))
+def latent_initializer(initializer: Any, shape: tuple[int, ...], parametrization: Parametrization, name: str) -> Any:
+    """The initializer of the latent variable whose value is first the given number or array."""
+    try:
+        first = np.broadcast_to(np.asarray(initializer, "float64"), shape)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"add_weight: with a `parametrization`, `initializer` must be the first value: a number, or an array of "
+            f"shape {shape}. Received: initializer={initializer!r} for {name!r}"
+        ) from None
+    latent = parametrization.unconstrain(first)
     return lambda _, dtype=None: keras.ops.convert_to_tensor(latent, dtype)

@@ -68,7 +68,7 @@ class RunningThreshold:
     def read(self) -> float:
         """The threshold as a number."""
         if not float(ops.convert_to_numpy(self.started)):
-            raise ValueError(f"{type(self.loss).__name__}: the threshold exists after the first batch of `fit`.")
+            raise ValueError(f"{type(self.loss).__name__}: the threshold is known after the first batch of `fit`.")
         return float(ops.convert_to_numpy(ops.stop_gradient(self.value)))
 
 

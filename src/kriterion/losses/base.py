@@ -116,7 +116,7 @@ class TrainableLoss(keras.losses.Loss):
 
         Args:
             shape: shape of its value.
-            initializer: first value: a Keras initializer or, with a parametrization, also a number or an array.
+            initializer: a Keras initializer; with a parametrization the first value, a number or an array.
             parametrization: bijection to the set that the value belongs to (`kriterion.parametrizations`).
             logged: whether the value of a trainable variable is in the logs of `fit`, as LOSS_NAME.
             name: name of the variable.
@@ -134,7 +134,7 @@ class TrainableLoss(keras.losses.Loss):
         if parametrization is None:
             weight = self.state.add_weight(shape, initializer, name=name, **kwargs)
         else:
-            first = latent_initializer(initializer, shape, parametrization)
+            first = latent_initializer(initializer, shape, parametrization, name)
             latent = self.state.add_weight(parametrization.latent_shape(shape), first, name=f"latent_{name}", **kwargs)
             weight = Parameter(latent, name, parametrization)
         if logged and kwargs.get("trainable", True):
@@ -149,6 +149,14 @@ class TrainableLoss(keras.losses.Loss):
 
     def build(self, y_true_shape: tuple[int | None, ...], y_pred_shape: tuple[int | None, ...]) -> None:
         """Make the variables, for targets and predictions of these shapes (batch axis first, perhaps None)."""
+
+    def require_built(self) -> None:
+        """Raise a `ValueError` if the variables do not exist yet."""
+        if not self.built:
+            raise ValueError(
+                f"{type(self).__name__}: its variables exist after the first batch of `fit`, or after "
+                "`build_once(y_true_shape, y_pred_shape)`."
+            )
 
     def build_once(self, y_true_shape: Any, y_pred_shape: Any) -> None:
         """Build, if that has not been done yet, and remember the shapes for saving."""

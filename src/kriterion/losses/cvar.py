@@ -68,6 +68,7 @@ class CVaR(WrappingLoss):
     @property
     def threshold(self) -> float:
         """The value at risk t."""
+        self.require_built()
         return self._threshold.read()
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:

@@ -158,7 +158,7 @@ class Mahalanobis(TrainableLoss):
 
     def transform(self, x: Any) -> np.ndarray:
         """X (..., d) mapped to where Euclid's distance is the learned one: (..., d), (..., rank) or (..., d + rank)."""
-        self._needs_build()
+        self.require_built()
         return ops.convert_to_numpy(ops.stop_gradient(self.map.transform(ops.convert_to_tensor(x, self.dtype))))
 
     def distance(self, a: Any, b: Any) -> np.ndarray:
@@ -178,14 +178,10 @@ class Mahalanobis(TrainableLoss):
             ValueError: the model is not functional or sequential with one output.
         """
         matrix = self.transform(np.eye(self.dim))
-        return extended("Mahalanobis", model, lambda output: ops.matmul(output, matrix.tolist()))
-
-    def _needs_build(self) -> None:
-        if not self.built:
-            raise ValueError(
-                "Mahalanobis: the metric exists after the first batch of `fit`, or after "
-                "`build_once(y_true_shape, y_pred_shape)`."
-            )
+        metric = keras.layers.Dense(matrix.shape[1], use_bias=False, trainable=False, name="metric")
+        result = extended("Mahalanobis", model, metric)
+        metric.set_weights([matrix])
+        return result
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "dim": self.dim, "rank": self.rank, "form": self.form, **self.options}

@@ -72,6 +72,7 @@ class QuantileThreshold(WrappingLoss):
     @property
     def threshold(self) -> float:
         """The threshold t."""
+        self.require_built()
         return self._threshold.read()
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:

@@ -87,6 +87,7 @@ class SoftBoundary(TrainableLoss):
     @property
     def threshold(self) -> float:
         """R^2."""
+        self.require_built()
         return self._threshold.read()
 
     @property
