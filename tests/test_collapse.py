@@ -219,7 +219,7 @@ def test_decision_threshold(objective, value, random):
     loss = ready(LearnedThreshold(objective, **costs), y, s)
     least = minimise_variables(loss, y, s)
     grid = np.linspace(0.001, 0.999, 999)
-    soft = special.expit((s - grid) / 0.05)
+    soft = special.expit((special.logit(s) - special.logit(grid)) / 0.1)
     values = value((y * soft).mean(axis=0), ((1 - y) * soft).mean(axis=0), y.mean())
     assert least == pytest.approx(values.min(), rel=1e-4)
     assert loss.threshold == pytest.approx(grid[np.argmin(values)], abs=2e-3)
