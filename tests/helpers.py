@@ -1,6 +1,7 @@
 """What several test modules need."""
 
 import contextlib
+from functools import partial
 
 import keras
 import numpy as np
@@ -108,9 +109,15 @@ def minimise_variables(loss, y_true, y_pred, sample_weight=None, smooth=True):
             each = loss(y_true, y_pred, sample_weight=sample_weight)
             return keras.ops.sum(each) / len(y_true), None
 
+    differentiated = partial(backend.value_and_gradient, objective)
+    if backend.name == "jax":
+        import jax
+
+        differentiated = jax.jit(differentiated)
+
     def value_and_gradient(flat):
         values = [keras.ops.convert_to_tensor(part, v.dtype) for part, v in zip(parts(flat), variables, strict=True)]
-        (value, _), gradients = backend.value_and_gradient(objective, values)
+        (value, _), gradients = differentiated(values)
         return float(numpy(value)), np.concatenate([numpy(g).ravel() for g in gradients]).astype("float64")
 
     start = np.concatenate([variable.numpy().ravel() for variable in variables]).astype("float64")
