@@ -32,6 +32,7 @@ def distributed(distribution):
     everything = trainer(
         keras.layers.BatchNormalization(),
         keras.layers.Dropout(0.1, seed=3),
+        loss=lambda: kriterion.losses.CVaR(kriterion.losses.AdaptiveRobust(), 0.5),
         optimizer=lambda rate: kriterion.optimizers.VarianceScaling(keras.optimizers.Adam(rate)),
         transforms=[
             kriterion.transforms.WeightNoise(0.05, seed=1),
@@ -66,10 +67,14 @@ x = np.concatenate([x.reshape(4, 32, 8)[:, :16]] * 2, axis=1).reshape(128, 8)
 def weighted():
     return kriterion.losses.BatchAdaptive(kriterion.losses.AdaptiveRobust(), "standardised")
 
+def tail():
+    return kriterion.losses.CVaR("mean_squared_error", 0.5)
+
 print(1, *losses(trainer()))
 print(1, *losses(trainer(loss=weighted)))
+print(1, *losses(trainer(loss=tail)))
 with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-    mirrored = [trainer(), trainer(loss=weighted)]
+    mirrored = [trainer(), trainer(loss=weighted), trainer(loss=tail)]
     noisy = trainer(transforms=[kriterion.transforms.WeightNoise(0.1)])
     scaled = trainer(optimizer=lambda rate: kriterion.optimizers.VarianceScaling(keras.optimizers.Adam(rate)))
 for each in mirrored:
@@ -107,7 +112,7 @@ def test_data_and_model_parallel_training_is_training_on_one_device():
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute is for TensorFlow")
 def test_mirrored_training_is_training_on_one_device_or_refused():
-    one, weighted, mirrored, mirrored_weighted, *refused = lines(TF_DISTRIBUTE)
-    assert_same_losses(mirrored, one, devices=2)
-    assert_same_losses(mirrored_weighted, weighted, devices=2)
-    assert refused == [["Trainer:", "refused"], ["VarianceScaling", "refused"]]
+    results = lines(TF_DISTRIBUTE)
+    for one, mirrored in zip(results[:3], results[3:6], strict=True):
+        assert_same_losses(mirrored, one, devices=2)
+    assert results[6:] == [["Trainer:", "refused"], ["VarianceScaling", "refused"]]

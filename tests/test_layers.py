@@ -77,7 +77,8 @@ def test_import_brings_no_framework_but_the_one_in_use_and_no_extra():
 
 
 def test_every_public_name_has_a_docstring_with_source_and_example():
-    for package in (kriterion.losses, kriterion.transforms, kriterion.regularizers, kriterion.optimizers):
+    packages = "losses", "parametrizations", "transforms", "regularizers", "optimizers"
+    for package in (getattr(kriterion, name) for name in packages):
         for name in package.__all__:
             text = getattr(package, name).__doc__
             if name != "Batch":

@@ -459,6 +459,8 @@ def test_without_a_finite_minimum_a_regularizer_is_demanded(random):
     x, y, last = problem("binary", random)
     with told(ValueError, ["no finite minimum", "`regularizer`", "latent_gamma"]):
         trainer_of(Focal(), last).fit(x, y, verbose=0)
+    with told(ValueError, ["Focal", "no finite minimum"]):
+        trainer_of(CVaR(Focal(), 0.5), last).fit(x, y, verbose=0)
     trainer_of(Focal(keras.regularizers.L2(0.1)), keras.layers.Dense(1, "sigmoid")).fit(x, y, verbose=0)
 
 

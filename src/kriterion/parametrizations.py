@@ -11,6 +11,8 @@ from keras import ops
 from kriterion._validation import check_float
 from kriterion.backend import Tensor
 
+__all__ = ["Bounded", "CholeskyFactor", "Parametrization", "Positive", "PositiveDefinite", "Simplex", "UnitInterval"]
+
 
 class Parametrization:
     """Base class: a bijection u -> v between R^n and the values that a parameter may have.

@@ -34,6 +34,11 @@ class WrappingLoss(TrainableLoss):
         if isinstance(self.loss, TrainableLoss):
             self.loss.build_once(y_true_shape, y_pred_shape)
 
+    def check_minimum(self) -> None:
+        super().check_minimum()
+        if isinstance(self.loss, TrainableLoss):
+            self.loss.check_minimum()
+
     def values_of_loss(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         """The wrapped loss of each example (batch, ...), in float32 or float64."""
         if len(y_pred.shape) == 1:

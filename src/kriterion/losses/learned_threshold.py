@@ -73,8 +73,8 @@ class LearnedThreshold(WrappingLoss):
     Args:
         objective: one of the four names above.
         loss: a Keras loss that trains the network, or the name of one, or None; its reduction is not used.
-        temperature: T > 0, in units of logits; decisions are hard as T -> 0. A network trained by J needs about 1,
-            because scores far from t in these units have no gradient.
+        temperature: T > 0, in units of logits; decisions are hard as T -> 0. By default 0.1 with `loss` and 1 without,
+            because a network gets no gradient from scores that are far from t in these units.
         costs: of `"cost"`, those of a false positive and a false negative, both positive.
         target: of the constrained ones, the recall or precision to keep, in (0, 1).
         momentum: of the running means, in [0, 1); 0 uses each batch by itself, as `evaluate` always does.
@@ -111,7 +111,7 @@ class LearnedThreshold(WrappingLoss):
         objective: str = "soft_f1",
         loss: Any = None,
         *,
-        temperature: float = 0.1,
+        temperature: float | None = None,
         costs: tuple[float, float] | None = None,
         target: float | None = None,
         momentum: float = 0.9,
@@ -123,6 +123,8 @@ class LearnedThreshold(WrappingLoss):
         super().__init__(loss, reduction=reduction, name=name, dtype=dtype)
         owner = "LearnedThreshold"
         self.objective = check_choice(owner, "objective", objective, tuple(_OBJECTIVES))
+        if temperature is None:
+            temperature = 1.0 if loss is None else 0.1
         self.temperature = check_float(owner, "temperature", temperature, above=0.0)
         self.momentum = check_float(owner, "momentum", momentum, minimum=0.0, below=1.0)
         self.from_logits = from_logits
@@ -188,7 +190,8 @@ class LearnedThreshold(WrappingLoss):
         multiplier = self.multiplier.value
         if self.training:
             constant = ops.clip(ops.cast(ops.stop_gradient(violation), multiplier.dtype), *_VIOLATIONS)
-            self.multiplier.assign(ops.relu(multiplier + _ASCENT * _PENALTY * constant))
+            multiplier = ops.relu(multiplier + _ASCENT * _PENALTY * constant)
+            self.multiplier.assign(multiplier)
         multiplier = ops.cast(multiplier, rates.dtype)
         priced = ops.relu(multiplier + _PENALTY * violation)
         return minimised + (ops.square(priced) - ops.square(multiplier)) / (2 * _PENALTY)
