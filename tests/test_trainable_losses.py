@@ -21,7 +21,7 @@ from kriterion.losses import (
     TrainableLoss,
     UncertaintyWeighted,
 )
-from kriterion.losses._metric_forms import large_margin, neighbourhood_components
+from kriterion.losses._metric_forms import large_margin, neighbourhood_components, squared_distances
 from kriterion.parametrizations import Bounded, Positive, PositiveDefinite, Simplex
 from tests.helpers import gradient, numpy, told
 
@@ -249,6 +249,14 @@ def test_neighbourhood_components_by_brute_force(random, float64):
         shift = np.zeros_like(z)
         shift[index] = 1e-6
         assert slope[index] == pytest.approx((brute(z + shift) - brute(z - shift)).sum() / 2e-6, abs=1e-5)
+
+
+def test_distances_far_from_the_origin(random):
+    z = random.normal(size=(6, 3))
+    expected = ((z[:, None] - z) ** 2).sum(axis=-1)
+    actual = numpy(squared_distances(keras.ops.convert_to_tensor(z + 1000, "float32")))
+    # In float32 the inputs are exact to 3e-5.
+    np.testing.assert_allclose(actual, expected, atol=1e-3)
 
 
 def test_large_margins_by_brute_force(random, float64):

@@ -25,6 +25,8 @@ def class_gaussian(offsets: Tensor, members: Tensor, strength: float) -> Tensor:
 
 def squared_distances(z: Tensor) -> Tensor:
     """Between the rows of z (n, r): (n, n), the diagonal 0 but for rounding."""
+    # Far from the origin the squares would cancel.
+    z = z - ops.sum(z, axis=0) / ops.cast(ops.shape(z)[0], z.dtype)
     squares = ops.sum(ops.square(z), axis=-1)
     return ops.relu(squares[:, None] + squares[None, :] - 2 * ops.matmul(z, ops.transpose(z)))
 

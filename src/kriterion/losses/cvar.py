@@ -20,8 +20,8 @@ class CVaR(WrappingLoss):
 
     At the minimum t is the value at risk, the q-quantile of the losses. A mean over each batch's own worst examples
     is too small, by 4 % for exponential losses in batches of 32 at q = 0.9; t, which persists, has no such bias. Only
-    examples beyond t train the network, so batches should be much larger than 1/(1 - q). The minimum over t alone is
-    finite.
+    examples beyond t train the network: begin with the plain loss, and take batches much larger than 1/(1 - q). The
+    minimum over t alone is finite.
 
     Args:
         loss: a Keras loss, or the name of one; its reduction is not used.
