@@ -58,9 +58,9 @@ class Mahalanobis(TrainableLoss):
 
     Returns:
         As a call: the reduced loss. `"gaussian"` takes targets of the predictions' shape (batch, ..., d), the others
-        class indices or one-hot targets and predictions (batch, d). A sample weight of k makes an example count as k
-        do, as a neighbour too; masked ones do not count. `precision` is P, `transform(x)` maps to a space where
-        Euclid's distance is the learned one, `distance(a, b)` is d.
+        class indices or one-hot targets and embeddings, (batch, d) in `"nca"` and `"lmnn"`. A sample weight of k makes
+        an example count as k do, as a neighbour too; masked ones do not count. `precision` is P, `transform(x)` maps to
+        where Euclid's distance is the learned one, `distance(a, b)` is d. In the logs is log det(P) or tr(P).
 
     Raises:
         ValueError: an argument is outside of its range, or of another form; the predictions do not have the size `dim`.
@@ -136,13 +136,19 @@ class Mahalanobis(TrainableLoss):
         if self.form == "class_gaussian":
             shape = (self.options["num_classes"], self.dim)
             self.centers = self.add_weight(shape, "zeros", logged=False, name="centers")
+        # Matrices would fill the logs; these tell whether they have settled.
+        self._log = self.add_log("log_determinant" if self.form == "gaussian" else "trace")
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         dtype = working_float(y_pred).name
         if self.form == "gaussian":
             y_true, y_pred = aligned("Mahalanobis", y_true, y_pred)
-            z = self.map.transform(ops.cast(y_true, dtype) - ops.cast(y_pred, dtype))
-            return gaussian(z, ops.cast(self.map.log_determinant(), dtype), self.dim)
+            residual = ops.cast(y_true, dtype) - ops.cast(y_pred, dtype)
+            z, log_determinant = self.map.transform(residual), self.map.log_determinant()
+            self._log.update_state(2 * log_determinant)
+            return gaussian(z, ops.cast(log_determinant, dtype), self.dim)
+        trace = self.map.trace()
+        self._log.update_state(trace)
         x = ops.cast(y_pred, dtype)
         members = memberships("Mahalanobis", y_true, tuple(x.shape[:-1]), self.options["num_classes"])
         members = ops.cast(members, dtype)
@@ -153,11 +159,10 @@ class Mahalanobis(TrainableLoss):
         importance = self.importance(x[:, 0])
         if self.form == "lmnn":
             return large_margin(z, x, same, importance, self.options["neighbors"], self.options["push"])
-        penalty = self.options["strength"] * ops.cast(self.map.trace(), dtype)
-        return neighbourhood_components(z, same, importance) + penalty
+        return neighbourhood_components(z, same, importance) + self.options["strength"] * ops.cast(trace, dtype)
 
     def transform(self, x: Any) -> np.ndarray:
-        """X (..., d) mapped to where Euclid's distance is the learned one: (..., d), (..., rank) or (..., d + rank)."""
+        """Vectors (..., d) mapped to where Euclid's distance is d: (..., d), (..., rank) or (..., d + rank)."""
         self.require_built()
         return ops.convert_to_numpy(ops.stop_gradient(self.map.transform(ops.convert_to_tensor(x, self.dtype))))
 
