@@ -6,19 +6,13 @@ import kriterion
 import keras
 import matplotlib as mpl
 import numpy as np
+from figures import STYLE
 from matplotlib.figure import Figure
 from scipy import special
 
 # Okabe and Ito's palette, that colour-blind readers can tell apart.
 BLUE, ORANGE, GREEN, RED, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9"
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "kriterion",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "font.size": 10,
-    "legend.frameon": False,
-}
+LEGEND = {"legend.frameon": False}
 RANDOM = np.random.default_rng(0)
 
 
@@ -26,7 +20,7 @@ def figure(name, panels):
     """Saves what `panels(axes, ...)` draws side by side."""
 
     def save(draw):
-        with mpl.rc_context(STYLE):
+        with mpl.rc_context(STYLE | LEGEND):
             page = Figure(figsize=(4.2 * panels, 3.2), layout="constrained")
             draw(*np.atleast_1d(page.subplots(1, panels)))
             page.savefig(pathlib.Path(__file__).parent / name, metadata={"Date": None})

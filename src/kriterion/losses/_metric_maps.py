@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
 import numpy as np
 from keras import ops
@@ -14,9 +16,11 @@ from kriterion.parametrizations import CholeskyFactor, Positive
 class MetricMap:
     """x -> z(x) with ||z||^2 = x' P x, for a precision P with trained parameters."""
 
+    _factor: Any
+
     def transform(self, x: Tensor) -> Tensor:
-        """Z of x (..., d)."""
-        raise NotImplementedError
+        """The vector z of each x (..., d): A x, unless the subclass has no such matrix."""
+        return ops.matmul(x, ops.transpose(ops.cast(self._factor.value, x.dtype)))
 
     def log_determinant(self) -> Tensor:
         """Half the logarithm of the determinant of P."""
@@ -36,9 +40,6 @@ class TriangularMap(MetricMap):
             shape, np.eye(dim), parametrization=CholeskyFactor(), logged=False, name="factor"
         )
 
-    def transform(self, x: Tensor) -> Tensor:
-        return ops.matmul(x, ops.transpose(ops.cast(self._factor.value, x.dtype)))
-
     def log_determinant(self) -> Tensor:
         return ops.sum(ops.log(ops.diagonal(self._factor.value)))
 
@@ -48,9 +49,6 @@ class RectangularMap(MetricMap):
 
     def __init__(self, loss: TrainableLoss, dim: int, rank: int) -> None:
         self._factor = loss.add_weight((rank, dim), keras.initializers.Identity(), logged=False, name="factor")
-
-    def transform(self, x: Tensor) -> Tensor:
-        return ops.matmul(x, ops.transpose(ops.cast(self._factor.value, x.dtype)))
 
     def trace(self) -> Tensor:
         return ops.sum(ops.square(self._factor.value))

@@ -9,6 +9,7 @@ from keras.src.backend import cond
 
 from kriterion.backend import Tensor
 from kriterion.losses._order_statistics import weighted_quantile
+from kriterion.losses._running_mean import moved_mean
 from kriterion.losses.base import TrainableLoss
 
 # How much of the unit a step of training keeps.
@@ -53,8 +54,7 @@ class RunningThreshold:
 
         threshold = cond(started > 0, lambda: known, first)
         spread = ops.sum(importance * ops.abs(flat - threshold)) / ops.maximum(ops.sum(importance), 1e-30)
-        kept = ops.where(told, _MOMENTUM * started, 1.0)
-        unit = spread + kept * (self.unit.value - spread)
+        unit = moved_mean(self.unit.value, spread, _MOMENTUM, started, told)
         origin = threshold - unit * ops.stop_gradient(latent)
         if self.loss.training:
             self.origin.assign(origin)

@@ -12,6 +12,7 @@ from kriterion._validation import check_choice, check_float, check_int
 from kriterion.backend import Tensor
 from kriterion.losses._batch_statistics import WEIGHTINGS
 from kriterion.losses._example_weighted import ExampleWeighted
+from kriterion.losses._running_mean import moved_mean
 from kriterion.losses.robust import chosen_shape
 
 
@@ -130,10 +131,8 @@ class BatchAdaptive(ExampleWeighted):
         running = ops.convert_to_tensor(self.statistic)
         started = ops.convert_to_tensor(self.started)
         of_batch = ops.cast(of_batch, running.dtype)
-        # The first batch's as it is.
-        moved = of_batch + self.momentum * started * (running - of_batch)
         counts = ops.sum(importance) > 0
-        self.statistic.assign(ops.where(counts, moved, running))
+        self.statistic.assign(moved_mean(running, of_batch, self.momentum, started, counts))
         self.started.assign(ops.where(counts, ops.ones_like(started), started))
 
     def get_config(self) -> dict[str, Any]:

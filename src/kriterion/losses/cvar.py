@@ -6,14 +6,13 @@ from typing import Any
 
 import keras
 
-from kriterion._validation import check_float
 from kriterion.backend import Tensor
-from kriterion.losses._running_threshold import RunningThreshold, excess
-from kriterion.losses._wrapping import WrappingLoss
+from kriterion.losses._running_threshold import excess
+from kriterion.losses._tail_loss import TailLoss
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
-class CVaR(WrappingLoss):
+class CVaR(TailLoss):
     """Conditional value at risk: the mean of the worst share 1 - q of the losses, with the threshold trained along.
 
     min over w, t of mean_i t + (l_i(w) - t)+ / (1 - q)
@@ -58,22 +57,8 @@ class CVaR(WrappingLoss):
         name: str = "cvar",
         dtype: Any = None,
     ) -> None:
-        super().__init__(loss, reduction=reduction, name=name, dtype=dtype)
-        self.level = check_float("CVaR", "level", level, above=0.0, below=1.0)
-
-    def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
-        super().build(y_true_shape, y_pred_shape)
-        self._threshold = RunningThreshold(self, self.level)
-
-    @property
-    def threshold(self) -> float:
-        """The value at risk t."""
-        self.require_built()
-        return self._threshold.read()
+        super().__init__(loss, level, reduction=reduction, name=name, dtype=dtype)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         values = self.values_of_loss(y_true, y_pred)
         return excess(values, self._threshold.of(values), 1 - self.level)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "level": self.level}

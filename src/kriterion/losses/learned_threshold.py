@@ -13,6 +13,7 @@ from kriterion.backend import Tensor
 from kriterion.losses._classes import as_logits
 from kriterion.losses._deployment import extended
 from kriterion.losses._floats import working_float
+from kriterion.losses._running_mean import moved_mean
 from kriterion.losses._wrapping import WrappingLoss
 from kriterion.losses.base import aligned
 from kriterion.parametrizations import UnitInterval
@@ -177,8 +178,7 @@ class LearnedThreshold(WrappingLoss):
         """The running means, with the gradient of the batch's; a batch of which nothing counts tells nothing."""
         constants = ops.cast(ops.stop_gradient(rates), self.rates.dtype)
         started = self.started.value
-        kept = ops.where(told, self.momentum * started, ops.ones_like(started))
-        running = constants + kept * (self.rates.value - constants)
+        running = moved_mean(self.rates.value, constants, self.momentum, started, told)
         self.rates.assign(running)
         self.started.assign(ops.where(told, ops.ones_like(started), started))
         return rates + ops.stop_gradient(ops.cast(running, rates.dtype) - rates)

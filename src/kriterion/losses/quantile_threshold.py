@@ -7,15 +7,13 @@ from typing import Any
 import keras
 from keras import ops
 
-from kriterion._validation import check_float
 from kriterion.backend import Tensor
 from kriterion.losses._floats import working_float
-from kriterion.losses._running_threshold import RunningThreshold
-from kriterion.losses._wrapping import WrappingLoss
+from kriterion.losses._tail_loss import TailLoss
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
-class QuantileThreshold(WrappingLoss):
+class QuantileThreshold(TailLoss):
     """A threshold that is exceeded by a share 1 - q of the training examples: for anomaly detection.
 
     min over t of mean_i l_i + q (v_i - t)+ + (1 - q) (t - v_i)+, v_i = stop_gradient(l_i)
@@ -62,18 +60,7 @@ class QuantileThreshold(WrappingLoss):
         name: str = "quantile_threshold",
         dtype: Any = None,
     ) -> None:
-        super().__init__(loss, reduction=reduction, name=name, dtype=dtype)
-        self.level = check_float("QuantileThreshold", "level", level, above=0.0, below=1.0)
-
-    def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
-        super().build(y_true_shape, y_pred_shape)
-        self._threshold = RunningThreshold(self, self.level)
-
-    @property
-    def threshold(self) -> float:
-        """The threshold t."""
-        self.require_built()
-        return self._threshold.read()
+        super().__init__(loss, level, reduction=reduction, name=name, dtype=dtype)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         trained = self.loss is not None
@@ -82,9 +69,6 @@ class QuantileThreshold(WrappingLoss):
         above = constants - self._threshold.of(constants)
         pinball = self.level * ops.relu(above) + (1 - self.level) * ops.relu(-above)
         return values + pinball if trained else pinball
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "level": self.level}
 
 
 def _scores(y_pred: Tensor) -> Tensor:
