@@ -3,8 +3,8 @@
     pip install metric-learn  (optional; it is left out if absent)
     python benchmarks/learned_metric.py [iris wine breast_cancer digits]
 
-Accuracy of 3-NN in stratified 5-fold cross-validation, inputs standardised (digits: 30 principal components), its
-standard error over the folds, and the seconds that all fits took, compilation included.
+Accuracy of 3-NN in stratified 5-fold cross-validation, inputs standardised (digits: 30 principal components, all divided
+by one number), its standard error over the folds, and the seconds that all fits took, compilation included.
 """
 
 import inspect
@@ -78,13 +78,13 @@ def main():
             scores, seconds = [], 0.0
             for train, test in folds:
                 scale = PCA(30, random_state=0) if name == "digits" else StandardScaler()
-                scale.fit(x[train])
-                inputs = scale.transform(x[train]).astype("float32")
+                unit = np.std(scale.fit_transform(x[train]))
+                inputs, unseen = (np.float32(scale.transform(x[rows]) / unit) for rows in (train, test))
                 start = time.perf_counter()
                 transform = fit(inputs, y[train])
                 seconds += time.perf_counter() - start
                 neighbours = KNeighborsClassifier(3).fit(transform(inputs), y[train])
-                scores.append(neighbours.score(transform(scale.transform(x[test]).astype("float32")), y[test]))
+                scores.append(neighbours.score(transform(unseen), y[test]))
             error = np.std(scores, ddof=1) / len(scores) ** 0.5
             print(f"{name:14} {method:20} {np.mean(scores):.4f} +- {error:.4f}   {seconds:7.1f} s", flush=True)
 

@@ -236,15 +236,10 @@ def test_neighbourhood_components_by_brute_force(random, float64):
             errors.append(1 - sum(w for w, own in zip(weights, labels == labels[i], strict=True) if own) / sum(weights))
         return np.array(errors)
 
-    same = (labels[:, None] == labels).astype("float64")
-    ours = numpy(neighbourhood_components(*map(keras.ops.convert_to_tensor, (z, same, counts))))
+    members, importance = keras.ops.convert_to_tensor(np.eye(3)[labels]), keras.ops.convert_to_tensor(counts)
+    ours = numpy(neighbourhood_components(keras.ops.convert_to_tensor(z), members, importance))
     np.testing.assert_allclose(ours, brute(z), rtol=1e-5)
-    slope = gradient(
-        lambda v: keras.ops.sum(
-            neighbourhood_components(v, keras.ops.convert_to_tensor(same), keras.ops.convert_to_tensor(counts))
-        ),
-        z,
-    )[0]
+    slope = gradient(lambda v: keras.ops.sum(neighbourhood_components(v, members, importance)), z)[0]
     for index in np.ndindex(z.shape):
         shift = np.zeros_like(z)
         shift[index] = 1e-6

@@ -31,19 +31,21 @@ def squared_distances(z: Tensor) -> Tensor:
     return ops.relu(squares[:, None] + squares[None, :] - 2 * ops.matmul(z, ops.transpose(z)))
 
 
-def neighbourhood_components(z: Tensor, same: Tensor, importance: Tensor) -> Tensor:
+def neighbourhood_components(z: Tensor, members: Tensor, importance: Tensor) -> Tensor:
     """1 - the probability that a softmax over negative squared distances gives to the row's own class.
 
     Args:
         z: maps (n, r).
-        same: probability (n, n) that two rows are of the same class.
+        members: probability (n, K) that each row is of each class.
         importance: how much each row counts as a neighbour (n,), 0 for none.
     """
-    counts = ops.broadcast_to(importance[None, :], ops.shape(same))
-    counts = counts * (1 - ops.eye(ops.shape(z)[0], dtype=z.dtype))
-    nothing = counts <= 0
-    logits = ops.where(nothing, -_FAR, ops.log(ops.where(nothing, 1.0, counts)) - squared_distances(z))
-    return 1 - ops.sum(ops.where(nothing, 0.0, ops.softmax(logits, axis=-1) * same), axis=-1)
+    nothing = ops.logical_or(ops.eye(ops.shape(z)[0], dtype="bool"), (importance <= 0)[None, :])
+    logits = ops.where(nothing, -_FAR, -squared_distances(z))
+    nearest = ops.stop_gradient(ops.max(logits, axis=-1, keepdims=True))
+    nearness = ops.where(nothing, 0.0, ops.exp(logits - nearest))
+    # By class first: a matrix of which rows share one would cost as much as all the rest.
+    of_class = ops.matmul(nearness, importance[:, None] * members)
+    return 1 - ops.divide_no_nan(ops.sum(of_class * members, axis=-1), ops.sum(of_class, axis=-1))
 
 
 def large_margin(z: Tensor, x: Tensor, same: Tensor, importance: Tensor, neighbors: int, push: float) -> Tensor:

@@ -155,11 +155,11 @@ class Mahalanobis(TrainableLoss):
         if self.form == "class_gaussian":
             offsets = self.map.transform(ops.expand_dims(x, -2) - ops.cast(self.centers.value, dtype))
             return class_gaussian(offsets, members, self.options["strength"])
-        z, same = self.map.transform(x), ops.matmul(members, ops.transpose(members))
-        importance = self.importance(x[:, 0])
+        z, importance = self.map.transform(x), self.importance(x[:, 0])
         if self.form == "lmnn":
+            same = ops.matmul(members, ops.transpose(members))
             return large_margin(z, x, same, importance, self.options["neighbors"], self.options["push"])
-        return neighbourhood_components(z, same, importance) + self.options["strength"] * ops.cast(trace, dtype)
+        return neighbourhood_components(z, members, importance) + self.options["strength"] * ops.cast(trace, dtype)
 
     def transform(self, x: Any) -> np.ndarray:
         """Vectors (..., d) mapped to where Euclid's distance is d: (..., d), (..., rank) or (..., d + rank)."""
