@@ -1,6 +1,13 @@
 """Every test starts from the same seeds and leaves the global settings as they were."""
 
 import contextlib
+import os
+from pathlib import Path
+
+# JAX's compiled programs, shared by the workers, the processes that tests start, and later runs. Before JAX is imported.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 import keras
 import numpy as np
