@@ -3,8 +3,8 @@
     pip install metric-learn  (optional; it is left out if absent)
     python benchmarks/learned_metric.py [iris wine breast_cancer digits]
 
-Accuracy of 3-NN in stratified 5-fold cross-validation, inputs standardised (digits: 30 principal components, all divided
-by one number), its standard error over the folds, and the seconds that all fits took, compilation included.
+Accuracy of 3-NN in stratified 5-fold cross-validation, inputs standardised (digits: 30 principal components, divided by
+one number), its standard error over the folds, and the seconds that all fits took, compilation included.
 """
 
 import inspect

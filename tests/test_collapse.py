@@ -204,6 +204,27 @@ def test_temperature(from_logits, labels, logits):
     assert loss.temperature == pytest.approx(expected.x, rel=1e-4)
 
 
+def test_temperature_of_several_labels(random):
+    p = random.uniform(size=(8, 3))
+    y = (random.uniform(size=p.shape) < p).astype("float64")
+    scaled = special.expit(special.logit(p) / 2)
+    check_at_two("binary_crossentropy", y, p, -(special.xlogy(y, scaled) + special.xlogy(1 - y, 1 - scaled)).mean())
+
+
+def test_temperature_of_classes_along_another_axis(random):
+    p = special.softmax(random.normal(size=(4, 3, 2)), axis=1)
+    y = np.eye(3)[random.integers(3, size=(4, 2))].swapaxes(1, 2)
+    expected = -(y * special.log_softmax(np.log(p) / 2, axis=1)).sum(axis=1).mean()
+    check_at_two(keras.losses.CategoricalCrossentropy(axis=1), y, p, expected)
+
+
+def check_at_two(entropy, y, p, expected):
+    """The loss at temperature 2."""
+    loss = ready(TemperatureScaled(entropy), y, p)
+    loss._temperature.assign(2.0)
+    assert numpy(loss(y, p)) == pytest.approx(expected, rel=1e-6)
+
+
 @pytest.mark.parametrize(
     ("objective", "value"),
     [

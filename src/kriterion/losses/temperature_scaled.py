@@ -28,7 +28,7 @@ class TemperatureScaled(WrappingLoss):
 
     Args:
         loss: one of Keras's cross-entropies, or its name. Where it takes probabilities, the scaled ones are
-            softmax(log p / T), or sigmoid(logit(p) / T) for a single output.
+            softmax(log p / T), or sigmoid(logit(p) / T) for a single output and for binary cross-entropies.
         temperature_range: bounds of T, 0 < low < 1 < high.
         from_logits: whether predictions are logits; None: as `loss` says.
         reduction: as in `keras.losses.Loss`.
@@ -72,12 +72,13 @@ class TemperatureScaled(WrappingLoss):
             check_float(owner, "temperature_range", low, above=0.0, below=1.0),
             check_float(owner, "temperature_range", high, above=1.0),
         )
-        if from_logits is None:
-            from_logits = self._loss_takes_logits()
-        self.from_logits = from_logits
-
-    def _loss_takes_logits(self) -> bool:
         config = self.loss.get_config() if isinstance(self.loss, keras.losses.Loss) else {}
+        self.from_logits = self._loss_takes_logits(config) if from_logits is None else from_logits
+        # Several labels of an example, each by itself.
+        self._binary = getattr(self.loss, "__name__", type(self.loss).__name__).lower().startswith("binary")
+        self._axis = -1 if self._binary else config.get("axis", -1)
+
+    def _loss_takes_logits(self, config: dict[str, Any]) -> bool:
         known = config.get("from_logits")
         if known is None and getattr(self.loss, "__module__", "").startswith("keras."):
             # Keras's cross-entropies as functions, by their names.
@@ -100,10 +101,11 @@ class TemperatureScaled(WrappingLoss):
         return float(self._temperature.numpy()) if self.built else 1.0
 
     def _scaled(self, y_pred: Tensor, temperature: Any) -> Tensor:
-        logits = as_logits(y_pred, self.from_logits, binary=y_pred.shape[-1] == 1) / temperature
+        binary = self._binary or y_pred.shape[self._axis] == 1
+        logits = as_logits(y_pred, self.from_logits, binary=binary) / temperature
         if self.from_logits:
             return logits
-        return ops.sigmoid(logits) if y_pred.shape[-1] == 1 else ops.softmax(logits, axis=-1)
+        return ops.sigmoid(logits) if binary else ops.softmax(logits, axis=self._axis)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         if len(y_pred.shape) == 1:
