@@ -20,6 +20,7 @@ def figure(name, panels):
     """Saves what `panels(axes, ...)` draws side by side."""
 
     def save(draw):
+        keras.utils.set_random_seed(1)
         with mpl.rc_context(STYLE | LEGEND):
             page = Figure(figsize=(4.2 * panels, 3.2), layout="constrained")
             draw(*np.atleast_1d(page.subplots(1, panels)))
@@ -182,7 +183,6 @@ def temperature(axes):
 
 @figure("trainable-sphere.svg", 1)
 def sphere(axes):
-    keras.utils.set_random_seed(1)
     x = RANDOM.normal(size=(2000, 8)).astype("float32")
     layers = [keras.layers.Dense(16, "relu", use_bias=False), keras.layers.Dense(2, use_bias=False)]
     encoder = keras.Sequential([keras.Input((8,)), *layers])
@@ -196,5 +196,5 @@ def sphere(axes):
     angle = np.linspace(0, 2 * np.pi, 100)
     center = loss.center.numpy()
     axes.plot(center[0] + loss.radius * np.cos(angle), center[1] + loss.radius * np.sin(angle), color="black")
-    axes.set(title="embeddings, a tenth of the normal outside", aspect="equal", ylim=(None, 3.5))
+    axes.set(title="embeddings, a tenth of the normal outside", aspect="equal", ylim=(None, 2.2))
     axes.legend(loc="upper left", ncols=2)
