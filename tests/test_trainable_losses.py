@@ -292,6 +292,25 @@ def test_transform_distance_and_precision_agree(loss, random):
     np.testing.assert_allclose(mapped, loss.transform(2 * a), rtol=1e-4, atol=1e-5)
 
 
+def test_loadings_in_one_direction(random):
+    """Where I + V'V, 1e8 and 1 in its eigenvalues, is singular in single precision."""
+    y, direction = random.normal(size=(64, 6)).astype("float32"), random.normal(size=(6, 1))
+    loss = Mahalanobis(6, rank=2)
+    trainer = kriterion.Trainer(identity((6,), trainable=False))
+    trainer.compile(keras.optimizers.SGD(1e-3), loss)
+    trainer.prepare(0 * y, y)
+    loadings = np.float32(1e4 * direction / np.linalg.norm(direction) * [1.0, 1.0])
+    next(v for v in loss.trainable_variables if v.name == "loadings").assign(loadings)
+    covariance = np.eye(6) + loadings.astype("float64") @ loadings.T
+    logarithm = np.linalg.slogdet(2 * np.pi * covariance)[1]
+    expected = np.mean(np.einsum("ni,ij,nj->n", y, np.linalg.inv(covariance), y) + logarithm) / 2
+    # A diagonal entry of R, of order 1, is what remains of numbers of 1e4.
+    value = trainer.evaluate(0 * y, y, verbose=0, return_dict=True)["loss"]
+    assert value == pytest.approx(expected, abs=6e4 * 2**-23)
+    trainer.train_on_batch(0 * y, y)
+    assert all(np.isfinite(v.numpy()).all() for v in loss.trainable_variables)
+
+
 # Published identities.
 
 

@@ -55,10 +55,11 @@ class RectangularMap(MetricMap):
 
 
 class LowRankMap(MetricMap):
-    """P = (D + U U')^-1, D diagonal and U (d, rank): by Woodbury's identity only rank x rank matrices are factored.
+    """P = (D + U U')^-1, D diagonal and U (d, rank): by Woodbury's identity only d x rank matrices are factored.
 
-    With V = D^-1/2 U, y = D^-1/2 x and f = (I + V'V)^-1 V'y, x'Px = ||y - V f||^2 + ||f||^2: z are the two together. A
-    difference of squares would cancel where U U' is much larger than D. I + V'V is never near singular.
+    With V = D^-1/2 U and y = D^-1/2 x, x'Px = min over f of ||y - V f||^2 + ||f||^2, which is the least squares problem
+    of the matrix [V; I] = Q R: z is its residual, [y; 0] - Q Q'[y; 0]. R'R = I + V'V is never formed, because where V
+    is large it is singular in floating point; [V; I] has full rank whatever V is.
     """
 
     def __init__(self, loss: TrainableLoss, dim: int, rank: int) -> None:
@@ -67,22 +68,19 @@ class LowRankMap(MetricMap):
         first = keras.initializers.Orthogonal(gain=0.1, seed=0)
         self._loadings = loss.add_weight((dim, rank), first, logged=False, name="loadings")
 
-    def _scaled(self) -> tuple[Tensor, Tensor, Tensor]:
-        """D^1/2, V and the Cholesky factor of I + V'V."""
+    def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """D^1/2, Q and R."""
         spread = self._spread.value
         scaled = self._loadings.value / spread[:, None]
-        inner = ops.matmul(ops.transpose(scaled), scaled) + ops.eye(scaled.shape[1], dtype=scaled.dtype)
-        return spread, scaled, ops.cholesky(inner)
+        stacked = ops.concatenate([scaled, ops.eye(scaled.shape[1], dtype=scaled.dtype)], axis=0)
+        return spread, *ops.qr(stacked, mode="reduced")
 
     def transform(self, x: Tensor) -> Tensor:
-        spread, scaled, factor = (ops.cast(part, x.dtype) for part in self._scaled())
-        flat = ops.reshape(x, (-1, x.shape[-1])) / spread
-        half = ops.solve_triangular(factor, ops.matmul(ops.transpose(scaled), ops.transpose(flat)), lower=True)
-        common = ops.transpose(ops.solve_triangular(ops.transpose(factor), half, lower=False))
-        rest = flat - ops.matmul(common, ops.transpose(scaled))
-        together = ops.concatenate([rest, common], axis=-1)
-        return ops.reshape(together, (*ops.shape(x)[:-1], together.shape[-1]))
+        spread, basis, _ = (ops.cast(part, x.dtype) for part in self._factors())
+        scaled = x / spread
+        inside = ops.matmul(ops.matmul(scaled, basis[: x.shape[-1]]), ops.transpose(basis))
+        return ops.concatenate([scaled, ops.zeros_like(inside[..., x.shape[-1] :])], axis=-1) - inside
 
     def log_determinant(self) -> Tensor:
-        spread, _, factor = self._scaled()
-        return -ops.sum(ops.log(spread)) - ops.sum(ops.log(ops.diagonal(factor)))
+        spread, _, triangle = self._factors()
+        return -ops.sum(ops.log(spread)) - ops.sum(ops.log(ops.abs(ops.diagonal(triangle))))
