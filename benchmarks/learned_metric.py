@@ -28,7 +28,8 @@ def ours(form, **options):
         count = int(y.max()) + 1
         loss = kriterion.losses.Mahalanobis(x.shape[1], form=form, num_classes=count, **options)
         trainer = kriterion.Trainer(keras.Sequential([keras.Input(x.shape[1:]), keras.layers.Rescaling(1.0)]))
-        trainer.compile(keras.optimizers.Adam(RATE), loss)
+        rate = keras.optimizers.schedules.CosineDecay(RATE, STEPS)
+        trainer.compile(keras.optimizers.Adam(rate), loss)
         # All rows at each step.
         trainer.fit(np.tile(x, (STEPS, 1)), np.tile(y, STEPS), batch_size=len(x), shuffle=False, verbose=0)
         return loss.transform
