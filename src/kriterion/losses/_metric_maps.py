@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import keras
 import numpy as np
 from keras import ops
@@ -16,19 +14,22 @@ from kriterion.parametrizations import CholeskyFactor, Positive
 class MetricMap:
     """x -> z(x) with ||z||^2 = x' P x, for a precision P with trained parameters."""
 
-    _factor: Any
-
     def transform(self, x: Tensor) -> Tensor:
-        """The vector z of each x (..., d): A x, unless the subclass has no such matrix."""
-        return ops.matmul(x, ops.transpose(ops.cast(self._factor.value, x.dtype)))
+        """The vector z of each x (..., d)."""
+        return self.transform_and_log_determinant(x)[0]
 
-    def log_determinant(self) -> Tensor:
-        """Half the logarithm of the determinant of P."""
+    def transform_and_log_determinant(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The vectors z, and half the logarithm of the determinant of P."""
         raise NotImplementedError
 
     def trace(self) -> Tensor:
         """The trace of P."""
         raise NotImplementedError
+
+
+def _product(factor: Tensor, x: Tensor) -> Tensor:
+    """A x for each vector x (..., d)."""
+    return ops.matmul(x, ops.transpose(ops.cast(factor, x.dtype)))
 
 
 class TriangularMap(MetricMap):
@@ -40,8 +41,9 @@ class TriangularMap(MetricMap):
             shape, np.eye(dim), parametrization=CholeskyFactor(), logged=False, name="factor"
         )
 
-    def log_determinant(self) -> Tensor:
-        return ops.sum(ops.log(ops.diagonal(self._factor.value)))
+    def transform_and_log_determinant(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        factor = self._factor.value
+        return _product(factor, x), ops.sum(ops.log(ops.diagonal(factor)))
 
 
 class RectangularMap(MetricMap):
@@ -49,6 +51,9 @@ class RectangularMap(MetricMap):
 
     def __init__(self, loss: TrainableLoss, dim: int, rank: int) -> None:
         self._factor = loss.add_weight((rank, dim), keras.initializers.Identity(), logged=False, name="factor")
+
+    def transform(self, x: Tensor) -> Tensor:
+        return _product(self._factor.value, x)
 
     def trace(self) -> Tensor:
         return ops.sum(ops.square(self._factor.value))
@@ -68,19 +73,13 @@ class LowRankMap(MetricMap):
         first = keras.initializers.Orthogonal(gain=0.1, seed=0)
         self._loadings = loss.add_weight((dim, rank), first, logged=False, name="loadings")
 
-    def _factors(self) -> tuple[Tensor, Tensor, Tensor]:
-        """D^1/2, Q and R."""
+    def transform_and_log_determinant(self, x: Tensor) -> tuple[Tensor, Tensor]:
         spread = self._spread.value
-        scaled = self._loadings.value / spread[:, None]
-        stacked = ops.concatenate([scaled, ops.eye(scaled.shape[1], dtype=scaled.dtype)], axis=0)
-        return spread, *ops.qr(stacked, mode="reduced")
-
-    def transform(self, x: Tensor) -> Tensor:
-        spread, basis, _ = (ops.cast(part, x.dtype) for part in self._factors())
-        scaled = x / spread
+        loadings = self._loadings.value / spread[:, None]
+        stacked = ops.concatenate([loadings, ops.eye(loadings.shape[1], dtype=loadings.dtype)], axis=0)
+        basis, triangle = ops.qr(stacked, mode="reduced")
+        log_determinant = -ops.sum(ops.log(spread)) - ops.sum(ops.log(ops.abs(ops.diagonal(triangle))))
+        scaled, basis = x / ops.cast(spread, x.dtype), ops.cast(basis, x.dtype)
         inside = ops.matmul(ops.matmul(scaled, basis[: x.shape[-1]]), ops.transpose(basis))
-        return ops.concatenate([scaled, ops.zeros_like(inside[..., x.shape[-1] :])], axis=-1) - inside
-
-    def log_determinant(self) -> Tensor:
-        spread, _, triangle = self._factors()
-        return -ops.sum(ops.log(spread)) - ops.sum(ops.log(ops.abs(ops.diagonal(triangle))))
+        padded = ops.concatenate([scaled, ops.zeros_like(inside[..., x.shape[-1] :])], axis=-1)
+        return padded - inside, log_determinant

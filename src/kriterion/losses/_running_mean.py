@@ -7,6 +7,10 @@ from keras import ops
 from kriterion.backend import Tensor
 
 
-def moved_mean(mean: Tensor, of_batch: Tensor, momentum: float, started: Tensor, told: Tensor) -> Tensor:
-    """A running mean after a batch: the first one's as it is (`started` 0), unchanged where a batch tells nothing."""
-    return ops.where(told, of_batch + momentum * started * (mean - of_batch), mean)
+def moved_mean(mean: Tensor, of_batch: Tensor, momentum: float, started: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
+    """A running mean and whether it has started (0 or 1), after a batch.
+
+    The first batch's as it is; both unchanged where a batch tells nothing.
+    """
+    moved = of_batch + momentum * started * (mean - of_batch)
+    return ops.where(told, moved, mean), ops.where(told, ops.ones_like(started), started)

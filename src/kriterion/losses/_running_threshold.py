@@ -54,12 +54,12 @@ class RunningThreshold:
 
         threshold = cond(started > 0, lambda: known, first)
         spread = ops.sum(importance * ops.abs(flat - threshold)) / ops.maximum(ops.sum(importance), 1e-30)
-        unit = moved_mean(self.unit.value, spread, _MOMENTUM, started, told)
+        unit, started = moved_mean(self.unit.value, spread, _MOMENTUM, started, told)
         origin = threshold - unit * ops.stop_gradient(latent)
         if self.loss.training:
             self.origin.assign(origin)
             self.unit.assign(unit)
-            self.started.assign(ops.where(told, ops.ones_like(started), started))
+            self.started.assign(started)
         # Forward origin + unit * latent.
         threshold = origin + unit * ops.stop_gradient(latent) + (latent - ops.stop_gradient(latent))
         self.log.update_state(threshold)

@@ -128,12 +128,11 @@ class BatchAdaptive(ExampleWeighted):
     def _observe(self, values: Tensor, importance: Tensor) -> None:
         """Move the statistic towards this batch's, unless all of the batch is masked."""
         of_batch = self.measure.statistic(ops.reshape(values, (-1,)), ops.reshape(importance, (-1,)))
-        running = ops.convert_to_tensor(self.statistic)
-        started = ops.convert_to_tensor(self.started)
-        of_batch = ops.cast(of_batch, running.dtype)
-        counts = ops.sum(importance) > 0
-        self.statistic.assign(moved_mean(running, of_batch, self.momentum, started, counts))
-        self.started.assign(ops.where(counts, ops.ones_like(started), started))
+        of_batch = ops.cast(of_batch, self.statistic.dtype)
+        told = ops.sum(importance) > 0
+        running, started = moved_mean(self.statistic.value, of_batch, self.momentum, self.started.value, told)
+        self.statistic.assign(running)
+        self.started.assign(started)
 
     def get_config(self) -> dict[str, Any]:
         return {

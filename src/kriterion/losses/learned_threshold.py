@@ -177,10 +177,9 @@ class LearnedThreshold(WrappingLoss):
     def _running(self, rates: Tensor, told: Tensor) -> Tensor:
         """The running means, with the gradient of the batch's; a batch of which nothing counts tells nothing."""
         constants = ops.cast(ops.stop_gradient(rates), self.rates.dtype)
-        started = self.started.value
-        running = moved_mean(self.rates.value, constants, self.momentum, started, told)
+        running, started = moved_mean(self.rates.value, constants, self.momentum, self.started.value, told)
         self.rates.assign(running)
-        self.started.assign(ops.where(told, ops.ones_like(started), started))
+        self.started.assign(started)
         return rates + ops.stop_gradient(ops.cast(running, rates.dtype) - rates)
 
     def _objective(self, rates: Tensor) -> Tensor:

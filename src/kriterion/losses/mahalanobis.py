@@ -144,7 +144,7 @@ class Mahalanobis(TrainableLoss):
         if self.form == "gaussian":
             y_true, y_pred = aligned("Mahalanobis", y_true, y_pred)
             residual = ops.cast(y_true, dtype) - ops.cast(y_pred, dtype)
-            z, log_determinant = self.map.transform(residual), self.map.log_determinant()
+            z, log_determinant = self.map.transform_and_log_determinant(residual)
             self._log.update_state(2 * log_determinant)
             return gaussian(z, ops.cast(log_determinant, dtype), self.dim)
         trace = self.map.trace()
