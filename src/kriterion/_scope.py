@@ -38,3 +38,23 @@ def isolated(function: Callable[..., Any]) -> Callable[..., Any]:
             return function(*args)
 
     return wrapped
+
+
+def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, such that it returns `(result, assigned)` and assigns nothing; `record` assigns it.
+
+    For a pass within a function that is differentiated: what it assigns must leave that function as a result.
+    """
+
+    def wrapped(*args: Any) -> Any:
+        with forked_scope() as scope:
+            return function(*args), scope.state_mapping
+
+    return wrapped
+
+
+def record(assigned: dict[int, Any]) -> None:
+    """Give variables the values that a `recorded` pass assigned, in the current scope."""
+    outer = get_stateless_scope()
+    if outer is not None:
+        outer.state_mapping.update(assigned)

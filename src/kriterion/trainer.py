@@ -194,8 +194,17 @@ class Trainer(backend.TrainStep, keras.Model):
 
     def _data_objective(self, weights: Weights, batch: Batch) -> tuple[Tensor, tuple[Any, dict[int, Tensor]]]:
         """D: the loss on a batch at the given weights, without the model's weight penalties."""
-        with forked_scope(zip(self.model.trainable_variables, weights, strict=True)) as scope:
+        pairs = list(zip(self.model.trainable_variables, weights, strict=True))
+        with forked_scope(pairs) as scope:
             y_pred = self(batch.x, training=True)
+            for variable, weight in pairs:
+                if scope.get_current_value(variable) is not weight:
+                    raise NotImplementedError(
+                        "Trainer: transforms do not work with layers that assign a trainable weight when they are "
+                        "called, as SpectralNormalization does: a transform gives the weights values of its own, and "
+                        f"the assignment would be lost. Received: a layer that assigns {variable.path}. Use a "
+                        "kernel_constraint, or leave out the transforms."
+                    )
             self._penalties_apart = True
             try:
                 loss = self.compute_loss(batch.x, batch.y, y_pred, batch.sample_weight, training=True)

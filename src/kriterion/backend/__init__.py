@@ -22,7 +22,8 @@ _module = cast(Backend, importlib.import_module(f"kriterion.backend.{name}"))
 TrainStep = _module.TrainStep
 value_and_gradient = _module.value_and_gradient
 elementwise = _module.elementwise
+noise = _module.noise
 devices = _module.devices
 replicas = _module.replicas
 
-__all__ = ["Tensor", "TrainStep", "devices", "elementwise", "name", "replicas", "value_and_gradient"]
+__all__ = ["Tensor", "TrainStep", "devices", "elementwise", "name", "noise", "replicas", "value_and_gradient"]

@@ -16,16 +16,17 @@ def minimise(trainer: Any, data: Any, differentiate: Any) -> dict[str, Any]:
     variables = trainer.trainable_variables
     non_trainable = trainer.non_trainable_variables
     metrics = trainer.metrics_variables
+    current = [variable.value for variable in non_trainable], [variable.value for variable in metrics]
 
     def objective(values: list[Any]) -> tuple[Any, Any]:
-        loss, aux = trainer.evaluate_objective(
-            values, [v.value for v in non_trainable], [v.value for v in metrics], (x, y, sample_weight)
-        )
+        loss, aux = trainer.evaluate_objective(values, *current, (x, y, sample_weight))
         return trainer.optimizer.scale_loss(loss), (loss, aux)
 
     (loss, (y_pred, new_non_trainable, new_metrics)), gradients = differentiate(objective, variables)
-    for variable, value in zip(non_trainable + metrics, new_non_trainable + new_metrics, strict=True):
-        variable.assign(value)
+    old, new = [*current[0], *current[1]], [*new_non_trainable, *new_metrics]
+    for variable, before, value in zip(non_trainable + metrics, old, new, strict=True):
+        if value is not before:
+            variable.assign(value)
     trainer.optimizer.apply(gradients, variables)
     first = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None)
     trainer.track_loss(loss, keras.ops.shape(first)[0])

@@ -18,12 +18,16 @@ class Backend(Protocol):
     TrainStep: type
 
     def value_and_gradient(
-        self, function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor]
+        self,
+        function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]],
+        values: Sequence[Tensor],
+        *,
+        differentiable: bool = True,
     ) -> tuple[tuple[Tensor, Any], list[Tensor]]:
         """`((value, aux), gradients)` of a function of a list of tensors that returns `(scalar, aux)`.
 
         The gradients are dense, have the values' shapes, are zero where the scalar does not depend on a value,
-        and can be differentiated again.
+        and, unless `differentiable` is False, can be differentiated again.
         """
         ...
 
@@ -32,6 +36,14 @@ class Backend(Protocol):
 
         The tensors broadcast; value and derivatives have the broadcast shape. One pass gives both; only for a second
         derivative are the given derivatives themselves differentiated.
+        """
+        ...
+
+    def noise(self, law: str, shapes: Sequence[tuple[int, ...]], seed: Tensor, scale: Any = 1.0) -> list[Tensor]:
+        """Tensors of these shapes, of independent float32 numbers of mean 0 and standard deviation `scale`, a scalar.
+
+        `law` is `"normal"` (drawn from 65,536 equally probable quantiles), `"uniform"` or `"rademacher"` (the two
+        signs); `seed` is what `keras.random.SeedGenerator.next` returns. The generator is the fastest sound one.
         """
         ...
 

@@ -9,13 +9,16 @@ from typing import Any
 import jax
 import keras
 
+from kriterion.backend._laws import hashed_noise
 from kriterion.backend._protocol import Tensor
 
 
 def value_and_gradient(
-    function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor]
+    function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor], *, differentiable: bool = True
 ) -> tuple[tuple[Tensor, Any], list[Tensor]]:
-    return jax.value_and_grad(function, has_aux=True)(list(values))
+    return jax.value_and_grad(function, has_aux=True)(
+        list(values) if differentiable else [jax.lax.stop_gradient(value) for value in values]
+    )
 
 
 def elementwise(function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> Callable[..., Tensor]:
@@ -45,6 +48,10 @@ def _broadcast(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     means = jax.numpy.full((math.prod(shape) // max(size, 1), terms), 1 / terms, tensor.dtype)
     rows = jax.numpy.broadcast_to(tensor.reshape(1, size), (terms, size))
     return jax.numpy.matmul(means, rows, precision="highest").reshape(shape)
+
+
+def noise(law: str, shapes: Sequence[tuple[int, ...]], seed: Tensor, scale: Any = 1.0) -> list[Tensor]:
+    return [numbers * scale for numbers in hashed_noise(law, shapes, seed)]
 
 
 def devices() -> list[str]:

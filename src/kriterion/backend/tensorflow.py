@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import platform
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import tensorflow as tf
 
 from kriterion.backend._in_place import minimise
+from kriterion.backend._laws import hashed_noise
 from kriterion.backend._protocol import Tensor
 
 
 def value_and_gradient(
-    function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor]
+    function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor], *, differentiable: bool = True
 ) -> tuple[tuple[Tensor, Any], list[Tensor]]:
     values = [tf.convert_to_tensor(value) for value in values]
+    if not differentiable:
+        values = [tf.stop_gradient(value) for value in values]
     with tf.GradientTape() as tape:
         tape.watch(values)
         value, aux = function(values)
@@ -41,6 +45,14 @@ def _sum_to(value: Tensor, tensor: Tensor) -> Tensor:
         return value
     _, axes = tf.raw_ops.BroadcastGradientArgs(s0=tf.shape(value), s1=tf.shape(tensor))
     return tf.reshape(tf.reduce_sum(value, axes), tf.shape(tensor))
+
+
+# Without XLA each operation of the hash passes over memory: nine times as long. On macOS XLA may be missing.
+_hashed_noise = tf.function(hashed_noise, jit_compile=platform.system() != "Darwin")
+
+
+def noise(law: str, shapes: Sequence[tuple[int, ...]], seed: Tensor, scale: Any = 1.0) -> list[Tensor]:
+    return [numbers * scale for numbers in _hashed_noise(law, tuple(shapes), seed)]
 
 
 def devices() -> list[str]:

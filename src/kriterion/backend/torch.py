@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from keras.src.backend.torch.core import get_device
 
 from kriterion.backend._in_place import minimise
+from kriterion.backend._laws import normal_quantiles
 from kriterion.backend._protocol import Tensor
 
 
 def value_and_gradient(
-    function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor]
+    function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor], *, differentiable: bool = True
 ) -> tuple[tuple[Tensor, Any], list[Tensor]]:
     with torch.enable_grad():
-        values = [value if value.requires_grad else value.detach().requires_grad_() for value in values]
+        attached = [differentiable and value.requires_grad for value in values]
+        values = [v if kept else v.detach().requires_grad_() for v, kept in zip(values, attached, strict=True)]
         value, aux = function(values)
-        gradients = torch.autograd.grad(value, values, create_graph=True, allow_unused=True, materialize_grads=True)
+        gradients = torch.autograd.grad(
+            value, values, create_graph=differentiable, allow_unused=True, materialize_grads=True
+        )
     return (value, aux), list(gradients)
 
 
@@ -42,6 +49,49 @@ class _Elementwise(torch.autograd.Function):
 
 def elementwise(function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> Callable[..., Tensor]:
     return lambda *tensors: _Elementwise.apply(function, *tensors)
+
+
+# The quantile of (k + 1/2) / 65536 is sqrt(2) erfinv of (2 k + 1) / 65536 - 1; the factor that makes the variance 1.
+_NORMAL_SCALE = float(normal_quantiles()[-1] / torch.erfinv(torch.tensor(1 - 2.0**-16)))
+
+
+@torch.compiler.disable
+def noise(law: str, shapes: Sequence[tuple[int, ...]], seed: Tensor, scale: Any = 1.0) -> list[Tensor]:
+    counts = [math.prod(shape) for shape in shapes]
+    numbers = _flat_noise(law, sum(counts), seed).mul_(scale)
+    return [part.view(shape) for part, shape in zip(numbers.split(counts), shapes, strict=True)]
+
+
+def _flat_noise(law: str, count: int, seed: Tensor) -> Tensor:
+    device = get_device()
+    if device == "meta":
+        return torch.empty(count, device=device)
+    words = [word & 0xFFFFFFFF for word in seed.tolist()]
+    if device != "cpu":
+        return _device_noise(law, count, device, words)
+    # PyTorch's own generator draws one number at a time on a CPU, which takes longer than all of this.
+    bits = np.random.SFC64(words)
+
+    def numbers(dtype: Any) -> Tensor:
+        """Integers of all values of the type plus 1/2, in float32."""
+        words = bits.random_raw(-(-count * np.dtype(dtype).itemsize // 8))
+        return torch.add(torch.from_numpy(words.view(dtype)[:count]), 0.5)
+
+    if law == "normal":
+        return numbers(np.int16).mul_(2.0**-15).erfinv_().mul_(_NORMAL_SCALE)
+    if law == "rademacher":
+        return numbers(np.int8).sign_()
+    return numbers(np.int32).mul_(math.sqrt(12) * 2.0**-32)
+
+
+def _device_noise(law: str, count: int, device: str, words: list[int]) -> Tensor:
+    generator = torch.Generator(device=device)
+    # Consecutive counts must not make consecutive seeds.
+    generator.manual_seed(int(np.random.SeedSequence(words).generate_state(1, np.uint64)[0]) >> 1)
+    if law == "normal":
+        return torch.randn(count, generator=generator, device=device)
+    uniform = torch.rand(count, generator=generator, device=device).sub_(0.5)
+    return uniform.sign_() if law == "rademacher" else uniform.mul_(math.sqrt(12))
 
 
 def devices() -> list[str]:

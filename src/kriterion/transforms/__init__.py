@@ -2,7 +2,8 @@
 
 from kriterion.transforms.base import Batch, Transform
 from kriterion.transforms.gradient_variance_penalty import GradientVariancePenalty
+from kriterion.transforms.sharpness_aware import SharpnessAware
 from kriterion.transforms.weight_noise import WeightNoise
 from kriterion.transforms.weight_penalty import WeightPenalty
 
-__all__ = ["Batch", "GradientVariancePenalty", "Transform", "WeightNoise", "WeightPenalty"]
+__all__ = ["Batch", "GradientVariancePenalty", "SharpnessAware", "Transform", "WeightNoise", "WeightPenalty"]

@@ -11,6 +11,7 @@ from kriterion import backend
 from kriterion._scope import isolated
 from kriterion._validation import check_float, check_int
 from kriterion.backend import Tensor
+from kriterion.transforms._micro_batches import micro_batches
 from kriterion.transforms.base import Batch, Objective, Transform, Weights
 
 
@@ -64,7 +65,7 @@ class GradientVariancePenalty(Transform):
 
 def _total_gradient_variance(objective: Objective, weights: Weights, batch: Batch, count: int) -> Tensor:
     """B / (K - 1) sum over micro-batches k and weights of (G_k - mean G)^2, in float32 at least."""
-    parts, size, kept = _micro_batches(batch, count)
+    parts, size, kept = micro_batches(batch, count)
 
     def gradient(part: Batch) -> list[Tensor]:
         return backend.value_and_gradient(lambda values: objective(values, part), weights)[1]
@@ -84,24 +85,3 @@ def _total_gradient_variance(objective: Objective, weights: Weights, batch: Batc
             total = total + share * ops.sum(ops.square(g - mean))
     # A single micro-batch has no spread: total is 0.
     return ops.cast(size, dtype) * total / ops.cast(ops.maximum(used - 1, 1), dtype)
-
-
-def _micro_batches(batch: Batch, count: int) -> tuple[list[Batch], Any, list[Any]]:
-    """`(micro-batches, their size, the share of each in the mean)`.
-
-    The number of examples is a tensor where the framework traces with an unknown batch size. Then a batch of fewer
-    than `count` gives its last example again, with share 0.
-    """
-    first = next(leaf for leaf in keras.tree.flatten(batch.x) if leaf is not None)
-    examples = ops.shape(first)[0]
-    if isinstance(examples, int):
-        size, kept = max(examples // count, 1), [1.0] * min(examples, count)
-        starts = [k * size for k in range(len(kept))]
-    else:
-        size, kept = ops.maximum(examples // count, 1), [k < examples for k in range(count)]
-        starts = [ops.minimum(k * size, examples - size) for k in range(count)]
-
-    def part(start: Any) -> Batch:
-        return keras.tree.map_structure(lambda leaf: None if leaf is None else leaf[start : start + size], batch)
-
-    return [part(start) for start in starts], size, kept

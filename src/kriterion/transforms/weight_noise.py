@@ -2,78 +2,196 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import keras
+from keras import ops
 
+from kriterion._scope import isolated
 from kriterion._selection import Select, check_select, selection
-from kriterion._validation import check_choice, check_float
+from kriterion._validation import check_choice, check_float, check_int
 from kriterion.backend import Tensor
+from kriterion.transforms._random_weights import (
+    DISTRIBUTIONS,
+    MODES,
+    TABLE_POSITIONS,
+    scaled_by,
+    table_noise,
+    table_values,
+    unit_noise,
+)
 from kriterion.transforms.base import Batch, Objective, Transform, Weights
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class WeightNoise(Transform):
-    """The expected loss under Gaussian noise on the weights.
+    """The expected loss under random noise on the weights.
 
-    L(w) -> E_e[ L(w + s e) ] (additive) or E_e[ L(w (1 + s e)) ] (relative), e ~ N(0, I)
+    L(w) -> E_e[ L(w + s c(w) e) ], with independent e of mean 0 and variance 1
 
-    The expectation is taken by one draw a step, the same for all examples of the batch. The gradient is taken at
-    the noisy weights and applied to the clean ones. To second order the additive form adds s^2/2 tr H(w).
+    c(w) is 1 (`mode="additive"`), the weight itself (`"relative"`), or the root mean square of its tensor (`"layer"`)
+    or of its output unit or filter, the last axis (`"filter"`). To second order the additive form adds
+    s^2/2 tr H(w), with the Hessian H.
+
+    Each step takes the mean over `samples` draws of the noise, each the same for all examples of the batch, and with
+    `antithetic` its negative too: an evaluation of the loss and its gradient each. Of several, the first one's
+    predictions go to the metrics, and its batch statistics are kept. The gradient is taken at the noisy weights,
+    through c(w) too, and applied to the clean ones.
+
+    Drawing the numbers is most of the cost. With `draws="table"` they are a slice, at a random position and with a
+    random sign, of a table of independent numbers that stays the same: each step's noise on a weight tensor has
+    exactly the stated law, but different steps and tensors take theirs from the same table. Their noise is
+    uncorrelated, not independent: 65,536 positions and two signs make 131,072 different draws of a tensor's noise. The
+    table, as long as the largest weight tensor and 65,536 more, is saved with the trainer.
 
     Args:
-        stddev: standard deviation s >= 0 of the noise, in units of the weights (additive) or relative to each.
-        mode: `"additive"` or `"relative"`.
+        stddev: standard deviation s >= 0 of the noise, in units of the weights (additive) or relative to c(w); or a
+            `keras.optimizers.schedules.LearningRateSchedule` of it, by the number of training steps.
+        distribution: `"normal"` (drawn from 65,536 equally probable quantiles, the largest 4.2), `"uniform"`,
+            `"rademacher"` (two values), or, for relative noise, `"bernoulli"` (DropConnect): a weight is 0 with
+            probability p = s^2 / (1 + s^2), and else w / (1 - p).
+        mode: `"additive"`, `"relative"`, `"layer"` or `"filter"`.
         select: which weights get noise: `"kernels"` (rank 2 or more), `"all"`, a regular expression of paths, or a
             function of the variable.
+        samples: number >= 1 of draws a step.
+        antithetic: whether each draw is used with both signs, which cancels the odd orders of the noise.
+        draws: `"independent"`, or the cheaper `"table"`.
+        start: the training step, from 0, from which there is noise.
+        stop: the training step from which there is none any more, or None.
         seed: integer seed, or None.
         name: name of the transform.
 
     Raises:
-        ValueError: `stddev` is negative or not finite, `mode` is unknown, `select` chooses nothing.
+        ValueError: `stddev` is negative or not finite, a number is out of its range, a name is unknown, `"bernoulli"`
+            is not relative, antithetic or from a table, `select` chooses nothing.
+        TypeError: `antithetic` is not a boolean.
 
     Source: An, "The effects of adding noise during backpropagation training on a generalization performance",
-    Neural Computation 8 (1996), section 4.
+    Neural Computation 8 (1996), section 4; Wan et al., "Regularization of neural networks using DropConnect", ICML
+    2013; antithetic pairs: Hammersley and Morton, Proc. Cambridge Phil. Soc. 52 (1956).
 
     Example:
     >>> import kriterion
-    >>> noise = kriterion.transforms.WeightNoise(0.1, mode="relative", seed=0)
+    >>> noise = kriterion.transforms.WeightNoise(0.1, mode="filter", antithetic=True, seed=0)
     """
 
     def __init__(
         self,
-        stddev: float,
+        stddev: float | keras.optimizers.schedules.LearningRateSchedule,
         *,
+        distribution: str = "normal",
         mode: str = "additive",
         select: Select = "kernels",
+        samples: int = 1,
+        antithetic: bool = False,
+        draws: str = "independent",
+        start: int = 0,
+        stop: int | None = None,
         seed: int | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__(seed=seed, name=name)
-        self.stddev = check_float("WeightNoise", "stddev", stddev, minimum=0.0)
-        self.mode = check_choice("WeightNoise", "mode", mode, ("additive", "relative"))
+        if not isinstance(stddev, keras.optimizers.schedules.LearningRateSchedule):
+            stddev = check_float("WeightNoise", "stddev", stddev, minimum=0.0)
+        self.stddev = stddev
+        self.distribution = check_choice("WeightNoise", "distribution", distribution, DISTRIBUTIONS)
+        self.mode = check_choice("WeightNoise", "mode", mode, MODES)
         self.select = check_select(select, "WeightNoise")
+        self.samples = check_int("WeightNoise", "samples", samples, minimum=1)
+        if not isinstance(antithetic, bool):
+            raise TypeError(f"WeightNoise: `antithetic` must be True or False. Received: antithetic={antithetic!r}")
+        self.antithetic = antithetic
+        self.draws = check_choice("WeightNoise", "draws", draws, ("independent", "table"))
+        self.table: keras.Variable | None = None
+        self.start = check_int("WeightNoise", "start", start, minimum=0)
+        self.stop = stop if stop is None else check_int("WeightNoise", "stop", stop, minimum=self.start + 1)
+        if distribution == "bernoulli" and (mode != "relative" or antithetic or draws == "table"):
+            raise ValueError(
+                'WeightNoise: distribution="bernoulli" drops weights: it needs mode="relative", antithetic=False and '
+                f'draws="independent". Received: mode={mode!r}, antithetic={antithetic!r}, draws={draws!r}'
+            )
+
+    @property
+    def _varies(self) -> bool:
+        return not isinstance(self.stddev, float) or self.start > 0 or self.stop is not None
 
     def build(self, model: keras.Model) -> None:
         self.chosen = selection(model.trainable_variables, self.select, "WeightNoise")
+        if self._varies and not hasattr(self, "step"):
+            self.step = self.add_weight((), "zeros", "int32", trainable=False, name="step")
+        if self.draws == "table":
+            sizes = [math.prod(v.shape) for v, c in zip(model.trainable_variables, self.chosen, strict=True) if c]
+            length = max(sizes) + TABLE_POSITIONS
+            if self.table is None or self.table.shape[0] < length:
+                seed = int(ops.convert_to_numpy(self.seed_generator.state)[0])
+                self.table = self.add_weight((length,), "zeros", "float32", trainable=False, name="table")
+                self.table.assign(table_values(self.distribution, length, seed))
 
-    def perturbed(self, weights: Weights) -> list[Tensor]:
-        """The weights with a fresh draw of noise."""
-        if self.stddev == 0.0:
-            return list(weights)
-        noisy = []
-        for weight, chosen in zip(weights, self.chosen, strict=True):
-            if chosen:
-                noise = self.stddev * keras.random.normal(weight.shape, dtype=weight.dtype, seed=self.seed_generator)
-                weight = weight + (noise * weight if self.mode == "relative" else noise)
-            noisy.append(weight)
-        return noisy
+    def _stddev_of_step(self) -> Any:
+        """The standard deviation now; advances the count of steps."""
+        if not self._varies:
+            return self.stddev
+        step = self.step.value
+        stddev = self.stddev(step) if callable(self.stddev) else self.stddev
+        active = step >= self.start
+        if self.stop is not None:
+            active = ops.logical_and(active, step < self.stop)
+        stddev = ops.where(active, ops.cast(stddev, "float32"), 0.0)
+        # Last, since on PyTorch the value read above is the variable's own memory.
+        self.step.assign(step + 1)
+        return stddev
+
+    def _noise(self, weights: Weights, stddev: Any) -> list[Tensor | None]:
+        """Fresh noise for each chosen weight."""
+        shapes = [tuple(weight.shape) for weight, chosen in zip(weights, self.chosen, strict=True) if chosen]
+        seed = self.seed_generator.next()
+        if self.table is not None:
+            draws = iter(table_noise(self.table.value, shapes, seed, stddev))
+        else:
+            draws = iter(unit_noise(self.distribution, shapes, seed, stddev))
+        pairs = zip(weights, self.chosen, strict=True)
+        return [scaled_by(self.mode, weight, next(draws)) if chosen else None for weight, chosen in pairs]
 
     def apply(self, objective: Objective) -> Objective:
         def noisy(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
-            return objective(self.perturbed(weights), batch)
+            if self.stddev == 0.0:
+                return objective(weights, batch)
+            stddev = self._stddev_of_step()
+            perturbed = []
+            for _ in range(self.samples):
+                noise = self._noise(weights, stddev)
+                perturbed.append(_sum(weights, noise))
+                if self.antithetic:
+                    perturbed.append(_sum(weights, [None if e is None else -e for e in noise]))
+            loss, outcome = objective(perturbed[0], batch)
+            for values in perturbed[1:]:
+                loss = loss + isolated(objective)(values, batch)[0]
+            return loss / len(perturbed) if len(perturbed) > 1 else loss, outcome
 
         return noisy
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "stddev": self.stddev, "mode": self.mode, "select": self.select}
+        return {
+            **super().get_config(),
+            "stddev": self.stddev
+            if isinstance(self.stddev, float)
+            else keras.saving.serialize_keras_object(self.stddev),
+            "distribution": self.distribution,
+            "mode": self.mode,
+            "select": self.select,
+            "samples": self.samples,
+            "antithetic": self.antithetic,
+            "draws": self.draws,
+            "start": self.start,
+            "stop": self.stop,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> WeightNoise:
+        config = dict(config)
+        return cls(keras.saving.deserialize_keras_object(config.pop("stddev")), **config)
+
+
+def _sum(weights: Weights, noise: list[Tensor | None]) -> list[Tensor]:
+    return [weight if e is None else weight + e for weight, e in zip(weights, noise, strict=True)]

@@ -1,0 +1,53 @@
+"""Parts of a batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from kriterion.transforms.base import Batch
+
+
+def micro_batches(batch: Batch, count: int) -> tuple[list[Batch], Any, list[Any]]:
+    """`(micro-batches, their size, the share of each in the mean)`.
+
+    The number of examples is a tensor where the framework traces with an unknown batch size. Then a batch of fewer
+    than `count` gives its last example again, with share 0.
+    """
+    examples = _examples(batch)
+    if isinstance(examples, int):
+        size, kept = max(examples // count, 1), [1.0] * min(examples, count)
+        starts = [k * size for k in range(len(kept))]
+    else:
+        size, kept = ops.maximum(examples // count, 1), [k < examples for k in range(count)]
+        starts = [ops.minimum(k * size, examples - size) for k in range(count)]
+
+    return [_rows(batch, start, start + size) for start in starts], size, kept
+
+
+def split(batch: Batch, count: int) -> list[tuple[Batch, Any]]:
+    """`(part, its share of the examples)`: consecutive parts, as equal as possible, that make up the batch.
+
+    Where the framework traces with an unknown batch size, a batch of fewer than `count` examples has parts of share 0,
+    which hold an example that is another's.
+    """
+    examples = _examples(batch)
+    bounds = [(k * examples // count, (k + 1) * examples // count) for k in range(count)]
+    if isinstance(examples, int):
+        return [(_rows(batch, start, end), (end - start) / examples) for start, end in bounds if start < end]
+    total = ops.cast(examples, "float32")
+    return [
+        (_rows(batch, start, ops.maximum(end, start + 1)), ops.cast(end - start, "float32") / total)
+        for start, end in bounds
+    ]
+
+
+def _examples(batch: Batch) -> Any:
+    first = next(leaf for leaf in keras.tree.flatten(batch.x) if leaf is not None)
+    return ops.shape(first)[0]
+
+
+def _rows(batch: Batch, start: Any, end: Any) -> Batch:
+    return keras.tree.map_structure(lambda leaf: None if leaf is None else leaf[start:end], batch)

@@ -1,0 +1,77 @@
+"""Random numbers for weights: unit noise of a law, and the scale that a mode gives it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kriterion import backend
+from kriterion.backend import Tensor
+
+DISTRIBUTIONS = ("normal", "uniform", "rademacher", "bernoulli")
+MODES = ("additive", "relative", "layer", "filter")
+# Positions at which a slice of the table may start.
+TABLE_POSITIONS = 65536
+
+
+def unit_noise(distribution: str, shapes: Sequence[tuple[int, ...]], seed: Tensor, stddev: Any) -> list[Tensor]:
+    """Tensors of independent numbers of mean 0 and standard deviation `stddev`, a scalar, in float32."""
+    if distribution != "bernoulli":
+        return backend.noise(distribution, shapes, seed, stddev)
+    # A weight is dropped with probability p = s^2 / (1 + s^2), and else multiplied by 1 / (1 - p) = 1 + s^2.
+    square = stddev * stddev
+    limit = math.sqrt(12) * (square / (1.0 + square) - 0.5)
+    return [ops.where(uniform < limit, -1.0, square) for uniform in backend.noise("uniform", shapes, seed)]
+
+
+def scaled_by(mode: str, weight: Tensor, noise: Tensor) -> Tensor:
+    """The noise in units of the weight's own size, and in its dtype."""
+    noise = ops.cast(noise, weight.dtype)
+    if mode == "additive":
+        return noise
+    if mode == "relative":
+        return noise * weight
+    axes = tuple(range(len(weight.shape) - (mode == "filter")))
+    return noise * root_mean_square(weight, axes)
+
+
+def root_mean_square(weight: Tensor, axes: tuple[int, ...]) -> Tensor:
+    """Over these axes, which are kept; its derivative at 0 is 0."""
+    squares = ops.square(ops.cast(weight, "float32") if _is_half(weight) else weight)
+    count = math.prod(weight.shape[axis] for axis in axes)
+    mean = ops.sum(squares, axis=axes, keepdims=True) / count
+    # Not `maximum`, with which Keras gives up float64 on PyTorch.
+    limits = np.finfo("float32")
+    return ops.cast(ops.sqrt(ops.clip(mean, float(limits.tiny), float(limits.max))), weight.dtype)
+
+
+def _is_half(weight: Tensor) -> bool:
+    return keras.backend.standardize_dtype(weight.dtype) in ("float16", "bfloat16")
+
+
+def table_values(distribution: str, length: int, seed: int) -> np.ndarray:
+    """Independent numbers of mean 0 and variance 1 for a table of noise."""
+    random = np.random.default_rng([seed, 0x7AB1E])
+    if distribution == "uniform":
+        values = random.uniform(-math.sqrt(3), math.sqrt(3), length)
+    elif distribution == "rademacher":
+        values = random.choice([-1.0, 1.0], length)
+    else:
+        values = random.standard_normal(length)
+    return values.astype("float32")
+
+
+def table_noise(table: Tensor, shapes: Sequence[tuple[int, ...]], seed: Tensor, stddev: Any) -> list[Tensor]:
+    """Slices of the table from random positions, with random signs, times `stddev`."""
+    positions, signs = backend.noise("uniform", [(len(shapes),)] * 2, seed)
+    starts = ops.cast(ops.floor((positions / math.sqrt(12) + 0.5) * TABLE_POSITIONS), "int32")
+    factors = ops.sign(signs) * stddev
+    return [
+        ops.reshape(ops.slice(table, starts[k : k + 1], (math.prod(shape),)), shape) * factors[k]
+        for k, shape in enumerate(shapes)
+    ]
