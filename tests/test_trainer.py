@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 import kriterion
-from kriterion.transforms import GradientVariancePenalty, WeightNoise, WeightPenalty
+from kriterion.transforms import GradientVariancePenalty, SharpnessAware, WeightNoise, WeightPenalty
 from tests.helpers import assert_same, data, network, numpy, told, weights_of
 
 ALL = [
-    lambda: WeightNoise(0.1, seed=1),
+    lambda: WeightNoise(0.1, draws="table", start=1, seed=1),
     lambda: WeightPenalty("l2"),
+    lambda: SharpnessAware(0.05),
     lambda: GradientVariancePenalty(0.01, micro_batches=3),
 ]
 
@@ -146,6 +147,25 @@ def test_noise_differs_each_step_and_repeats_with_the_seed(random):
         losses.append([float(trainer.train_on_batch(x[:16], y[:16])) for _ in range(3)])
     assert losses[0] == losses[1]
     assert len(set(losses[0])) == 3
+
+
+def test_no_noise_is_no_transform(random):
+    """Bit for bit, after 50 steps."""
+    x, y = data(random, rows=160)
+    results = []
+    for transforms in ([], [WeightNoise(0.0)]):
+        model = network()
+        losses = fit(trainer_of(model, transforms=transforms), x, y, epochs=5)
+        results.append([*weights_of(model), losses])
+    assert_same(*results, rtol=0)
+
+
+def test_a_layer_that_assigns_its_own_kernel_is_refused(random):
+    x, y = data(random)
+    normalised = keras.layers.SpectralNormalization(keras.layers.Dense(2))
+    trainer = trainer_of(keras.Sequential([keras.Input((5,)), normalised]), transforms=[WeightNoise(0.1)])
+    with told(NotImplementedError, ["SpectralNormalization", "kernel"]):
+        fit(trainer, x, y)
 
 
 def test_order_of_transforms_is_composition(random):
