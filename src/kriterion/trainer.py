@@ -9,6 +9,7 @@ import keras
 
 from kriterion import backend
 from kriterion._optimizer import LossVariablesOptimizer, exclude_from_weight_decay
+from kriterion._sampling import WeightSamples
 from kriterion._scope import forked_scope
 from kriterion._state import StateLayer
 from kriterion._validation import check_float
@@ -18,7 +19,7 @@ from kriterion.transforms.base import Batch, Objective, Transform, Weights
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
-class Trainer(backend.TrainStep, keras.Model):
+class Trainer(backend.TrainStep, WeightSamples, keras.Model):
     """A `keras.Model` that trains the given model on a transformed objective.
 
     minimise T_k(...T_1(D))(w) + R(w), with D the loss of `compile` on a batch, T_1, ..., T_k the transforms, and
@@ -127,6 +128,7 @@ class Trainer(backend.TrainStep, keras.Model):
         if loss_learning_rate is not None:
             trained_by = LossVariablesOptimizer.from_optimizer(optimizer, loss_learning_rate, self.objective_state)
         self.transforms = tuple(transforms)
+        self._compiled_functions: dict[tuple[Any, ...], Any] = {}
         # A set, because one loss may serve several outputs; in the order of appearance.
         states = [*(loss.state for loss in losses), *(transform.state for transform in self.transforms)]
         self.objective_state.replace_parts(list(dict.fromkeys(states)))
@@ -192,11 +194,17 @@ class Trainer(backend.TrainStep, keras.Model):
         count = len(self.non_trainable_variables)
         return loss, (y_pred, new[:count], new[count:])
 
-    def _data_objective(self, weights: Weights, batch: Batch) -> tuple[Tensor, tuple[Any, dict[int, Tensor]]]:
+    def data_loss(self, weights: Weights, batch: tuple[Any, Any, Any]) -> Tensor:
+        """The loss on a batch at the given weights, in evaluation and without the model's weight penalties."""
+        return self._data_objective(weights, Batch(*batch), training=False)[0]
+
+    def _data_objective(
+        self, weights: Weights, batch: Batch, training: bool = True
+    ) -> tuple[Tensor, tuple[Any, dict[int, Tensor]]]:
         """D: the loss on a batch at the given weights, without the model's weight penalties."""
         pairs = list(zip(self.model.trainable_variables, weights, strict=True))
         with forked_scope(pairs) as scope:
-            y_pred = self(batch.x, training=True)
+            y_pred = self(batch.x, training=training)
             for variable, weight in pairs:
                 if scope.get_current_value(variable) is not weight:
                     raise NotImplementedError(
@@ -207,7 +215,7 @@ class Trainer(backend.TrainStep, keras.Model):
                     )
             self._penalties_apart = True
             try:
-                loss = self.compute_loss(batch.x, batch.y, y_pred, batch.sample_weight, training=True)
+                loss = self.compute_loss(batch.x, batch.y, y_pred, batch.sample_weight, training=training)
             finally:
                 self._penalties_apart = False
             state = [*self.non_trainable_variables, *self.metrics_variables]

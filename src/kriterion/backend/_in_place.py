@@ -1,4 +1,4 @@
-"""What TensorFlow and PyTorch share: steps that assign in place."""
+"""What TensorFlow and PyTorch share: steps that assign in place, and maps that are loops."""
 
 from __future__ import annotations
 
@@ -31,3 +31,8 @@ def minimise(trainer: Any, data: Any, differentiate: Any) -> dict[str, Any]:
     first = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None)
     trainer.track_loss(loss, keras.ops.shape(first)[0])
     return trainer.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
+
+
+def stacked(results: list[Any]) -> Any:
+    """Results of one structure as one, each leaf with a leading axis."""
+    return keras.tree.map_structure(lambda *leaves: keras.ops.stack(leaves), *results)

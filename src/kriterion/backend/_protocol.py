@@ -47,6 +47,13 @@ class Backend(Protocol):
         """
         ...
 
+    def mapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function, compiled where the framework does, for each entry of its first argument, a tensor.
+
+        `mapped(function)(first, *rest)` is the stack of `function(entry, *rest)`, leaf by leaf; it has no gradient.
+        """
+        ...
+
     def devices(self) -> list[str]:
         """Names of the devices that the framework sees."""
         ...

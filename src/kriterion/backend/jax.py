@@ -54,6 +54,10 @@ def noise(law: str, shapes: Sequence[tuple[int, ...]], seed: Tensor, scale: Any 
     return [numbers * scale for numbers in hashed_noise(law, shapes, seed)]
 
 
+def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.jit(lambda first, *rest: jax.vmap(lambda entry: function(entry, *rest))(first))
+
+
 def devices() -> list[str]:
     return [str(device) for device in jax.devices()]
 

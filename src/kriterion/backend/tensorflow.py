@@ -8,7 +8,7 @@ from typing import Any
 
 import tensorflow as tf
 
-from kriterion.backend._in_place import minimise
+from kriterion.backend._in_place import minimise, stacked
 from kriterion.backend._laws import hashed_noise
 from kriterion.backend._protocol import Tensor
 
@@ -53,6 +53,11 @@ _hashed_noise = tf.function(hashed_noise, jit_compile=platform.system() != "Darw
 
 def noise(law: str, shapes: Sequence[tuple[int, ...]], seed: Tensor, scale: Any = 1.0) -> list[Tensor]:
     return [numbers * scale for numbers in _hashed_noise(law, tuple(shapes), seed)]
+
+
+def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    compiled = tf.function(function, reduce_retracing=True)
+    return lambda first, *rest: stacked([compiled(entry, *rest) for entry in first])
 
 
 def devices() -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from keras.src.backend.torch.core import get_device
 
-from kriterion.backend._in_place import minimise
+from kriterion.backend._in_place import minimise, stacked
 from kriterion.backend._laws import normal_quantiles
 from kriterion.backend._protocol import Tensor
 
@@ -92,6 +92,14 @@ def _device_noise(law: str, count: int, device: str, words: list[int]) -> Tensor
         return torch.randn(count, generator=generator, device=device)
     uniform = torch.rand(count, generator=generator, device=device).sub_(0.5)
     return uniform.sign_() if law == "rademacher" else uniform.mul_(math.sqrt(12))
+
+
+def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
+    def each(first: Tensor, *rest: Any) -> Any:
+        with torch.no_grad():
+            return stacked([function(entry, *rest) for entry in first])
+
+    return each
 
 
 def devices() -> list[str]:

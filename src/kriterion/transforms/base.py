@@ -98,6 +98,15 @@ class Transform:
         """The transformed objective."""
         raise NotImplementedError(f"{type(self).__name__} must implement `apply(self, objective)`.")
 
+    def sample(self, weights: Weights, seed: Tensor) -> Weights:
+        """Weights drawn for a prediction, from those of `fit`; the same weights where the transform draws none.
+
+        Args:
+            weights: values for the model's trainable variables.
+            seed: two integers, as `keras.random.SeedGenerator.next` returns.
+        """
+        return weights
+
     def get_config(self) -> dict[str, Any]:
         """The arguments that make an equal transform."""
         return {"seed": self.seed, "name": self.name}

@@ -142,16 +142,20 @@ class WeightNoise(Transform):
         self.step.assign(step + 1)
         return stddev
 
-    def _noise(self, weights: Weights, stddev: Any) -> list[Tensor | None]:
-        """Fresh noise for each chosen weight."""
+    def _noise(self, weights: Weights, stddev: Any, seed: Tensor) -> list[Tensor | None]:
+        """Noise for each chosen weight."""
         shapes = [tuple(weight.shape) for weight, chosen in zip(weights, self.chosen, strict=True) if chosen]
-        seed = self.seed_generator.next()
         if self.table is not None:
             draws = iter(table_noise(self.table.value, shapes, seed, stddev))
         else:
             draws = iter(unit_noise(self.distribution, shapes, seed, stddev))
         pairs = zip(weights, self.chosen, strict=True)
         return [scaled_by(self.mode, weight, next(draws)) if chosen else None for weight, chosen in pairs]
+
+    def sample(self, weights: Weights, seed: Tensor) -> list[Tensor]:
+        """The weights with noise, whatever `start` and `stop` are; at the schedule's present standard deviation."""
+        stddev = self.stddev(self.step.value) if callable(self.stddev) else self.stddev
+        return _sum(weights, self._noise(weights, stddev, seed))
 
     def apply(self, objective: Objective) -> Objective:
         def noisy(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
@@ -160,7 +164,7 @@ class WeightNoise(Transform):
             stddev = self._stddev_of_step()
             perturbed = []
             for _ in range(self.samples):
-                noise = self._noise(weights, stddev)
+                noise = self._noise(weights, stddev, self.seed_generator.next())
                 perturbed.append(_sum(weights, noise))
                 if self.antithetic:
                     perturbed.append(_sum(weights, [None if e is None else -e for e in noise]))
