@@ -52,6 +52,11 @@ VARIANTS = {
     "weight_penalty": (trainer(group_penalty), lambda: keras.optimizers.Adam()),
     "variance_scaling": (plain, lambda: kriterion.optimizers.VarianceScaling(keras.optimizers.Adam())),
     "weight_noise": (trainer(lambda: kriterion.transforms.WeightNoise(0.05)), lambda: keras.optimizers.Adam()),
+    "noise_of_a_table": (
+        trainer(lambda: kriterion.transforms.WeightNoise(0.05, draws="table")),
+        lambda: keras.optimizers.Adam(),
+    ),
+    "sharpness_aware": (trainer(lambda: kriterion.transforms.SharpnessAware(0.05)), lambda: keras.optimizers.Adam()),
     "gradient_variance": (
         trainer(lambda: kriterion.transforms.GradientVariancePenalty(1e-3)),
         lambda: keras.optimizers.Adam(),

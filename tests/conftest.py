@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 BACKEND = keras.backend.backend()
+# The command starts processes of its own, at several seconds each; what it runs is tested on all backends.
+collect_ignore = [] if BACKEND == "jax" else ["test_cli.py"]
 
 
 @pytest.fixture(autouse=True)

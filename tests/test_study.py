@@ -13,7 +13,6 @@ from scipy import stats
 from kriterion.study import Settings, Study, StudyError, default_candidates, load_data, mlp, read_candidates
 from kriterion.study.candidates import Candidate, Part, choose
 from kriterion.study.engine import FINISHED, Engine
-from kriterion.study.metrics import expected_calibration_error
 from kriterion.study.statistics import corrected_resampled_t, holm
 from tests.helpers import told
 
@@ -169,12 +168,6 @@ def test_holm():
     adjusted = holm([0.02, math.nan, 0.2])
     assert adjusted[0] == pytest.approx(0.04)
     assert math.isnan(adjusted[1])
-
-
-def test_calibration_error():
-    probabilities = np.array([[0.9, 0.1]] * 10)
-    assert expected_calibration_error(np.array([0] * 9 + [1]), probabilities) == pytest.approx(0.0, abs=1e-12)
-    assert expected_calibration_error(np.ones(10, int), probabilities) == pytest.approx(0.9)
 
 
 # Candidates

@@ -178,7 +178,7 @@ def test_draws_of_a_table_are_its_slices():
 
 
 def test_noise_adds_half_the_trace_of_the_hessian(random):
-    """On a quadratic, E[L(w + s e)] - L(w) = s^2/2 tr H exactly; within 3 standard errors of 1,500 pairs."""
+    """On a quadratic, E[L(w + s e)] - L(w) = s^2/2 tr H exactly; within 3 standard errors of 500 pairs."""
     x, y, w = random.normal(size=(20, 4)), random.normal(size=20), random.normal(size=(1, 4))
     transform = WeightNoise(0.5, antithetic=True, seed=2)
     transform.build(kernel_model(1, 4))
@@ -186,7 +186,7 @@ def test_noise_adds_half_the_trace_of_the_hessian(random):
     batch = Batch(*tensors(x, y, dtype="float32"))
     noisy = transform.apply(lambda weights, batch: squared_error([weights[0][0]], batch))
     weights = tensors(w, dtype="float32")
-    draws = np.array([float(numpy(noisy(weights, batch)[0])) for _ in range(1500)])
+    draws = np.array([float(numpy(noisy(weights, batch)[0])) for _ in range(500)])
     clean = np.mean((x @ w[0] - y) ** 2) / 2
     expected = clean + 0.5**2 / 2 * np.trace(x.T @ x / 20)
     assert abs(draws.mean() - expected) < 3 * draws.std() / np.sqrt(len(draws))

@@ -4,9 +4,19 @@ from kriterion._default_backend import choose_default_backend
 
 choose_default_backend()
 
-from kriterion import losses, optimizers, parametrizations, regularizers, transforms  # noqa: E402
+from kriterion import losses, metrics, optimizers, parametrizations, predict, regularizers, transforms  # noqa: E402
 from kriterion.trainer import Trainer  # noqa: E402
 
 __version__ = "0.1.0"
 
-__all__ = ["Trainer", "__version__", "losses", "optimizers", "parametrizations", "regularizers", "transforms"]
+__all__ = [
+    "Trainer",
+    "__version__",
+    "losses",
+    "metrics",
+    "optimizers",
+    "parametrizations",
+    "predict",
+    "regularizers",
+    "transforms",
+]

@@ -114,10 +114,10 @@ class WeightSamples:
 
         Example:
         >>> import keras, numpy as np, kriterion
-        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]))
+        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)]))
         >>> trainer.compile("adam", "mse")
-        >>> round(trainer.sharpness(np.ones((8, 1)), np.zeros((8, 1)), stddev=0.1, seed=0).trace)  # 2 + 2
-        4
+        >>> round(trainer.sharpness(np.full((8, 1), 2.0), np.zeros((8, 1)), stddev=0.1).trace)  # 2 x^2
+        8
         """
         check_int("Trainer.sharpness", "samples", samples, minimum=2)
         check_int("Trainer.sharpness", "batch_size", batch_size, minimum=1)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from sklearn import metrics as sk
 
+from kriterion.metrics import expected_calibration_error
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -28,20 +30,8 @@ def _log_loss(classes: np.ndarray, probabilities: np.ndarray) -> float:
     return float(-np.log(np.clip(chosen, 1e-7, 1.0)).mean())
 
 
-def expected_calibration_error(classes: np.ndarray, probabilities: np.ndarray, bins: int = 15) -> float:
-    """Sum over bins of |accuracy - confidence| weighted by the share of examples, by top-class confidence.
-
-    Source: Guo et al., "On calibration of modern neural networks", ICML 2017, equation 3.
-    """
-    confidence = probabilities.max(axis=1)
-    correct = _labels(probabilities) == classes
-    index = np.minimum((confidence * bins).astype(int), bins - 1)
-    gaps = [
-        abs(correct[index == b].mean() - confidence[index == b].mean()) * (index == b).mean()
-        for b in range(bins)
-        if (index == b).any()
-    ]
-    return float(sum(gaps))
+def _calibration_error(classes: np.ndarray, probabilities: np.ndarray) -> float:
+    return float(expected_calibration_error(classes, probabilities))
 
 
 REGRESSION = (
@@ -54,7 +44,7 @@ CLASSIFICATION = (
     Metric("accuracy", "accuracy", True, lambda y, p: float(sk.accuracy_score(y, _labels(p)))),
     Metric("log_loss", "log loss", False, _log_loss),
     Metric("macro_f1", "macro F1", True, lambda y, p: float(sk.f1_score(y, _labels(p), average="macro"))),
-    Metric("ece", "ECE", False, expected_calibration_error),
+    Metric("ece", "ECE", False, _calibration_error),
 )
 
 
