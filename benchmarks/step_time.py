@@ -56,6 +56,7 @@ VARIANTS = {
         trainer(lambda: kriterion.transforms.WeightNoise(0.05, draws="table")),
         lambda: keras.optimizers.Adam(),
     ),
+    "learned_noise": (trainer(lambda: kriterion.transforms.LearnedWeightNoise()), lambda: keras.optimizers.Adam()),
     "sharpness_aware": (trainer(lambda: kriterion.transforms.SharpnessAware(0.05)), lambda: keras.optimizers.Adam()),
     "gradient_variance": (
         trainer(lambda: kriterion.transforms.GradientVariancePenalty(1e-3)),

@@ -16,6 +16,9 @@ TRANSFORMS = {
     "scheduled_noise": lambda: kriterion.transforms.WeightNoise(
         keras.optimizers.schedules.ExponentialDecay(0.2, 10, 0.9), draws="table", antithetic=True, stop=12, seed=3
     ),
+    "learned_noise": lambda: kriterion.transforms.LearnedWeightNoise(
+        prior=kriterion.transforms.ScaleMixturePrior(1.0, 0.1), init=0.1, warm_up=3, antithetic=True, seed=3
+    ),
     "sharpness_aware": lambda: kriterion.transforms.SharpnessAware(0.1),
     "weight_penalty": lambda: kriterion.transforms.WeightPenalty(keras.regularizers.L2(0.01)),
     "gradient_variance_penalty": lambda: kriterion.transforms.GradientVariancePenalty(0.01, micro_batches=3),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -12,6 +13,7 @@ from kriterion._optimizer import LossVariablesOptimizer, exclude_from_weight_dec
 from kriterion._sampling import WeightSamples
 from kriterion._scope import forked_scope
 from kriterion._state import StateLayer
+from kriterion._training_size import training_examples
 from kriterion._validation import check_float
 from kriterion.backend import Tensor
 from kriterion.losses.base import TrainableLoss
@@ -146,6 +148,14 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
             "loss_learning_rate": loss_learning_rate,
         }
 
+    def fit(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.fit`; tells the transforms the number of training examples."""
+        if self.transforms:
+            examples = training_examples(inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments)
+            for transform in self.transforms:
+                transform.begin_fit(examples)
+        return super().fit(*args, **kwargs)
+
     # Variables that appear late: those of the loss need the targets' shape, those of transforms a built model.
 
     def _build_transforms(self) -> None:
@@ -157,6 +167,8 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         super()._symbolic_build(iterator=iterator, data_batch=data_batch)
         self._build_transforms()
+        for transform in self.transforms:
+            transform.check_ready()
         for loss in _trainable_losses(self.loss):
             loss.check_minimum()
         exclude_from_weight_decay(self.optimizer, self.objective_state.trainable_variables)

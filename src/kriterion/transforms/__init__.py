@@ -1,9 +1,20 @@
 """Transforms of an objective: L -> T(L)."""
 
+from kriterion.transforms._priors import ScaleMixturePrior
 from kriterion.transforms.base import Batch, Transform
 from kriterion.transforms.gradient_variance_penalty import GradientVariancePenalty
+from kriterion.transforms.learned_weight_noise import LearnedWeightNoise
 from kriterion.transforms.sharpness_aware import SharpnessAware
 from kriterion.transforms.weight_noise import WeightNoise
 from kriterion.transforms.weight_penalty import WeightPenalty
 
-__all__ = ["Batch", "GradientVariancePenalty", "SharpnessAware", "Transform", "WeightNoise", "WeightPenalty"]
+__all__ = [
+    "Batch",
+    "GradientVariancePenalty",
+    "LearnedWeightNoise",
+    "ScaleMixturePrior",
+    "SharpnessAware",
+    "Transform",
+    "WeightNoise",
+    "WeightPenalty",
+]

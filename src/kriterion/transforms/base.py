@@ -94,6 +94,12 @@ class Transform:
     def build(self, model: keras.Model) -> None:
         """Called after each `compile` with the built model, to check and to prepare; make variables the first time."""
 
+    def begin_fit(self, examples: int | None) -> None:
+        """Called by `fit` with the number of training examples, or None where it is not known."""
+
+    def check_ready(self) -> None:
+        """Called before the first step, to raise if something is missing that only `fit` can give."""
+
     def apply(self, objective: Objective) -> Objective:
         """The transformed objective."""
         raise NotImplementedError(f"{type(self).__name__} must implement `apply(self, objective)`.")

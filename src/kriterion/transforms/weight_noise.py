@@ -8,10 +8,10 @@ from typing import Any
 import keras
 from keras import ops
 
-from kriterion._scope import isolated
 from kriterion._selection import Select, check_select, selection
 from kriterion._validation import check_choice, check_float, check_int
 from kriterion.backend import Tensor
+from kriterion.transforms._passes import mean_over
 from kriterion.transforms._random_weights import (
     DISTRIBUTIONS,
     MODES,
@@ -124,9 +124,11 @@ class WeightNoise(Transform):
             sizes = [math.prod(v.shape) for v, c in zip(model.trainable_variables, self.chosen, strict=True) if c]
             length = max(sizes) + TABLE_POSITIONS
             if self.table is None or self.table.shape[0] < length:
-                seed = int(ops.convert_to_numpy(self.seed_generator.state)[0])
-                self.table = self.add_weight((length,), "zeros", "float32", trainable=False, name="table")
-                self.table.assign(table_values(self.distribution, length, seed))
+                self.table = self.add_weight((length,), self._table_values, "float32", trainable=False, name="table")
+
+    def _table_values(self, shape: tuple[int, ...], dtype: Any = None) -> Any:
+        seed = int(ops.convert_to_numpy(self.seed_generator.state.value)[0])
+        return ops.convert_to_tensor(table_values(self.distribution, shape[0], seed), dtype)
 
     def _stddev_of_step(self) -> Any:
         """The standard deviation now; advances the count of steps."""
@@ -168,10 +170,7 @@ class WeightNoise(Transform):
                 perturbed.append(_sum(weights, noise))
                 if self.antithetic:
                     perturbed.append(_sum(weights, [None if e is None else -e for e in noise]))
-            loss, outcome = objective(perturbed[0], batch)
-            for values in perturbed[1:]:
-                loss = loss + isolated(objective)(values, batch)[0]
-            return loss / len(perturbed) if len(perturbed) > 1 else loss, outcome
+            return mean_over(objective, perturbed, batch)
 
         return noisy
 

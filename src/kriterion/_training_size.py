@@ -1,0 +1,31 @@
+"""How many examples an epoch of `fit` has."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import keras
+
+
+def training_examples(arguments: Mapping[str, Any]) -> int | None:
+    """The number of training examples that these arguments of `keras.Model.fit` give; None if it is not known."""
+    x: Any = arguments.get("x")
+    if isinstance(x, keras.utils.PyDataset):
+        batches = x.num_batches
+        if not batches:
+            return None
+        # All batches but the last have one size.
+        return (batches - 1) * _rows(x[0][0]) + _rows(x[batches - 1][0])
+    # A torch DataLoader.
+    if hasattr(x, "dataset") and hasattr(x.dataset, "__len__"):
+        return len(x.dataset)
+    leaves = [leaf for leaf in keras.tree.flatten(x) if leaf is not None]
+    if not leaves or not all(hasattr(leaf, "shape") and len(leaf.shape) for leaf in leaves):
+        return None
+    return math.floor(_rows(x) * (1.0 - (arguments.get("validation_split") or 0.0)))
+
+
+def _rows(x: Any) -> int:
+    return int(next(leaf for leaf in keras.tree.flatten(x) if leaf is not None).shape[0])

@@ -1,0 +1,253 @@
+"""Variational inference: the divergence, posteriors in closed form, and the size of the training set."""
+
+import keras
+import numpy as np
+import pytest
+from keras import ops
+from scipy import integrate, optimize, stats
+
+import kriterion
+from kriterion import backend
+from kriterion.transforms import Batch, LearnedWeightNoise, ScaleMixturePrior
+from tests.helpers import HALF_SQUARED, assert_same, data, network, numpy, told, weights_of
+
+
+def dense(features, outputs=1, **arguments):
+    return keras.Sequential([keras.Input((features,)), keras.layers.Dense(outputs, **arguments)])
+
+
+def built(model, **arguments):
+    transform = LearnedWeightNoise(**arguments)
+    transform.build(model)
+    return transform
+
+
+def divergence(transform, weights, draws=()):
+    return float(numpy(transform.divergence([ops.convert_to_tensor(w) for w in weights], list(draws))))
+
+
+def set_stddevs(transform, *stddevs):
+    for variable, stddev in zip(transform.log_stddevs.values(), stddevs, strict=True):
+        variable.assign(np.log(stddev))
+
+
+def test_divergence_from_a_normal_prior(random):
+    """Summed over kernel and bias, by SciPy's integral of q log(q / p) for each weight."""
+    m, s = (
+        [random.normal(size=shape).astype("float32") for shape in ((3, 2), (2,))],
+        [random.uniform(0.1, 2.0, size=shape).astype("float32") for shape in ((3, 2), (2,))],
+    )
+    transform = built(dense(3, 2), prior=0.7)
+    set_stddevs(transform, *s)
+
+    def one(mean, stddev):
+        q, p = stats.norm(mean, stddev), stats.norm(0.0, 0.7)
+        return integrate.quad(lambda w: q.pdf(w) * (q.logpdf(w) - p.logpdf(w)), mean - 12 * stddev, mean + 12 * stddev)[
+            0
+        ]
+
+    expected = sum(one(a, b) for ms, ss in zip(m, s, strict=True) for a, b in zip(ms.ravel(), ss.ravel(), strict=True))
+    assert divergence(transform, m) == pytest.approx(expected, rel=1e-6)
+
+
+def test_empirical_bayes_is_the_best_normal_prior(random):
+    """The least divergence over p, of each tensor; and the gradient is that at the best p, held fixed."""
+    m, s = random.normal(size=(3, 2)).astype("float32"), random.uniform(0.1, 2.0, size=(3, 2)).astype("float32")
+    model = dense(3, 2, use_bias=False)
+    transforms = {"best": built(model, prior="empirical_bayes")}
+
+    def at(p):
+        return float(np.sum(np.log(p / s) + (s**2 + m**2) / (2 * p**2) - 0.5))
+
+    found = optimize.minimize_scalar(lambda r: at(np.exp(r)), bounds=(-3, 3), method="bounded", options={"xatol": 1e-9})
+    transforms["fixed"] = built(model, prior=float(np.exp(found.x)))
+    gradients = {}
+    for name, transform in transforms.items():
+        set_stddevs(transform, s)
+        assert divergence(transform, [m]) == pytest.approx(found.fun, rel=1e-5)
+        _, (gradients[name],) = backend.value_and_gradient(
+            lambda values, transform=transform: (transform.divergence(values, []), None), [ops.convert_to_tensor(m)]
+        )
+    np.testing.assert_allclose(numpy(gradients["best"]), numpy(gradients["fixed"]), rtol=1e-4)
+
+
+def test_divergence_from_a_mixture_is_estimated_without_bias(random):
+    """Over 20,000 weights that have one posterior, within 4 standard errors of the integral."""
+    prior = ScaleMixturePrior(1.0, 0.1, share=0.3)
+    e = random.normal(size=20000)
+    m, s = 0.2, 0.3
+    q = stats.norm(m, s)
+
+    def log_p(w):
+        return np.log(0.3 * stats.norm.pdf(w, 0, 1.0) + 0.7 * stats.norm.pdf(w, 0, 0.1))
+
+    exact = integrate.quad(lambda w: q.pdf(w) * (q.logpdf(w) - log_p(w)), m - 10 * s, m + 10 * s)[0]
+    each = q.logpdf(m + s * e) - log_p(m + s * e)
+    estimate = prior.divergence(
+        *(ops.convert_to_tensor(v.astype("float32")) for v in (m + s * e, e)), np.float32(np.log(s))
+    )
+    # What does not depend on w, log sqrt(2 pi), is left out of both densities.
+    assert float(numpy(estimate)) == pytest.approx(each.sum(), rel=1e-4)
+    assert abs(each.mean() - exact) < 4 * each.std() / np.sqrt(len(e))
+
+
+SIGNS = np.array([[1, 1, 1, 1], [1, -1, 1, -1], [1, 1, -1, -1], [1, -1, -1, 1]], "float32")
+
+
+def fitted(x, y, monkeypatch, **arguments):
+    """Trained on all rows at a time, with four pairs of draws that have exactly the noise's first three moments."""
+    drawn = iter(range(10**9))
+
+    def noise(law, shapes, seed, scale=1.0):
+        (shape,), row = shapes, SIGNS[next(drawn) // 2 % 4]
+        return [ops.convert_to_tensor(row.reshape(shape) * scale)]
+
+    monkeypatch.setattr(backend, "noise", noise)
+    transform = LearnedWeightNoise(samples=4, antithetic=True, init=0.1, **arguments)
+    model = dense(x.shape[1], use_bias=False)
+    trainer = kriterion.Trainer(model)
+    rate = keras.optimizers.schedules.CosineDecay(0.05, 250)
+    trainer.compile(keras.optimizers.Adam(rate), HALF_SQUARED, transforms=[transform])
+    trainer.fit(x, y, batch_size=len(x), epochs=250, verbose=0)
+    (log_stddev,) = transform.log_stddevs.values()
+    return model.get_weights()[0][:, 0], np.exp(numpy(log_stddev))[:, 0]
+
+
+def test_bayesian_linear_regression(random, monkeypatch):
+    """y ~ N(x . w, 1), w ~ N(0, 0.5^2): the posterior's mean, and its precisions' diagonal, to 1 %."""
+    x = random.normal(size=(30, 4)).astype("float32")
+    x[:, 1] += x[:, 0]
+    y = (x @ [[0.5], [-1.0], [0.3], [0.0]] + random.normal(size=(30, 1))).astype("float32")
+    mean, stddev = fitted(x, y, monkeypatch, prior=0.5)
+    precision = x.T @ x + np.eye(4) / 0.25
+    np.testing.assert_allclose(mean, np.linalg.solve(precision, x.T @ y)[:, 0], rtol=0.01, atol=1e-3)
+    np.testing.assert_allclose(stddev, 1 / np.sqrt(np.diag(precision)), rtol=0.01)
+
+
+def test_bayesian_linear_regression_by_empirical_bayes(random, monkeypatch):
+    """The same with the prior of p^2 = mean(m^2 + s^2): the fixed point of the two."""
+    x = random.normal(size=(30, 4)).astype("float32")
+    y = (x @ [[0.5], [-1.0], [0.3], [0.2]] + random.normal(size=(30, 1))).astype("float32")
+    mean, stddev = fitted(x, y, monkeypatch, prior="empirical_bayes")
+    variance = 1.0
+    for _ in range(200):
+        precision = x.T @ x + np.eye(4) / variance
+        m, s = np.linalg.solve(precision, x.T @ y)[:, 0], 1 / np.sqrt(np.diag(precision))
+        variance = np.mean(m**2 + s**2)
+    np.testing.assert_allclose(mean, m, rtol=0.01, atol=1e-3)
+    np.testing.assert_allclose(stddev, s, rtol=0.01)
+
+
+def test_the_divergence_s_factor():
+    """Temperature over examples, rising during the warm-up."""
+    transform = LearnedWeightNoise(temperature=0.5, warm_up=4, kl_weight="auto")
+    transform.build(dense(5, 2))
+    transform.begin_fit(40)
+    factors = []
+    for _ in range(6):
+        loss, _ = transform.apply(lambda weights, batch: (ops.convert_to_tensor(0.0), None))(
+            [v.value for v in transform.selected], Batch(None)
+        )
+        factors.append(float(numpy(loss)) / divergence(transform, [v.value for v in transform.selected]))
+    np.testing.assert_allclose(factors, np.array([0, 0.25, 0.5, 0.75, 1, 1]) * 0.5 / 40, rtol=1e-4)
+
+
+def test_starting_from_a_trained_model(random):
+    """Standard deviations a tenth of the weights, and a prior that is centred at them."""
+    model = dense(3, 2)
+    model.set_weights([random.normal(size=(3, 2)), np.array([0.0, 2.0])])
+    transform = built(model, prior=0.7, init="moped")
+    stddevs = [np.maximum(0.1 * np.abs(w), 1e-3) for w in model.get_weights()]
+    for variable, expected in zip(transform.log_stddevs.values(), stddevs, strict=True):
+        np.testing.assert_allclose(np.exp(variable.numpy()), expected, rtol=1e-5)
+    expected = sum(np.sum(np.log(0.7 / s) + s**2 / (2 * 0.49) - 0.5) for s in stddevs)
+    assert divergence(transform, model.get_weights()) == pytest.approx(expected, rel=1e-5)
+    ratios = kriterion.Trainer(model)
+    ratios.compile("sgd", HALF_SQUARED, transforms=[transform])
+    np.testing.assert_allclose(
+        transform.signal_to_noise()[model.layers[0].kernel.path], np.abs(model.get_weights()[0]) / stddevs[0], rtol=1e-5
+    )
+
+
+def test_samples_have_the_posterior_s_law(random):
+    model = dense(3, use_bias=False)
+    transform = LearnedWeightNoise()
+    trainer = kriterion.Trainer(model)
+    trainer.compile("sgd", HALF_SQUARED, transforms=[transform])
+    s = np.array([[0.1], [0.5], [2.0]])
+    set_stddevs(transform, s)
+    weights = trainer.predict_samples(np.eye(3, dtype="float32"), 1000, seed=1)[..., 0]
+    mean = model.get_weights()[0][:, 0]
+    assert (np.abs(weights.mean(axis=0) - mean) < 5 * s[:, 0] / np.sqrt(1000)).all()
+    assert (np.abs(weights.std(axis=0) / s[:, 0] - 1) < 5 / np.sqrt(2000)).all()
+
+
+@pytest.mark.parametrize("init", [0.05, "moped"])
+def test_resumes_exactly_after_loading(init, random, tmp_path):
+    x, y = data(random)
+    trainer = kriterion.Trainer(network())
+    transform = LearnedWeightNoise(init=init, prior=ScaleMixturePrior(1.0, 0.1), warm_up=20, seed=1)
+    trainer.compile(keras.optimizers.Adam(0.01), "mse", transforms=[transform])
+    trainer.fit(x, y, batch_size=16, epochs=1, verbose=0)
+    trainer.save(tmp_path / "trainer.keras")
+    loaded = keras.saving.load_model(tmp_path / "trainer.keras")
+    losses = [t.fit(x, y, batch_size=16, shuffle=False, verbose=0).history["loss"] for t in (trainer, loaded)]
+    assert losses[0] == losses[1]
+    assert_same(weights_of(loaded), weights_of(trainer))
+
+
+class Batches(keras.utils.PyDataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, index):
+        rows = 16 if index < 2 else 6
+        return np.ones((rows, 5), "float32"), np.ones((rows, 2), "float32")
+
+
+def test_the_size_of_the_training_set(random):
+    x, y = data(random, rows=70)
+    transform = LearnedWeightNoise()
+    trainer = kriterion.Trainer(network())
+    trainer.compile("sgd", "mse", transforms=[transform])
+
+    def examples(*arguments, **more):
+        trainer.fit(*arguments, verbose=0, **more)
+        return int(transform.examples.numpy())
+
+    assert examples(x, y) == 70
+    assert examples(x, y, validation_split=0.25) == 52
+    assert examples(Batches()) == 38
+    if keras.backend.backend() == "torch":
+        import torch
+
+        pairs = torch.utils.data.TensorDataset(torch.as_tensor(x), torch.as_tensor(y))
+        assert examples(torch.utils.data.DataLoader(pairs, batch_size=16), shuffle=False) == 70
+    with told(ValueError, ["number of training examples", "kl_weight=1 / examples"]):
+        trainer.fit(((x, y) for _ in range(3)), steps_per_epoch=3, verbose=0)
+    fresh = kriterion.Trainer(network())
+    fresh.compile("sgd", "mse", transforms=[LearnedWeightNoise()])
+    with told(ValueError, ["`fit`", "kl_weight=1 / examples"]):
+        fresh.value_and_gradient(x, y)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"prior": -1.0}, ValueError, ["`prior`", "> 0", "-1.0"]),
+        ({"prior": "laplace"}, ValueError, ["`prior`", "'laplace'"]),
+        ({"kl_weight": -1.0}, ValueError, ["`kl_weight`", ">= 0", "-1.0"]),
+        ({"init": 0.0}, ValueError, ["`init`", "> 0", "0.0"]),
+        ({"temperature": -0.1}, ValueError, ["`temperature`", ">= 0", "-0.1"]),
+        ({"warm_up": -1}, ValueError, ["`warm_up`", ">= 0", "-1"]),
+        ({"antithetic": "yes"}, TypeError, ["`antithetic`", "'yes'"]),
+    ],
+)
+def test_bad_arguments_are_told(arguments, error, words):
+    with told(error, words):
+        LearnedWeightNoise(**arguments)
+
+
+def test_a_bad_mixture_is_told():
+    with told(ValueError, ["`share`", "< 1", "1.0"]):
+        ScaleMixturePrior(share=1.0)
