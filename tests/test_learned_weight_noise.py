@@ -223,12 +223,18 @@ def test_the_size_of_the_training_set(random):
 
         pairs = torch.utils.data.TensorDataset(torch.as_tensor(x), torch.as_tensor(y))
         assert examples(torch.utils.data.DataLoader(pairs, batch_size=16), shuffle=False) == 70
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        assert examples(tf.data.Dataset.from_tensor_slices((x, y)).batch(16), shuffle=False) == 70
     with told(ValueError, ["number of training examples", "kl_weight=1 / examples"]):
         trainer.fit(((x, y) for _ in range(3)), steps_per_epoch=3, verbose=0)
     fresh = kriterion.Trainer(network())
     fresh.compile("sgd", "mse", transforms=[LearnedWeightNoise()])
-    with told(ValueError, ["`fit`", "kl_weight=1 / examples"]):
-        fresh.value_and_gradient(x, y)
+    fresh.evaluate(x, y, verbose=0)
+    for step in (fresh.value_and_gradient, fresh.train_on_batch):
+        with told(ValueError, ["`fit`", "kl_weight=1 / examples"]):
+            step(x, y)
 
 
 @pytest.mark.parametrize(

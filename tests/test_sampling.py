@@ -61,6 +61,20 @@ def test_no_noise_is_predict(random):
         np.testing.assert_allclose(samples[name], [expected, expected], rtol=1e-5, atol=1e-6)
 
 
+def test_a_model_that_is_not_built(random):
+    class Subclassed(keras.Model):
+        def __init__(self):
+            super().__init__()
+            self.out = keras.layers.Dense(2)
+
+        def call(self, inputs):
+            return self.out(inputs)
+
+    samples = trainer_of(Subclassed(), WeightNoise(0.5)).predict_samples(random.normal(size=(4, 3)), 2)
+    assert samples.shape == (2, 4, 2)
+    assert np.abs(samples[1] - samples[0]).max() > 0.01
+
+
 def test_trace_of_a_quadratic(random):
     """Of mean (x . w - y)^2, 2 mean ||x||^2 exactly, whatever the signs: its Hessian's off-diagonal part is made 0."""
     x = np.tile(np.diag([1.0, 2.0, 3.0]), (4, 1)).astype("float32")

@@ -68,6 +68,8 @@ class WeightSamples:
         check_int("Trainer.predict_samples", "batch_size", batch_size, minimum=1)
         count = _check_rows("Trainer.predict_samples", x)
         size = min(batch_size, count)
+        if not self.model.built:
+            self(_rows(x, np.arange(1)))
         predict = self._compiled_once(("predictions",), lambda: _sampled_predictions(self))
         state = _values(self)
         parts = []

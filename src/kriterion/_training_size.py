@@ -16,8 +16,11 @@ def training_examples(arguments: Mapping[str, Any]) -> int | None:
         batches = x.num_batches
         if not batches:
             return None
-        # All batches but the last have one size.
-        return (batches - 1) * _rows(x[0][0]) + _rows(x[batches - 1][0])
+        return _of_batches(batches, x[0], x[batches - 1])
+    # A tf.data.Dataset; its cardinality is negative where it is infinite or not known.
+    if hasattr(x, "cardinality"):
+        batches = int(x.cardinality())
+        return _of_batches(batches, next(iter(x)), next(iter(x.skip(batches - 1)))) if batches > 0 else None
     # A torch DataLoader.
     if hasattr(x, "dataset") and hasattr(x.dataset, "__len__"):
         return len(x.dataset)
@@ -25,6 +28,11 @@ def training_examples(arguments: Mapping[str, Any]) -> int | None:
     if not leaves or not all(hasattr(leaf, "shape") and len(leaf.shape) for leaf in leaves):
         return None
     return math.floor(_rows(x) * (1.0 - (arguments.get("validation_split") or 0.0)))
+
+
+def _of_batches(count: int, first: Any, last: Any) -> int:
+    """All batches but the last have one size."""
+    return (count - 1) * _rows(first[0]) + _rows(last[0])
 
 
 def _rows(x: Any) -> int:

@@ -156,6 +156,15 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
                 transform.begin_fit(examples)
         return super().fit(*args, **kwargs)
 
+    def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.train_on_batch`."""
+        self._check_ready()
+        return super().train_on_batch(*args, **kwargs)
+
+    def _check_ready(self) -> None:
+        for transform in self.transforms:
+            transform.check_ready()
+
     # Variables that appear late: those of the loss need the targets' shape, those of transforms a built model.
 
     def _build_transforms(self) -> None:
@@ -167,8 +176,6 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         super()._symbolic_build(iterator=iterator, data_batch=data_batch)
         self._build_transforms()
-        for transform in self.transforms:
-            transform.check_ready()
         for loss in _trainable_losses(self.loss):
             loss.check_minimum()
         exclude_from_weight_decay(self.optimizer, self.objective_state.trainable_variables)
@@ -313,6 +320,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         >>> trainer.optimizer.apply(gradients, trainer.trainable_variables)
         """
         data = self.prepare(x, y, sample_weight)
+        self._check_ready()
         state = [*self.non_trainable_variables, *self.metrics_variables]
         count = len(self.non_trainable_variables)
         current = [variable.value for variable in state]

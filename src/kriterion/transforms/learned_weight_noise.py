@@ -41,7 +41,7 @@ class LearnedWeightNoise(Transform):
         prior: standard deviation > 0 of a normal prior; `"empirical_bayes"`, one for each weight tensor, the best at
             every step, in closed form; or a `ScaleMixturePrior`.
         kl_weight: c >= 0, or `"auto"`: 1 / N with the number of training examples that `fit` is given. It is known
-            of arrays, of a `keras.utils.PyDataset`, and of a torch `DataLoader`.
+            of arrays, and of a `keras.utils.PyDataset`, `tf.data.Dataset` or torch `DataLoader` that has a length.
         temperature: factor >= 0 of the divergence; below 1, a "cold" posterior, narrower than Bayes's.
         warm_up: number >= 0 of training steps in which the divergence's factor rises from 0 in proportion.
         init: initial standard deviation > 0, or `"moped"`, to start from a trained model: a tenth of each weight's
