@@ -103,12 +103,12 @@ def fitted(x, y, monkeypatch, **arguments):
         return [ops.convert_to_tensor(row.reshape(shape) * scale)]
 
     monkeypatch.setattr(backend, "noise", noise)
-    transform = LearnedWeightNoise(samples=4, antithetic=True, init=0.1, **arguments)
+    transform = LearnedWeightNoise(samples=4, antithetic=True, init=0.1, kl_weight=1 / len(x), **arguments)
     model = dense(x.shape[1], use_bias=False)
     trainer = kriterion.Trainer(model)
     rate = keras.optimizers.schedules.CosineDecay(0.05, 250)
     trainer.compile(keras.optimizers.Adam(rate), HALF_SQUARED, transforms=[transform])
-    trainer.fit(x, y, batch_size=len(x), epochs=250, verbose=0)
+    trainer.fit(np.tile(x, (250, 1)), np.tile(y, (250, 1)), batch_size=len(x), shuffle=False, verbose=0)
     (log_stddev,) = transform.log_stddevs.values()
     return model.get_weights()[0][:, 0], np.exp(numpy(log_stddev))[:, 0]
 

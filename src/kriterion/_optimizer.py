@@ -8,6 +8,7 @@ from typing import Any
 import keras
 
 from kriterion._state import StateLayer
+from kriterion.optimizers import IVON
 
 
 class LossVariablesOptimizer(keras.optimizers.MultiOptimizer):
@@ -21,9 +22,9 @@ class LossVariablesOptimizer(keras.optimizers.MultiOptimizer):
         cls, optimizer: keras.optimizers.Optimizer, learning_rate: Any, state: StateLayer
     ) -> LossVariablesOptimizer:
         """Wrap an optimizer; variables found in `state` when the optimizer is built get `learning_rate`."""
-        if isinstance(optimizer, (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)):
+        if isinstance(optimizer, (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer, IVON)):
             raise ValueError(
-                "Trainer.compile: `loss_learning_rate` needs a plain optimizer. "
+                "Trainer.compile: `loss_learning_rate` needs a plain optimizer, that trains each variable by itself. "
                 f"Received: optimizer={type(optimizer).__name__}. Pass the optimizer that it wraps "
                 "(Keras adds loss scaling by itself), or give the rates in your own MultiOptimizer."
             )

@@ -136,6 +136,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         self.objective_state.replace_parts(list(dict.fromkeys(states)))
         self._composed: Objective = self._data_objective
         for transform in self.transforms:
+            transform.bind(optimizer)
             self._composed = transform.apply(self._composed)
             # Which weights there are may have changed since the last time.
             transform.built = False

@@ -1,5 +1,6 @@
 """Optimizers for `compile`, with or without a trainer."""
 
+from kriterion.optimizers.ivon import IVON
 from kriterion.optimizers.variance_scaling import VarianceScaling
 
-__all__ = ["VarianceScaling"]
+__all__ = ["IVON", "VarianceScaling"]

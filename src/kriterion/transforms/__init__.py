@@ -3,6 +3,7 @@
 from kriterion.transforms._priors import ScaleMixturePrior
 from kriterion.transforms.base import Batch, Transform
 from kriterion.transforms.gradient_variance_penalty import GradientVariancePenalty
+from kriterion.transforms.ivon_noise import IVONNoise
 from kriterion.transforms.learned_weight_noise import LearnedWeightNoise
 from kriterion.transforms.sharpness_aware import SharpnessAware
 from kriterion.transforms.weight_noise import WeightNoise
@@ -11,6 +12,7 @@ from kriterion.transforms.weight_penalty import WeightPenalty
 __all__ = [
     "Batch",
     "GradientVariancePenalty",
+    "IVONNoise",
     "LearnedWeightNoise",
     "ScaleMixturePrior",
     "SharpnessAware",

@@ -91,6 +91,9 @@ class Transform:
         """Make a variable of the transform; the arguments are those of `keras.layers.Layer.add_weight`."""
         return self.state.add_weight(*args, **kwargs)
 
+    def bind(self, optimizer: keras.optimizers.Optimizer) -> None:
+        """Called by `compile`, before `build`, with the optimizer that it was given."""
+
     def build(self, model: keras.Model) -> None:
         """Called after each `compile` with the built model, to check and to prepare; make variables the first time."""
 

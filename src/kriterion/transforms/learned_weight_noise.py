@@ -15,7 +15,8 @@ from kriterion._validation import check_float, check_int
 from kriterion.backend import Tensor
 from kriterion.transforms._passes import mean_over
 from kriterion.transforms._priors import ScaleMixturePrior, empirical_bayes_divergence, normal_divergence
-from kriterion.transforms.base import Batch, Objective, Transform, Weights
+from kriterion.transforms._sized import SizedTransform
+from kriterion.transforms.base import Batch, Objective, Weights
 
 _MOPED_SHARE = 0.1
 # The least standard deviation of a weight that is zero when training starts from a trained model.
@@ -23,7 +24,7 @@ _MOPED_LEAST = 1e-3
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
-class LearnedWeightNoise(Transform):
+class LearnedWeightNoise(SizedTransform):
     """The evidence bound: normal noise on the weights, its size trained, at the cost of its distance from a prior.
 
     L(w) -> E_e[ L(w + s e) ] + c KL( N(w, s^2) || prior ), e ~ N(0, I), s = exp(r), r trained
@@ -81,11 +82,12 @@ class LearnedWeightNoise(Transform):
         seed: int | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(seed=seed, name=name)
+        automatic = isinstance(kl_weight, str) and kl_weight == "auto"
+        super().__init__(automatic=automatic, remedy="kl_weight=1 / examples", seed=seed, name=name)
         owner = "LearnedWeightNoise"
         if prior != "empirical_bayes" and not isinstance(prior, ScaleMixturePrior):
             prior = check_float(owner, "prior", prior, above=0.0)
-        if kl_weight != "auto":
+        if not automatic:
             kl_weight = check_float(owner, "kl_weight", kl_weight, minimum=0.0)
         if init != "moped":
             init = check_float(owner, "init", init, above=0.0)
@@ -96,27 +98,10 @@ class LearnedWeightNoise(Transform):
         self.warm_up = check_int(owner, "warm_up", warm_up, minimum=0)
         self.select = check_select(select, owner)
         self.samples = check_int(owner, "samples", samples, minimum=1)
-        self.examples = self.add_weight((), "zeros", "float32", trainable=False, name="examples")
         self.log_stddevs: dict[str, keras.Variable] = {}
         self.centers: dict[str, keras.Variable] = {}
         if warm_up:
             self.step = self.add_weight((), "zeros", "int32", trainable=False, name="step")
-
-    def begin_fit(self, examples: int | None) -> None:
-        if self.kl_weight == "auto":
-            if examples is None:
-                raise ValueError(
-                    'LearnedWeightNoise: kl_weight="auto" is 1 over the number of training examples, which is not '
-                    "known of a generator or data set without a length. Give it: kl_weight=1 / examples."
-                )
-            self.examples.assign(examples)
-
-    def check_ready(self) -> None:
-        if self.kl_weight == "auto" and float(ops.convert_to_numpy(self.examples.value)) == 0.0:
-            raise ValueError(
-                'LearnedWeightNoise: kl_weight="auto" finds the number of training examples in `fit`. '
-                "Outside of it, give kl_weight=1 / examples."
-            )
 
     def build(self, model: keras.Model) -> None:
         self.chosen = selection(model.trainable_variables, self.select, "LearnedWeightNoise")
