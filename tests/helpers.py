@@ -16,6 +16,7 @@ TRANSFORMS = {
     "scheduled_noise": lambda: kriterion.transforms.WeightNoise(
         keras.optimizers.schedules.ExponentialDecay(0.2, 10, 0.9), draws="table", antithetic=True, stop=12, seed=3
     ),
+    "example_noise": lambda: kriterion.transforms.WeightNoise(0.1, select="all", per="example", seed=3),
     "learned_noise": lambda: kriterion.transforms.LearnedWeightNoise(
         prior=kriterion.transforms.ScaleMixturePrior(1.0, 0.1), init=0.1, warm_up=3, antithetic=True, seed=3
     ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from itertools import compress
 from typing import Any, NamedTuple
 
 import keras
@@ -11,7 +12,7 @@ import numpy as np
 
 from kriterion import backend
 from kriterion._scope import forked_scope
-from kriterion._selection import Select, check_select, selection
+from kriterion._selection import Select, check_select, selection, shifted
 from kriterion._validation import check_float, check_int
 from kriterion.backend import Tensor
 from kriterion.transforms.base import Transform
@@ -218,12 +219,12 @@ def _second_differences(trainer: Any, chosen: Sequence[bool]) -> Callable[..., A
     ) -> Tensor:
         with _scope(trainer, trainable, other):
             weights = [variable.value for variable in trainer.model.trainable_variables]
-            shapes = [tuple(weight.shape) for weight, c in zip(weights, chosen, strict=True) if c]
-            signs = iter(backend.noise("rademacher", shapes, seed, size))
-            steps = [keras.ops.cast(next(signs), w.dtype) if c else 0.0 for w, c in zip(weights, chosen, strict=True)]
+            steps = backend.noise(
+                "rademacher", [tuple(weight.shape) for weight in compress(weights, chosen)], seed, size
+            )
 
             def loss(sign: int) -> Tensor:
-                values = [weight + sign * step for weight, step in zip(weights, steps, strict=True)]
+                values = shifted(weights, chosen, steps, sign)
                 return keras.ops.cast(trainer.data_loss(values, data), "float32")
 
             here = keras.ops.cast(trainer.data_loss(weights, data), "float32")

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
 
 import keras
+from keras import ops
+
+from kriterion.backend import Tensor
 
 Select = str | Callable[[keras.Variable], bool]
 
@@ -53,3 +57,14 @@ def check_select(select: Select, owner: str) -> Select:
             f"{owner}: `select` must be a valid regular expression. Received: select={select!r} ({error})"
         ) from error
     return select
+
+
+def shifted(weights: Sequence[Tensor], chosen: Sequence[bool], steps: Iterable[Tensor], sign: int = 1) -> list[Tensor]:
+    """The weights, with a step, in order, added to each of the chosen ones; or subtracted, with the sign -1."""
+    step: Any = iter(steps)
+
+    def moved(weight: Tensor) -> Tensor:
+        change = ops.cast(next(step), weight.dtype)
+        return weight + change if sign > 0 else weight - change
+
+    return [moved(weight) if c else weight for weight, c in zip(weights, chosen, strict=True)]

@@ -8,6 +8,8 @@ from typing import Any
 
 import keras
 
+from kriterion._structure import first_leaf
+
 
 def training_examples(arguments: Mapping[str, Any]) -> int | None:
     """The number of training examples that these arguments of `keras.Model.fit` give; None if it is not known."""
@@ -36,4 +38,4 @@ def _of_batches(count: int, first: Any, last: Any) -> int:
 
 
 def _rows(x: Any) -> int:
-    return int(next(leaf for leaf in keras.tree.flatten(x) if leaf is not None).shape[0])
+    return int(first_leaf(x).shape[0])

@@ -40,6 +40,13 @@ def check_int(owner: str, name: str, value: Any, *, minimum: int) -> int:
     raise ValueError(f"{owner}: `{name}` must be an integer >= {minimum}. Received: {name}={value!r}")
 
 
+def check_bool(owner: str, name: str, value: Any) -> bool:
+    """Return `value` if it is True or False, or raise a `TypeError`."""
+    if isinstance(value, bool):
+        return value
+    raise TypeError(f"{owner}: `{name}` must be True or False. Received: {name}={value!r}")
+
+
 def check_choice(owner: str, name: str, value: Any, choices: Sequence[str]) -> str:
     """Return `value` if it is one of `choices`, or raise a `ValueError`."""
     if isinstance(value, str) and value in choices:

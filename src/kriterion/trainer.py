@@ -150,10 +150,11 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         }
 
     def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.fit`; tells the transforms the number of training examples."""
-        if self.transforms:
+        """As `keras.Model.fit`; tells the transforms that need it the number of training examples."""
+        sized = [transform for transform in self.transforms if transform.needs_examples]
+        if sized:
             examples = training_examples(inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments)
-            for transform in self.transforms:
+            for transform in sized:
                 transform.begin_fit(examples)
         return super().fit(*args, **kwargs)
 

@@ -6,6 +6,8 @@ from typing import Any
 
 import keras
 
+from kriterion._structure import first_leaf
+
 
 def minimise(trainer: Any, data: Any, differentiate: Any) -> dict[str, Any]:
     """One step: evaluate and differentiate the objective, then, and only then, assign.
@@ -28,8 +30,7 @@ def minimise(trainer: Any, data: Any, differentiate: Any) -> dict[str, Any]:
         if value is not before:
             variable.assign(value)
     trainer.optimizer.apply(gradients, variables)
-    first = next(leaf for leaf in keras.tree.flatten(x) if leaf is not None)
-    trainer.track_loss(loss, keras.ops.shape(first)[0])
+    trainer.track_loss(loss, keras.ops.shape(first_leaf(x))[0])
     return trainer.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
@@ -27,12 +26,12 @@ def hashed_noise(law: str, shapes: Sequence[tuple[int, ...]], seed: Any) -> list
     XLA's own generators take ten times as long on a CPU. The hash is the first word of pcg3d: Jarzynski and Olano,
     "Hash functions for GPU rendering", Journal of Computer Graphics Techniques 9(3), 2020.
     """
-    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
-    parts = []
-    for end, shape in zip(ends, shapes, strict=True):
+    start, parts = 0, []
+    for shape in shapes:
         count = math.prod(shape)
-        index = ops.cast(ops.arange(count, dtype="int32"), "uint32") + np.uint32((end - count) % 2**32)
+        index = ops.cast(ops.arange(count, dtype="int32"), "uint32") + np.uint32(start % 2**32)
         parts.append(_numbers(law, ops.reshape(_pcg3d(index, seed), shape)))
+        start += count
     return parts
 
 

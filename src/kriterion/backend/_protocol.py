@@ -43,7 +43,8 @@ class Backend(Protocol):
         """Tensors of these shapes, of independent float32 numbers of mean 0 and standard deviation `scale`, a scalar.
 
         `law` is `"normal"` (drawn from 65,536 equally probable quantiles), `"uniform"` or `"rademacher"` (the two
-        signs); `seed` is what `keras.random.SeedGenerator.next` returns. The generator is the fastest sound one.
+        signs); `seed` is what `keras.random.SeedGenerator.next` returns. The generator is the fastest sound one. Of a
+        single shape, dimensions may be tensors.
         """
         ...
 

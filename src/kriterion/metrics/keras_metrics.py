@@ -13,8 +13,19 @@ from kriterion.backend import Tensor
 from kriterion.metrics import calibration, scores
 
 
+class _MeanScore(keras.metrics.MeanMetricWrapper):
+    """The mean of a function that each subclass gives, so that its configuration is the name and the dtype alone."""
+
+    def __init__(self, function: Callable[[Any, Any], Tensor], name: str, dtype: Any, direction: str = "down") -> None:
+        super().__init__(function, name=name, dtype=dtype)
+        self._direction = direction
+
+    def get_config(self) -> dict[str, Any]:
+        return {"name": self.name, "dtype": self.dtype}
+
+
 @keras.saving.register_keras_serializable(package="kriterion")
-class Brier(keras.metrics.MeanMetricWrapper):
+class Brier(_MeanScore):
     """The mean Brier score of class probabilities: `metrics.brier`.
 
     1/n sum_i sum_c (p_ic - 1[c = y_i])^2
@@ -34,15 +45,11 @@ class Brier(keras.metrics.MeanMetricWrapper):
     """
 
     def __init__(self, name: str = "brier", dtype: Any = None) -> None:
-        super().__init__(scores.brier, name=name, dtype=dtype)
-        self._direction = "down"
-
-    def get_config(self) -> dict[str, Any]:
-        return {"name": self.name, "dtype": self.dtype}
+        super().__init__(scores.brier, name, dtype)
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
-class GaussianNLL(keras.metrics.MeanMetricWrapper):
+class GaussianNLL(_MeanScore):
     """The mean of `metrics.gaussian_nll` for a model that predicts mean and standard deviation.
 
     mean of log(2 pi s^2) / 2 + (y - m)^2 / (2 s^2); y (...,), predictions (..., 2) of m and s
@@ -62,15 +69,11 @@ class GaussianNLL(keras.metrics.MeanMetricWrapper):
     """
 
     def __init__(self, name: str = "gaussian_nll", dtype: Any = None) -> None:
-        super().__init__(_of_pair(scores.gaussian_nll), name=name, dtype=dtype)
-        self._direction = "down"
-
-    def get_config(self) -> dict[str, Any]:
-        return {"name": self.name, "dtype": self.dtype}
+        super().__init__(_of_pair(scores.gaussian_nll), name, dtype)
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
-class GaussianCRPS(keras.metrics.MeanMetricWrapper):
+class GaussianCRPS(_MeanScore):
     """The mean of `metrics.gaussian_crps` for a model that predicts mean and standard deviation.
 
     mean of s (z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt(pi)); y (...,), predictions (..., 2) of m and s
@@ -90,15 +93,11 @@ class GaussianCRPS(keras.metrics.MeanMetricWrapper):
     """
 
     def __init__(self, name: str = "gaussian_crps", dtype: Any = None) -> None:
-        super().__init__(_of_pair(scores.gaussian_crps), name=name, dtype=dtype)
-        self._direction = "down"
-
-    def get_config(self) -> dict[str, Any]:
-        return {"name": self.name, "dtype": self.dtype}
+        super().__init__(_of_pair(scores.gaussian_crps), name, dtype)
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
-class IntervalCoverage(keras.metrics.MeanMetricWrapper):
+class IntervalCoverage(_MeanScore):
     """The share of targets in their intervals, for a model that predicts both ends.
 
     mean of 1[low <= y <= high]; y (...,), predictions (..., 2) of low and high
@@ -118,15 +117,11 @@ class IntervalCoverage(keras.metrics.MeanMetricWrapper):
     """
 
     def __init__(self, name: str = "interval_coverage", dtype: Any = None) -> None:
-        super().__init__(_of_pair(calibration.interval_coverage), name=name, dtype=dtype)
-        self._direction = "up"
-
-    def get_config(self) -> dict[str, Any]:
-        return {"name": self.name, "dtype": self.dtype}
+        super().__init__(_of_pair(calibration.interval_coverage), name, dtype, direction="up")
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
-class IntervalWidth(keras.metrics.MeanMetricWrapper):
+class IntervalWidth(_MeanScore):
     """The mean width of predicted intervals, in the targets' unit.
 
     mean of high - low; predictions (..., 2) of low and high
@@ -146,11 +141,7 @@ class IntervalWidth(keras.metrics.MeanMetricWrapper):
     """
 
     def __init__(self, name: str = "interval_width", dtype: Any = None) -> None:
-        super().__init__(_of_pair(_width), name=name, dtype=dtype)
-        self._direction = "down"
-
-    def get_config(self) -> dict[str, Any]:
-        return {"name": self.name, "dtype": self.dtype}
+        super().__init__(_of_pair(_width), name, dtype)
 
 
 @keras.saving.register_keras_serializable(package="kriterion")

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from kriterion._structure import first_leaf
 from kriterion.transforms.base import Batch
 
 
@@ -16,7 +17,7 @@ def micro_batches(batch: Batch, count: int) -> tuple[list[Batch], Any, list[Any]
     The number of examples is a tensor where the framework traces with an unknown batch size. Then a batch of fewer
     than `count` gives its last example again, with share 0.
     """
-    examples = _examples(batch)
+    examples = ops.shape(first_leaf(batch.x))[0]
     if isinstance(examples, int):
         size, kept = max(examples // count, 1), [1.0] * min(examples, count)
         starts = [k * size for k in range(len(kept))]
@@ -33,7 +34,7 @@ def split(batch: Batch, count: int) -> list[tuple[Batch, Any]]:
     Where the framework traces with an unknown batch size, a batch of fewer than `count` examples has parts of share 0,
     which hold an example that is another's.
     """
-    examples = _examples(batch)
+    examples = ops.shape(first_leaf(batch.x))[0]
     bounds = [(k * examples // count, (k + 1) * examples // count) for k in range(count)]
     if isinstance(examples, int):
         return [(_rows(batch, start, end), (end - start) / examples) for start, end in bounds if start < end]
@@ -42,11 +43,6 @@ def split(batch: Batch, count: int) -> list[tuple[Batch, Any]]:
         (_rows(batch, start, ops.maximum(end, start + 1)), ops.cast(end - start, "float32") / total)
         for start, end in bounds
     ]
-
-
-def _examples(batch: Batch) -> Any:
-    first = next(leaf for leaf in keras.tree.flatten(batch.x) if leaf is not None)
-    return ops.shape(first)[0]
 
 
 def _rows(batch: Batch, start: Any, end: Any) -> Batch:

@@ -1,18 +1,20 @@
-"""The mean of an objective over several points."""
+"""The mean of an objective over several passes."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from kriterion._scope import isolated
 from kriterion.backend import Tensor
-from kriterion.transforms.base import Batch, Objective, Weights
+from kriterion.transforms.base import Batch
+
+Pass = Callable[[Batch], tuple[Tensor, Any]]
 
 
-def mean_over(objective: Objective, points: Sequence[Weights], batch: Batch) -> tuple[Tensor, Any]:
-    """The mean loss at these weights, and what the first pass left behind."""
-    loss, outcome = objective(points[0], batch)
-    for weights in points[1:]:
-        loss = loss + isolated(objective)(weights, batch)[0]
-    return loss / len(points) if len(points) > 1 else loss, outcome
+def mean_of(passes: Sequence[Pass], batch: Batch) -> tuple[Tensor, Any]:
+    """The mean loss of the passes, and what the first one left behind."""
+    loss, outcome = passes[0](batch)
+    for one in passes[1:]:
+        loss = loss + isolated(one)(batch)[0]
+    return loss / len(passes) if len(passes) > 1 else loss, outcome

@@ -55,8 +55,9 @@ class ScaleMixturePrior:
         self.narrow = check_float("ScaleMixturePrior", "narrow", narrow, above=0.0)
         self.share = check_float("ScaleMixturePrior", "share", share, above=0.0, below=1.0)
 
-    def divergence(self, value: Tensor, noise: Tensor, log_stddev: Tensor) -> Tensor:
+    def divergence(self, mean: Tensor, noise: Tensor, log_stddev: Tensor) -> Tensor:
         """Log q(w) - log p(w) at a draw w = m + s e: an unbiased estimate of KL(q || p)."""
+        value = mean + ops.exp(log_stddev) * noise
         log_posterior = -0.5 * ops.square(noise) - log_stddev
         parts = [
             np.float32(math.log(share / stddev)) - ops.square(value) / (2.0 * stddev**2)

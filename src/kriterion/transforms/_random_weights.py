@@ -29,15 +29,13 @@ def unit_noise(distribution: str, shapes: Sequence[tuple[int, ...]], seed: Tenso
     return [ops.where(uniform < limit, -1.0, square) for uniform in backend.noise("uniform", shapes, seed)]
 
 
-def scaled_by(mode: str, weight: Tensor, noise: Tensor) -> Tensor:
-    """The noise in units of the weight's own size, and in its dtype."""
-    noise = ops.cast(noise, weight.dtype)
+def scale_of(mode: str, weight: Tensor) -> Tensor | float:
+    """c(w): the unit of the noise on a weight, which broadcasts to its shape."""
     if mode == "additive":
-        return noise
+        return 1.0
     if mode == "relative":
-        return noise * weight
-    axes = tuple(range(len(weight.shape) - (mode == "filter")))
-    return noise * root_mean_square(weight, axes)
+        return weight
+    return root_mean_square(weight, tuple(range(len(weight.shape) - (mode == "filter"))))
 
 
 def root_mean_square(weight: Tensor, axes: tuple[int, ...]) -> Tensor:

@@ -20,12 +20,10 @@ class SizedTransform(Transform):
 
     def __init__(self, *, automatic: bool, remedy: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._automatic, self._remedy = automatic, remedy
+        self.needs_examples, self._remedy = automatic, remedy
         self.examples = self.add_weight((), "zeros", "float32", trainable=False, name="examples")
 
     def begin_fit(self, examples: int | None) -> None:
-        if not self._automatic:
-            return
         if examples is None:
             raise ValueError(
                 f"{type(self).__name__}: the number of training examples is not known of a generator or data set "
@@ -34,7 +32,7 @@ class SizedTransform(Transform):
         self.examples.assign(examples)
 
     def check_ready(self) -> None:
-        if self._automatic and float(ops.convert_to_numpy(self.examples.value)) == 0.0:
+        if self.needs_examples and float(ops.convert_to_numpy(self.examples.value)) == 0.0:
             raise ValueError(
                 f"{type(self).__name__}: the number of training examples is found by `fit`. "
                 f"Outside of it, give {self._remedy}."

@@ -97,8 +97,11 @@ class Transform:
     def build(self, model: keras.Model) -> None:
         """Called after each `compile` with the built model, to check and to prepare; make variables the first time."""
 
+    needs_examples = False
+    """Whether `fit` is to count the training examples, which may read batches, and to call `begin_fit`."""
+
     def begin_fit(self, examples: int | None) -> None:
-        """Called by `fit` with the number of training examples, or None where it is not known."""
+        """Called by `fit` with the number of training examples, or None where it is not known, if it is needed."""
 
     def check_ready(self) -> None:
         """Called before the first step, to raise if something is missing that only `fit` can give."""

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+from itertools import compress
 from typing import Any
 
 import keras
 from keras import ops
 
 from kriterion import backend
-from kriterion._selection import Select, check_select, selection
+from kriterion._selection import Select, check_select, selection, shifted
 from kriterion._validation import check_float, check_int
 from kriterion.backend import Tensor
 from kriterion.optimizers import IVON
-from kriterion.transforms._passes import mean_over
+from kriterion.transforms._passes import mean_of
 from kriterion.transforms._sized import SizedTransform
 from kriterion.transforms.base import Batch, Objective, Weights
 
@@ -73,7 +75,7 @@ class IVONNoise(SizedTransform):
 
     def build(self, model: keras.Model) -> None:
         self.chosen = selection(model.trainable_variables, self.select, "IVONNoise")
-        self.selected = [v for v, c in zip(model.trainable_variables, self.chosen, strict=True) if c]
+        self.selected = list(compress(model.trainable_variables, self.chosen))
         start = keras.initializers.Constant(self.optimizer.hessian_init)
         for weight in self.selected:
             if weight.path not in self.hessians:
@@ -88,16 +90,15 @@ class IVONNoise(SizedTransform):
         that is zero and has the derivative e / s.
         """
         examples = self.examples.value if isinstance(self.number, str) else self.number
-        noise = iter(backend.noise("normal", [tuple(v.shape) for v in self.selected], seed))
-        variables = iter(self.selected)
+        noise = backend.noise("normal", [tuple(v.shape) for v in self.selected], seed)
 
-        def noisy(weight: Tensor) -> Tensor:
-            hessian, e = self.hessians[next(variables).path].value, next(noise)
+        def step(variable: keras.Variable, e: Tensor) -> Tensor:
+            hessian = self.hessians[variable.path].value
             held = ops.stop_gradient(hessian)
             precision = ops.sqrt(examples * (held + self.optimizer.decay))
-            return weight + ops.cast(e / precision + (hessian - held) * (e * precision), weight.dtype)
+            return e / precision + (hessian - held) * (e * precision)
 
-        return [noisy(w) if c else w for w, c in zip(weights, self.chosen, strict=True)]
+        return shifted(weights, self.chosen, map(step, self.selected, noise))
 
     def sample(self, weights: Weights, seed: Tensor) -> list[Tensor]:
         """Weights drawn from the posterior."""
@@ -106,7 +107,7 @@ class IVONNoise(SizedTransform):
     def apply(self, objective: Objective) -> Objective:
         def noisy(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
             draws = [self._draw(weights, self.seed_generator.next()) for _ in range(self.samples)]
-            return mean_over(objective, draws, batch)
+            return mean_of([partial(objective, draw) for draw in draws], batch)
 
         return noisy
 

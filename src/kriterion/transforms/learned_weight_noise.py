@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
+from itertools import compress
 from typing import Any
 
 import keras
@@ -10,10 +13,11 @@ import numpy as np
 from keras import ops
 
 from kriterion import backend
-from kriterion._selection import Select, check_select, selection
-from kriterion._validation import check_float, check_int
+from kriterion._selection import Select, check_select, selection, shifted
+from kriterion._validation import check_bool, check_choice, check_float, check_int
 from kriterion.backend import Tensor
-from kriterion.transforms._passes import mean_over
+from kriterion.transforms._example_noise import PER, linear_layers, weights_of, with_example_noise
+from kriterion.transforms._passes import Pass, mean_of
 from kriterion.transforms._priors import ScaleMixturePrior, empirical_bayes_divergence, normal_divergence
 from kriterion.transforms._sized import SizedTransform
 from kriterion.transforms.base import Batch, Objective, Weights
@@ -51,13 +55,16 @@ class LearnedWeightNoise(SizedTransform):
             function of the variable.
         samples: number >= 1 of draws a step.
         antithetic: whether each draw is used with both signs.
+        per: `"batch"`, `"example"` or `"position"`: what has a draw of its own, as in `WeightNoise`.
         seed: integer seed, or None.
         name: name of the transform.
 
     Raises:
-        ValueError: a number is out of its range, a name is unknown, `select` chooses nothing; in `fit`, the number of
-            training examples is not known.
+        ValueError: a number is out of its range, a name is unknown, `select` chooses nothing, or nothing that `per`
+            can work for, a `ScaleMixturePrior` is not per batch; in `fit`, the number of training examples is not
+            known.
         TypeError: `antithetic` is not a boolean.
+        NotImplementedError: as `WeightNoise`, for `per`.
 
     Source: Graves, "Practical variational inference for neural networks", NIPS 2011; Blundell et al., "Weight
     uncertainty in neural networks", ICML 2015; moped: Krishnan, Subedar and Tickoo, "Specifying weight priors in
@@ -79,6 +86,7 @@ class LearnedWeightNoise(SizedTransform):
         select: Select = "all",
         samples: int = 1,
         antithetic: bool = False,
+        per: str = "batch",
         seed: int | None = None,
         name: str | None = None,
     ) -> None:
@@ -91,9 +99,14 @@ class LearnedWeightNoise(SizedTransform):
             kl_weight = check_float(owner, "kl_weight", kl_weight, minimum=0.0)
         if init != "moped":
             init = check_float(owner, "init", init, above=0.0)
-        if not isinstance(antithetic, bool):
-            raise TypeError(f"{owner}: `antithetic` must be True or False. Received: antithetic={antithetic!r}")
-        self.prior, self.kl_weight, self.init, self.antithetic = prior, kl_weight, init, antithetic
+        self.prior, self.kl_weight, self.init = prior, kl_weight, init
+        self.antithetic = check_bool(owner, "antithetic", antithetic)
+        self.per = check_choice(owner, "per", per, PER)
+        if per != "batch" and isinstance(prior, ScaleMixturePrior):
+            raise ValueError(
+                "LearnedWeightNoise: a ScaleMixturePrior, whose divergence is estimated at the draws of the weights, "
+                f'needs per="batch". Received: per={per!r}'
+            )
         self.temperature = check_float(owner, "temperature", temperature, minimum=0.0)
         self.warm_up = check_int(owner, "warm_up", warm_up, minimum=0)
         self.select = check_select(select, owner)
@@ -105,7 +118,11 @@ class LearnedWeightNoise(SizedTransform):
 
     def build(self, model: keras.Model) -> None:
         self.chosen = selection(model.trainable_variables, self.select, "LearnedWeightNoise")
-        self.selected = [v for v, c in zip(model.trainable_variables, self.chosen, strict=True) if c]
+        self.layers = [] if self.per == "batch" else linear_layers(model, self.chosen, "LearnedWeightNoise")
+        own = weights_of(self.layers)
+        self.shared = [chosen and k not in own for k, chosen in enumerate(self.chosen)]
+        self.weights = list(model.trainable_variables)
+        self.selected = list(compress(self.weights, self.chosen))
         for weight in self.selected:
             if weight.path not in self.log_stddevs:
                 self.log_stddevs[weight.path] = self._made("log_stddev", weight, self._initial_log_stddev)
@@ -127,36 +144,26 @@ class LearnedWeightNoise(SizedTransform):
         name = f"{weight.path.replace('/', '_')}_{kind}"
         return self.add_weight(weight.shape, initial, "float32", trainable=trainable, name=name)
 
-    def _draw(self, weights: Weights, seed: Tensor, sign: int = 1) -> tuple[list[Tensor], list[Tensor]]:
-        """`(weights with noise, the unit noise of the chosen)`."""
-        chosen = [weight for weight, c in zip(weights, self.chosen, strict=True) if c]
-        noise = backend.noise("normal", [tuple(weight.shape) for weight in chosen], seed, sign)
-        steps = iter(zip(self.selected, noise, strict=True))
+    def _stddev(self, variable: keras.Variable) -> Tensor:
+        return ops.exp(self.log_stddevs[variable.path].value)
 
-        def noisy(weight: Tensor) -> Tensor:
-            variable, e = next(steps)
-            return weight + ops.cast(ops.exp(self.log_stddevs[variable.path].value) * e, weight.dtype)
-
-        return [noisy(w) if c else w for w, c in zip(weights, self.chosen, strict=True)], noise
+    def _steps(self, variables: Sequence[keras.Variable], noise: Sequence[Tensor]) -> list[Tensor]:
+        return [self._stddev(variable) * e for variable, e in zip(variables, noise, strict=True)]
 
     def sample(self, weights: Weights, seed: Tensor) -> list[Tensor]:
         """Weights drawn from the posterior."""
-        return self._draw(weights, seed)[0]
+        noise = backend.noise("normal", [tuple(v.shape) for v in self.selected], seed)
+        return shifted(weights, self.chosen, self._steps(self.selected, noise))
 
-    def divergence(self, weights: Weights, draws: list[tuple[list[Tensor], list[Tensor]]]) -> Tensor:
-        """KL(posterior || prior), summed over the chosen weights; where it has no closed form, at these draws."""
+    def divergence(self, weights: Weights, draws: Sequence[tuple[int, Sequence[Tensor]]]) -> Tensor:
+        """KL(posterior || prior), summed over the chosen weights; without closed form, at draws of (sign, noise)."""
         total: Any = 0.0
-        kept = [weight for weight, c in zip(weights, self.chosen, strict=True) if c]
-        at_draws = [([w for w, c in zip(values, self.chosen, strict=True) if c], noise) for values, noise in draws]
-        for index, (variable, weight) in enumerate(zip(self.selected, kept, strict=True)):
+        for index, (variable, weight) in enumerate(zip(self.selected, compress(weights, self.chosen), strict=True)):
             log_stddev = self.log_stddevs[variable.path].value
             center = self.centers[variable.path].value if self.init == "moped" else 0.0
             mean = ops.cast(weight, "float32") - center
             if isinstance(self.prior, ScaleMixturePrior):
-                parts = [
-                    self.prior.divergence(ops.cast(values[index], "float32") - center, noise[index], log_stddev)
-                    for values, noise in at_draws
-                ]
+                parts = [self.prior.divergence(mean, sign * noise[index], log_stddev) for sign, noise in draws]
                 total = total + sum(parts) / len(parts)
             elif isinstance(self.prior, str):
                 total = total + empirical_bayes_divergence(mean, log_stddev)
@@ -176,10 +183,22 @@ class LearnedWeightNoise(SizedTransform):
 
     def apply(self, objective: Objective) -> Objective:
         def bound(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
-            seeds = [self.seed_generator.next() for _ in range(self.samples)]
-            signs = (1, -1) if self.antithetic else (1,)
-            draws = [self._draw(weights, seed, sign) for seed in seeds for sign in signs]
-            loss, outcome = mean_over(objective, [values for values, _ in draws], batch)
+            shared = list(compress(self.weights, self.shared))
+            shapes = [tuple(variable.shape) for variable in shared]
+            passes: list[Pass] = []
+            draws = []
+            for _ in range(self.samples):
+                noise = backend.noise("normal", shapes, self.seed_generator.next()) if shapes else []
+                steps = self._steps(shared, noise)
+                seeds = [(self.seed_generator.next(), self.seed_generator.next()) for _ in self.layers]
+                for sign in (1, -1) if self.antithetic else (1,):
+                    one: Pass = partial(objective, shifted(weights, self.shared, steps, sign))
+                    if self.layers:
+                        stddevs = {k: self._stddev(self.weights[k]) for k in weights_of(self.layers)}
+                        one = with_example_noise(one, self.layers, stddevs, seeds, per=self.per, sign=sign)
+                    passes.append(one)
+                    draws.append((sign, noise))
+            loss, outcome = mean_of(passes, batch)
             penalty = self._weight_of_step() * self.divergence(weights, draws)
             return loss + ops.cast(penalty, loss.dtype), outcome
 
@@ -212,6 +231,7 @@ class LearnedWeightNoise(SizedTransform):
             "select": self.select,
             "samples": self.samples,
             "antithetic": self.antithetic,
+            "per": self.per,
         }
 
     @classmethod

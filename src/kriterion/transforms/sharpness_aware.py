@@ -10,7 +10,7 @@ from keras import ops
 
 from kriterion import backend
 from kriterion._scope import isolated, record, recorded
-from kriterion._selection import Select, check_select, selection
+from kriterion._selection import Select, check_select, selection, shifted
 from kriterion._validation import check_float, check_int
 from kriterion.backend import Tensor
 from kriterion.transforms._micro_batches import split
@@ -96,11 +96,7 @@ class SharpnessAware(Transform):
         else:
             factor = self.rho / _norm([g for _, g in pairs])
             steps = [factor * g for _, g in pairs]
-        step = iter(steps)
-        return [
-            weight + ops.cast(next(step), weight.dtype) if chosen else weight
-            for weight, chosen in zip(weights, self.chosen, strict=True)
-        ]
+        return shifted(weights, self.chosen, steps)
 
     def apply(self, objective: Objective) -> Objective:
         def clean(values: Weights, batch: Batch) -> tuple[Tensor, Any]:

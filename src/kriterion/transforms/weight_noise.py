@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from functools import partial
+from itertools import compress
 from typing import Any
 
 import keras
 from keras import ops
 
-from kriterion._selection import Select, check_select, selection
-from kriterion._validation import check_choice, check_float, check_int
+from kriterion._selection import Select, check_select, selection, shifted
+from kriterion._validation import check_bool, check_choice, check_float, check_int
 from kriterion.backend import Tensor
-from kriterion.transforms._passes import mean_over
+from kriterion.transforms._example_noise import PER, linear_layers, weights_of, with_example_noise
+from kriterion.transforms._passes import Pass, mean_of
 from kriterion.transforms._random_weights import (
     DISTRIBUTIONS,
     MODES,
     TABLE_POSITIONS,
-    scaled_by,
+    scale_of,
     table_noise,
     table_values,
     unit_noise,
@@ -39,6 +43,15 @@ class WeightNoise(Transform):
     predictions go to the metrics, and its batch statistics are kept. The gradient is taken at the noisy weights,
     through c(w) too, and applied to the clean ones.
 
+    One draw for the batch makes a gradient whose variance does not fall with the size of the batch. With
+    `per="example"` each example has noise of its own on the kernels and biases of Dense, EinsumDense and convolution
+    layers; other weights that are chosen have one draw for the batch. Where an example uses each weight once, as in a
+    Dense layer of rows (batch, features), normal noise is drawn for the sums x w, whose law is the same (local
+    reparameterisation: nothing of the weights' size is drawn). Elsewhere one draw for the batch gets signs of its own
+    for each example's inputs and outputs (Flipout): each example's noise has the stated law, and that of two is
+    uncorrelated. `per="position"` draws for the sums of convolutions, and of Dense layers of sequences, too: each has
+    the right law, but those of two positions are independent, as if each position had other weights.
+
     Drawing the numbers is most of the cost. With `draws="table"` they are a slice, at a random position and with a
     random sign, of a table of independent numbers that stays the same: each step's noise on a weight tensor has
     exactly the stated law, but different steps and tensors take theirs from the same table. Their noise is
@@ -57,6 +70,7 @@ class WeightNoise(Transform):
         samples: number >= 1 of draws a step.
         antithetic: whether each draw is used with both signs, which cancels the odd orders of the noise.
         draws: `"independent"`, or the cheaper `"table"`.
+        per: `"batch"`, `"example"` or `"position"`: what has a draw of its own.
         start: the training step, from 0, from which there is noise.
         stop: the training step from which there is none any more, or None.
         seed: integer seed, or None.
@@ -64,12 +78,16 @@ class WeightNoise(Transform):
 
     Raises:
         ValueError: `stddev` is negative or not finite, a number is out of its range, a name is unknown, `"bernoulli"`
-            is not relative, antithetic or from a table, `select` chooses nothing.
+            is not relative, antithetic or from a table, `per` does not go with the law or the draws, `select` chooses
+            nothing, or nothing that `per` can work for.
         TypeError: `antithetic` is not a boolean.
+        NotImplementedError: in training, a layer that draws noise for its sums is called twice in one pass.
 
     Source: An, "The effects of adding noise during backpropagation training on a generalization performance",
     Neural Computation 8 (1996), section 4; Wan et al., "Regularization of neural networks using DropConnect", ICML
-    2013; antithetic pairs: Hammersley and Morton, Proc. Cambridge Phil. Soc. 52 (1956).
+    2013; antithetic pairs: Hammersley and Morton, Proc. Cambridge Phil. Soc. 52 (1956); per example: Kingma, Salimans
+    and Welling, "Variational dropout and the local reparameterization trick", NIPS 2015, section 2.2; Wen et al.,
+    "Flipout", ICLR 2018, section 3.
 
     Example:
     >>> import kriterion
@@ -86,6 +104,7 @@ class WeightNoise(Transform):
         samples: int = 1,
         antithetic: bool = False,
         draws: str = "independent",
+        per: str = "batch",
         start: int = 0,
         stop: int | None = None,
         seed: int | None = None,
@@ -99,10 +118,9 @@ class WeightNoise(Transform):
         self.mode = check_choice("WeightNoise", "mode", mode, MODES)
         self.select = check_select(select, "WeightNoise")
         self.samples = check_int("WeightNoise", "samples", samples, minimum=1)
-        if not isinstance(antithetic, bool):
-            raise TypeError(f"WeightNoise: `antithetic` must be True or False. Received: antithetic={antithetic!r}")
-        self.antithetic = antithetic
+        self.antithetic = check_bool("WeightNoise", "antithetic", antithetic)
         self.draws = check_choice("WeightNoise", "draws", draws, ("independent", "table"))
+        self.per = check_choice("WeightNoise", "per", per, PER)
         self.table: keras.Variable | None = None
         self.start = check_int("WeightNoise", "start", start, minimum=0)
         self.stop = stop if stop is None else check_int("WeightNoise", "stop", stop, minimum=self.start + 1)
@@ -111,6 +129,16 @@ class WeightNoise(Transform):
                 'WeightNoise: distribution="bernoulli" drops weights: it needs mode="relative", antithetic=False and '
                 f'draws="independent". Received: mode={mode!r}, antithetic={antithetic!r}, draws={draws!r}'
             )
+        if per != "batch" and (distribution == "bernoulli" or draws == "table"):
+            raise ValueError(
+                'WeightNoise: with distribution="bernoulli" or draws="table", noise is drawn per="batch". '
+                f"Received: per={per!r}, distribution={distribution!r}, draws={draws!r}"
+            )
+        if per == "position" and distribution != "normal":
+            raise ValueError(
+                'WeightNoise: per="position" needs distribution="normal", of which sums are normal too. '
+                f"Received: distribution={distribution!r}"
+            )
 
     @property
     def _varies(self) -> bool:
@@ -118,6 +146,9 @@ class WeightNoise(Transform):
 
     def build(self, model: keras.Model) -> None:
         self.chosen = selection(model.trainable_variables, self.select, "WeightNoise")
+        self.layers = [] if self.per == "batch" else linear_layers(model, self.chosen, "WeightNoise")
+        own = weights_of(self.layers)
+        self.shared = [chosen and k not in own for k, chosen in enumerate(self.chosen)]
         if self._varies and not hasattr(self, "step"):
             self.step = self.add_weight((), "zeros", "int32", trainable=False, name="step")
         if self.draws == "table":
@@ -144,33 +175,48 @@ class WeightNoise(Transform):
         self.step.assign(step + 1)
         return stddev
 
-    def _noise(self, weights: Weights, stddev: Any, seed: Tensor) -> list[Tensor | None]:
-        """Noise for each chosen weight."""
-        shapes = [tuple(weight.shape) for weight, chosen in zip(weights, self.chosen, strict=True) if chosen]
+    def _noise(self, weights: Weights, chosen: Sequence[bool], stddev: Any, seed: Tensor) -> list[Tensor]:
+        """Noise for each of the chosen weights."""
+        some = list(compress(weights, chosen))
+        shapes = [tuple(weight.shape) for weight in some]
+        if not some:
+            return []
         if self.table is not None:
-            draws = iter(table_noise(self.table.value, shapes, seed, stddev))
+            draws = table_noise(self.table.value, shapes, seed, stddev)
         else:
-            draws = iter(unit_noise(self.distribution, shapes, seed, stddev))
-        pairs = zip(weights, self.chosen, strict=True)
-        return [scaled_by(self.mode, weight, next(draws)) if chosen else None for weight, chosen in pairs]
+            draws = unit_noise(self.distribution, shapes, seed, stddev)
+        if self.mode == "additive":
+            return draws
+        return [ops.cast(e, w.dtype) * scale_of(self.mode, w) for w, e in zip(some, draws, strict=True)]
+
+    def _stddev_of(self, weight: Tensor, stddev: Any) -> Tensor:
+        """Of the noise on a weight."""
+        return ops.cast(stddev * scale_of(self.mode, weight), weight.dtype)
 
     def sample(self, weights: Weights, seed: Tensor) -> list[Tensor]:
         """The weights with noise, whatever `start` and `stop` are; at the schedule's present standard deviation."""
         stddev = self.stddev(self.step.value) if callable(self.stddev) else self.stddev
-        return _sum(weights, self._noise(weights, stddev, seed))
+        return shifted(weights, self.chosen, self._noise(weights, self.chosen, stddev, seed))
 
     def apply(self, objective: Objective) -> Objective:
         def noisy(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
             if self.stddev == 0.0:
                 return objective(weights, batch)
             stddev = self._stddev_of_step()
-            perturbed = []
+            next_seed = self.seed_generator.next
+            passes = []
             for _ in range(self.samples):
-                noise = self._noise(weights, stddev, self.seed_generator.next())
-                perturbed.append(_sum(weights, noise))
-                if self.antithetic:
-                    perturbed.append(_sum(weights, [None if e is None else -e for e in noise]))
-            return mean_over(objective, perturbed, batch)
+                noise = self._noise(weights, self.shared, stddev, next_seed())
+                seeds = [(next_seed(), next_seed()) for _ in self.layers]
+                for sign in (1, -1) if self.antithetic else (1,):
+                    one: Pass = partial(objective, shifted(weights, self.shared, noise, sign))
+                    if self.layers:
+                        stddevs = {k: self._stddev_of(weights[k], stddev) for k in weights_of(self.layers)}
+                        one = with_example_noise(
+                            one, self.layers, stddevs, seeds, law=self.distribution, per=self.per, sign=sign
+                        )
+                    passes.append(one)
+            return mean_of(passes, batch)
 
         return noisy
 
@@ -186,6 +232,7 @@ class WeightNoise(Transform):
             "samples": self.samples,
             "antithetic": self.antithetic,
             "draws": self.draws,
+            "per": self.per,
             "start": self.start,
             "stop": self.stop,
         }
@@ -194,7 +241,3 @@ class WeightNoise(Transform):
     def from_config(cls, config: dict[str, Any]) -> WeightNoise:
         config = dict(config)
         return cls(keras.saving.deserialize_keras_object(config.pop("stddev")), **config)
-
-
-def _sum(weights: Weights, noise: list[Tensor | None]) -> list[Tensor]:
-    return [weight if e is None else weight + e for weight, e in zip(weights, noise, strict=True)]
