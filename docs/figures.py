@@ -1,16 +1,16 @@
 """Draws the figures of robust-losses.md: `python docs/figures.py` (needs the study extra)."""
 
 import math
-import pathlib
 
 import matplotlib as mpl
 import numpy as np
 from keras import ops
 from matplotlib.figure import Figure
+from style import STYLE, save
 
 from kriterion.losses import general_robust, robust_log_density, robust_weights
 
-# Okabe and Ito's palette, that colour-blind readers can tell apart.
+# Okabe and Ito's palette.
 SHAPES = {
     math.inf: ("#56b4e9", "inf"),
     2.0: ("#000000", "2, squared error"),
@@ -18,13 +18,6 @@ SHAPES = {
     0.0: ("#009e73", "0, Cauchy"),
     -2.0: ("#e69f00", "-2, Geman-McClure"),
     -math.inf: ("#d55e00", "-inf, Welsch"),
-}
-STYLE = {
-    "svg.fonttype": "none",
-    "svg.hashsalt": "kriterion",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "font.size": 10,
 }
 
 
@@ -38,8 +31,8 @@ def draw(name, panels):
                 colour, label = SHAPES[shape]
                 axes.plot(x, ops.convert_to_numpy(function(x, shape)), color=colour, label=f"a = {label}")
             axes.set(title=title, xlabel="residual in scales, x/c", ylim=(0, top))
-        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center", frameon=False)
-        figure.savefig(pathlib.Path(__file__).parent / name, metadata={"Date": None})
+        figure.legend(*figure.axes[0].get_legend_handles_labels(), loc="outside right center")
+        save(figure, name)
 
 
 def main():

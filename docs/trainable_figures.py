@@ -1,32 +1,12 @@
 """Draws the figures of trainable-losses.md: `python docs/trainable_figures.py` (needs the study extra)."""
 
-import pathlib
-
 import kriterion
 import keras
-import matplotlib as mpl
 import numpy as np
-from figures import STYLE
-from matplotlib.figure import Figure
 from scipy import special
+from style import BLUE, GREEN, ORANGE, RED, SKY, figure
 
-# Okabe and Ito's palette, that colour-blind readers can tell apart.
-BLUE, ORANGE, GREEN, RED, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9"
-LEGEND = {"legend.frameon": False}
 RANDOM = np.random.default_rng(0)
-
-
-def figure(name, panels):
-    """Saves what `panels(axes, ...)` draws side by side."""
-
-    def save(draw):
-        keras.utils.set_random_seed(1)
-        with mpl.rc_context(STYLE | LEGEND):
-            page = Figure(figsize=(4.2 * panels, 3.2), layout="constrained")
-            draw(*np.atleast_1d(page.subplots(1, panels)))
-            page.savefig(pathlib.Path(__file__).parent / name, metadata={"Date": None})
-
-    return save
 
 
 class Watch(keras.callbacks.Callback):
