@@ -78,6 +78,16 @@ def test_calibration_errors_against_loops(rows, random):
     assert actual == pytest.approx(by_count / rows, rel=1e-4)
 
 
+def test_calibration_errors_by_hand():
+    """Ten predictions at 0.9: nine right are calibrated, all wrong are off by 0.9."""
+    p = np.full((10, 2), [0.9, 0.1])
+    for error in (metrics.expected_calibration_error, metrics.adaptive_calibration_error):
+        # A bin holds all that is equal only where bins go by width.
+        bins = {"bins": 10} if error is metrics.expected_calibration_error else {"bins": 1}
+        assert float(error([0] * 9 + [1], p, **bins)) == pytest.approx(0.0, abs=1e-6)
+        assert float(error([1] * 10, p, **bins)) == pytest.approx(0.9, rel=1e-6)
+
+
 def test_calibrated_classes_have_a_small_error(random):
     """Classes drawn from the stated probabilities: only sampling error is left, of at most sqrt(15 / n) / 2 on average."""
     p = random.dirichlet(np.ones(3), size=20000)

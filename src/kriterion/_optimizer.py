@@ -22,7 +22,12 @@ class LossVariablesOptimizer(keras.optimizers.MultiOptimizer):
         cls, optimizer: keras.optimizers.Optimizer, learning_rate: Any, state: StateLayer
     ) -> LossVariablesOptimizer:
         """Wrap an optimizer; variables found in `state` when the optimizer is built get `learning_rate`."""
-        if isinstance(optimizer, (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer, IVON)):
+        if isinstance(optimizer, IVON):
+            raise ValueError(
+                "Trainer.compile: `loss_learning_rate` does not go with the optimizer IVON, which trains its noise "
+                f"together with the weights. Received: loss_learning_rate={learning_rate!r}. Leave it out."
+            )
+        if isinstance(optimizer, (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)):
             raise ValueError(
                 "Trainer.compile: `loss_learning_rate` needs a plain optimizer, that trains each variable by itself. "
                 f"Received: optimizer={type(optimizer).__name__}. Pass the optimizer that it wraps "

@@ -8,13 +8,13 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
-import numpy as np
 from keras import ops
 from keras.src.backend import AutocastScope  # Keras has no public name for it.
 
 from kriterion import backend
 from kriterion._scope import forked_scope
 from kriterion.backend import Tensor
+from kriterion.transforms._roots import root, single
 
 PER = ("batch", "example", "position")
 _CONVOLUTIONS = (
@@ -152,8 +152,7 @@ def _noisy_call(
 
 def _local(layer: Any, linear: Any, x: Tensor, stddevs: tuple[Any, Any], shape: Any, seed: Tensor) -> Tensor:
     """Local reparameterisation: sqrt(x^2 S^2) n, with S^2 the variances of the weights."""
-    if keras.backend.standardize_dtype(x.dtype) in ("float16", "bfloat16"):
-        x = ops.cast(x, "float32")
+    x = single(x)
     squares = ops.square(x)
     kernel: Any
     kernel, bias = (None if stddev is None else ops.square(ops.cast(stddev, x.dtype)) for stddev in stddevs)
@@ -164,11 +163,9 @@ def _local(layer: Any, linear: Any, x: Tensor, stddevs: tuple[Any, Any], shape: 
             variance = variance if bias is None else variance + bias
         else:
             variance = linear(squares, kernel, bias)
-    # The root's derivative at 0 would not be finite. Not `maximum`, with which Keras gives up float64 on PyTorch.
-    limits = np.finfo("float32")
-    root = ops.sqrt(ops.clip(variance, float(limits.tiny), float(limits.max)))
+    stddev = root(variance)
     (normal,) = backend.noise("normal", [shape], seed)
-    return root * ops.cast(normal, root.dtype)
+    return stddev * ops.cast(normal, stddev.dtype)
 
 
 def _flipout(

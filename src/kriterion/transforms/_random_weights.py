@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import keras
 import numpy as np
 from keras import ops
 
 from kriterion import backend
 from kriterion.backend import Tensor
+from kriterion.transforms._roots import root, single
 
 DISTRIBUTIONS = ("normal", "uniform", "rademacher", "bernoulli")
 MODES = ("additive", "relative", "layer", "filter")
@@ -40,16 +40,9 @@ def scale_of(mode: str, weight: Tensor) -> Tensor | float:
 
 def root_mean_square(weight: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Over these axes, which are kept; its derivative at 0 is 0."""
-    squares = ops.square(ops.cast(weight, "float32") if _is_half(weight) else weight)
     count = math.prod(weight.shape[axis] for axis in axes)
-    mean = ops.sum(squares, axis=axes, keepdims=True) / count
-    # Not `maximum`, with which Keras gives up float64 on PyTorch.
-    limits = np.finfo("float32")
-    return ops.cast(ops.sqrt(ops.clip(mean, float(limits.tiny), float(limits.max))), weight.dtype)
-
-
-def _is_half(weight: Tensor) -> bool:
-    return keras.backend.standardize_dtype(weight.dtype) in ("float16", "bfloat16")
+    squares = ops.sum(ops.square(single(weight)), axis=axes, keepdims=True)
+    return ops.cast(root(squares / count), weight.dtype)
 
 
 def table_values(distribution: str, length: int, seed: int) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from kriterion import backend
@@ -14,9 +13,8 @@ from kriterion._selection import Select, check_select, selection, shifted
 from kriterion._validation import check_float, check_int
 from kriterion.backend import Tensor
 from kriterion.transforms._micro_batches import split
+from kriterion.transforms._roots import root, single
 from kriterion.transforms.base import Batch, Objective, Transform, Weights
-
-_LEAST_SQUARE = 1e-37
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
@@ -83,7 +81,7 @@ class SharpnessAware(Transform):
     def _perturbed(self, weights: Weights, gradients: Weights) -> list[Tensor]:
         """W + e."""
         pairs = [
-            (_single(ops.stop_gradient(weight)), _single(gradient))
+            (single(ops.stop_gradient(weight)), single(gradient))
             for weight, gradient, chosen in zip(weights, gradients, self.chosen, strict=True)
             if chosen
         ]
@@ -132,14 +130,5 @@ class SharpnessAware(Transform):
         }
 
 
-def _single(value: Tensor) -> Tensor:
-    """In float32, if it is in half precision, where squares overflow and underflow."""
-    half = keras.backend.standardize_dtype(value.dtype) in ("float16", "bfloat16")
-    return ops.cast(value, "float32") if half else value
-
-
 def _norm(values: list[Tensor]) -> Tensor:
-    """Never less than where squares underflow, so that it may be divided by."""
-    total = sum(ops.sum(ops.square(value)) for value in values)
-    # Not `maximum`, with which Keras gives up float64 on PyTorch.
-    return ops.sqrt(ops.clip(total, _LEAST_SQUARE, float(np.finfo("float32").max)))
+    return root(sum(ops.sum(ops.square(value)) for value in values))
