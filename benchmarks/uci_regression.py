@@ -55,7 +55,7 @@ def ivon(rate, decay, examples):
 
 
 METHODS = {
-    "LearnedWeightNoise": (learned_noise, (1.0, "empirical_bayes"), (1.0, 0.1, 0.03)),
+    "LearnedWeightNoise": (learned_noise, (1.0, "empirical_bayes"), (1.0, 0.3, 0.1, 0.03)),
     "IVON": (ivon, (0.01, 0.02), (1e-4, 1e-3), (1e3, 1e4)),
     "WeightNoise": (weight_noise, (0.01, 0.03, 0.1, 0.3), (1e-6, 1e-4)),
 }
