@@ -10,37 +10,12 @@ to the plain step of each side: Keras's `fit`, and a plain PyTorch loop. Medians
 
 import contextlib
 import importlib
-import time
 
-import keras
 import numpy as np
 import torch
-from step_time import BATCH, STEPS, mlp, plain, trainer
+from step_time import BATCH, STEPS, batches_of, epoch_of, mlp, take_turns
 
-from kriterion import optimizers, transforms
-
-ROUNDS = 11
-CASES = {
-    "WeightNoise": (trainer(lambda: transforms.WeightNoise(0.05)), keras.optimizers.Adam),
-    "WeightNoise per example": (trainer(lambda: transforms.WeightNoise(0.05, per="example")), keras.optimizers.Adam),
-    "LearnedWeightNoise": (trainer(lambda: transforms.LearnedWeightNoise()), keras.optimizers.Adam),
-    "LearnedWeightNoise per example": (
-        trainer(lambda: transforms.LearnedWeightNoise(per="example")),
-        keras.optimizers.Adam,
-    ),
-    "IVON": (trainer(lambda: transforms.IVONNoise()), optimizers.IVON),
-    "SharpnessAware": (trainer(lambda: transforms.SharpnessAware(0.05)), keras.optimizers.Adam),
-}
-
-
-def ours(make, optimizer, x, y):
-    model, arguments = make(mlp())
-    model.compile(optimizer(), keras.losses.SparseCategoricalCrossentropy(from_logits=True), **arguments)
-
-    def epoch():
-        model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
-
-    return epoch
+OURS = ("weight_noise", "noise_per_example", "learned_noise", "learned_per_example", "ivon", "sharpness_aware")
 
 
 def network():
@@ -118,25 +93,16 @@ PEERS = {
 
 
 def main():
-    random = np.random.default_rng(0)
-    x = random.normal(size=(BATCH * STEPS, 784)).astype("float32")
-    y = random.integers(0, 10, size=BATCH * STEPS)
-    epochs = {"plain Keras": ours(plain, keras.optimizers.Adam, x, y), "plain loop": loop(*plain_loop(), x, y)}
-    epochs |= {name: ours(*case, x, y) for name, case in CASES.items()}
+    x, y = batches_of((784,))
+    epochs = {name: epoch_of(name, mlp(), x, y) for name in ("plain", *OURS)}
+    epochs["plain loop"] = loop(*plain_loop(), x, y)
     for name, make in PEERS.items():
         with contextlib.suppress(ImportError):
             epochs[name] = loop(*make(), x, y)
-    seconds = {name: [] for name in epochs}
-    for round_ in range(ROUNDS + 1):
-        for name, epoch in epochs.items():
-            start = time.perf_counter()
-            epoch()
-            if round_:
-                seconds[name].append((time.perf_counter() - start) / STEPS)
+    seconds = take_turns(epochs)
     for name, found in seconds.items():
-        side = "plain Keras" if name in CASES or name == "plain Keras" else "plain loop"
-        ratio = np.median(np.divide(found, seconds[side]))
-        print(f"{name:<36} {1e3 * np.median(found):6.2f} ms   {ratio:.2f} x {side}")
+        side = "plain" if name in ("plain", *OURS) else "plain loop"
+        print(f"{name:<36} {1e3 * np.median(found):6.2f} ms   {np.median(found / seconds[side]):.2f} x {side}")
 
 
 if __name__ == "__main__":

@@ -56,7 +56,16 @@ VARIANTS = {
         trainer(lambda: kriterion.transforms.WeightNoise(0.05, draws="table")),
         lambda: keras.optimizers.Adam(),
     ),
+    "noise_per_example": (
+        trainer(lambda: kriterion.transforms.WeightNoise(0.05, per="example")),
+        lambda: keras.optimizers.Adam(),
+    ),
     "learned_noise": (trainer(lambda: kriterion.transforms.LearnedWeightNoise()), lambda: keras.optimizers.Adam()),
+    "learned_per_example": (
+        trainer(lambda: kriterion.transforms.LearnedWeightNoise(per="example")),
+        lambda: keras.optimizers.Adam(),
+    ),
+    "ivon": (trainer(lambda: kriterion.transforms.IVONNoise()), lambda: kriterion.optimizers.IVON()),
     "sharpness_aware": (trainer(lambda: kriterion.transforms.SharpnessAware(0.05)), lambda: keras.optimizers.Adam()),
     "gradient_variance": (
         trainer(lambda: kriterion.transforms.GradientVariancePenalty(1e-3)),
@@ -65,24 +74,35 @@ VARIANTS = {
 }
 
 
-def measure(make_model):
+def batches_of(shape):
     random = np.random.default_rng(0)
-    shape = make_model().input_shape[1:]
     x = random.normal(size=(BATCH * STEPS, *shape)).astype("float32")
-    y = random.integers(0, 10, size=BATCH * STEPS)
-    compiled = {}
-    for name, (wrap, optimizer) in VARIANTS.items():
-        model, arguments = wrap(make_model())
-        model.compile(optimizer(), keras.losses.SparseCategoricalCrossentropy(from_logits=True), **arguments)
-        model.fit(x[: 2 * BATCH], y[: 2 * BATCH], batch_size=BATCH, verbose=0)
-        compiled[name] = model
-    seconds = {name: [] for name in compiled}
+    return x, random.integers(0, 10, size=BATCH * STEPS)
+
+
+def epoch_of(variant, model, x, y):
+    """A function that trains for an epoch; the first step is done."""
+    wrap, optimizer = VARIANTS[variant]
+    model, arguments = wrap(model)
+    model.compile(optimizer(), keras.losses.SparseCategoricalCrossentropy(from_logits=True), **arguments)
+    model.fit(x[: 2 * BATCH], y[: 2 * BATCH], batch_size=BATCH, verbose=0)
+    return lambda: model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
+
+
+def take_turns(epochs):
+    """Seconds a step of each, (rounds,)."""
+    seconds = {name: [] for name in epochs}
     for _ in range(ROUNDS):
-        for name, model in compiled.items():
+        for name, epoch in epochs.items():
             start = time.perf_counter()
-            model.fit(x, y, batch_size=BATCH, shuffle=False, verbose=0)
+            epoch()
             seconds[name].append((time.perf_counter() - start) / STEPS)
     return {name: np.array(values) for name, values in seconds.items()}
+
+
+def measure(make_model):
+    x, y = batches_of(make_model().input_shape[1:])
+    return take_turns({name: epoch_of(name, make_model(), x, y) for name in VARIANTS})
 
 
 def main():
@@ -95,7 +115,7 @@ def main():
         print(f"{make_model.__name__}: plain step {1e3 * np.median(seconds['plain']):.2f} ms")
         for name in list(seconds)[1:]:
             low, middle, high = np.percentile(seconds[name] / seconds["plain"], [25, 50, 75])
-            print(f"  {name:<18} {middle:.3f}  ({low:.3f} to {high:.3f})")
+            print(f"  {name:<20} {middle:.3f}  ({low:.3f} to {high:.3f})")
 
 
 if __name__ == "__main__":

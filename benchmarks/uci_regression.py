@@ -18,7 +18,7 @@ import kriterion  # first: it chooses the default backend
 import jax
 import keras
 import numpy as np
-from scipy import optimize, special
+from scipy import optimize
 
 SETS = ("boston", "concrete", "energy", "wine", "yacht")
 BATCH, STEPS, SAMPLES = 32, 10_000, 200
@@ -118,14 +118,9 @@ def epochs(random, rows):
     return np.concatenate([random.permutation(rows)[: full * BATCH].reshape(full, BATCH) for _ in range(count)])[:STEPS]
 
 
-def nll(y, samples, noise):
+def nll(y, samples, log_noise):
     """Of the mixture of N(sample, noise^2) over the samples."""
-    terms = -0.5 * ((y - samples) / noise) ** 2 - np.log(noise * np.sqrt(2 * np.pi))
-    return -np.mean(special.logsumexp(terms, axis=0) - np.log(len(samples)))
-
-
-def nll_at(y, samples, log_noise):
-    return nll(y, samples, np.exp(log_noise))
+    return float(np.mean(kriterion.metrics.sample_nll(y[:, None], samples[..., None], np.exp(log_noise))))
 
 
 def prepared(x, y, train, *parts):
@@ -157,12 +152,12 @@ def evaluated(x, y, masks, make, settings):
         on_whole = trained(functools.partial(make, *setting), *stacked(3))
         for k, (_, (x_check, y_check), unit, _, (x_test, y_test), whole_unit) in enumerate(splits):
             samples, learned = on_part(k, x_check)
-            likelihood = functools.partial(nll_at, y_check, samples)
+            likelihood = functools.partial(nll, y_check, samples)
             found = optimize.minimize_scalar(likelihood, bounds=np.log(learned) + np.array([-1.0, 3.0]))
             if found.fun + np.log(unit) < best[k][0]:
                 samples, _ = on_whole(k, x_test)
                 rmse = whole_unit * np.sqrt(np.mean((y_test - samples.mean(axis=0)) ** 2))
-                result = rmse, nll(y_test, samples, np.exp(found.x)) + np.log(whole_unit)
+                result = rmse, nll(y_test, samples, found.x) + np.log(whole_unit)
                 best[k] = (found.fun + np.log(unit), (setting, *result))
     return [result for _, result in best]
 

@@ -29,7 +29,7 @@ class LossVariablesOptimizer(keras.optimizers.MultiOptimizer):
             )
         if isinstance(optimizer, (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)):
             raise ValueError(
-                "Trainer.compile: `loss_learning_rate` needs a plain optimizer, that trains each variable by itself. "
+                "Trainer.compile: `loss_learning_rate` needs a plain optimizer. "
                 f"Received: optimizer={type(optimizer).__name__}. Pass the optimizer that it wraps "
                 "(Keras adds loss scaling by itself), or give the rates in your own MultiOptimizer."
             )

@@ -16,7 +16,6 @@ from kriterion._scope import forked_scope
 from kriterion.backend import Tensor
 from kriterion.transforms._roots import root, single
 
-PER = ("batch", "example", "position")
 _CONVOLUTIONS = (
     keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
     keras.layers.Conv1DTranspose, keras.layers.Conv2DTranspose, keras.layers.Conv3DTranspose,
@@ -60,27 +59,22 @@ def linear_layers(model: keras.Model, chosen: Sequence[bool], owner: str) -> lis
     return found
 
 
-def weights_of(layers: Sequence[LinearLayer]) -> list[int]:
-    """Which of the model's trainable weights have their noise in these layers."""
-    return [k for part in layers for k in (part.kernel, part.bias) if k is not None]
-
-
 def with_example_noise(
     function: Callable[..., Any],
     layers: Sequence[LinearLayer],
     stddevs: Mapping[int, Tensor],
     seeds: Sequence[tuple[Tensor, Tensor]],
     *,
-    law: str = "normal",
-    per: str = "example",
-    sign: int = 1,
+    law: str,
+    per: str,
+    sign: int,
 ) -> Callable[..., Any]:
     """The function, such that these layers have noise when it calls them.
 
     Args:
         function: any function that calls the layers.
         layers: the layers.
-        stddevs: the standard deviation of the noise for each of `weights_of(layers)`; it broadcasts to the weight.
+        stddevs: the standard deviation of the noise on each of their weights, by its index; it broadcasts to it.
         seeds: two for each layer.
         law: law of the noise on a weight, as in `Backend.noise`.
         per: `"example"` or `"position"`, for independent noise wherever the weights are used.
@@ -128,9 +122,9 @@ def _noisy_call(
     def noisy(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         nonlocal calls
         calls += 1
-        used, _ = _axes(layer, len(inputs.shape))
+        axes = _axes(layer, len(inputs.shape))
         # Where an example uses each weight once, noise on the weights and on what they are summed to are the same.
-        once = not isinstance(layer, _CONVOLUTIONS) and len(used) == len(inputs.shape) - 1
+        once = not isinstance(layer, _CONVOLUTIONS) and len(axes[0]) == len(inputs.shape) - 1
         on_output = law == "normal" and (once or per == "position")
         if on_output and calls > 1:
             raise NotImplementedError(
@@ -142,7 +136,7 @@ def _noisy_call(
             if on_output:
                 noise = _local(layer, linear, inputs, stddevs, ops.shape(outputs), seeds[0])
             else:
-                noise = _flipout(layer, linear, inputs, stddevs, tuple(outputs.shape), law, seeds)
+                noise = _flipout(layer, linear, inputs, stddevs, axes, tuple(outputs.shape), law, seeds)
         noise = ops.cast(noise, outputs.dtype)
         outputs = outputs + noise if sign > 0 else outputs - noise
         return outputs if activation is None else activation(outputs)
@@ -169,13 +163,20 @@ def _local(layer: Any, linear: Any, x: Tensor, stddevs: tuple[Any, Any], shape: 
 
 
 def _flipout(
-    layer: Any, linear: Any, x: Tensor, stddevs: tuple[Any, Any], shape: Any, law: str, seeds: tuple[Tensor, Tensor]
+    layer: Any,
+    linear: Any,
+    x: Tensor,
+    stddevs: tuple[Any, Any],
+    axes: tuple[list[int], list[int]],
+    shape: Any,
+    law: str,
+    seeds: tuple[Tensor, Tensor],
 ) -> Tensor:
     """Flipout: one draw E for the batch, and for each example random signs: ((x r) E) q."""
     variables = [v for v, stddev in zip((layer.kernel, layer.bias), stddevs, strict=True) if stddev is not None]
     draws = iter(backend.noise(law, [tuple(v.shape) for v in variables], seeds[0]))
     kernel, bias = (None if stddev is None else stddev * next(draws) for stddev in stddevs)
-    used, made = _axes(layer, len(x.shape))
+    used, made = axes
     counts = [math.prod(x.shape[axis] for axis in used), math.prod(shape[axis] for axis in made)]
     rows = ops.shape(x)[0]
     (signs,) = backend.noise("rademacher", [(rows, sum(counts))], seeds[1])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -16,8 +15,8 @@ from kriterion import backend
 from kriterion._selection import Select, check_select, selection, shifted
 from kriterion._validation import check_bool, check_choice, check_float, check_int
 from kriterion.backend import Tensor
-from kriterion.transforms._example_noise import PER, linear_layers, weights_of, with_example_noise
 from kriterion.transforms._passes import Pass, mean_of
+from kriterion.transforms._placement import PER, SIGNS, Placement
 from kriterion.transforms._priors import ScaleMixturePrior, empirical_bayes_divergence, normal_divergence
 from kriterion.transforms._sized import SizedTransform
 from kriterion.transforms.base import Batch, Objective, Weights
@@ -118,9 +117,7 @@ class LearnedWeightNoise(SizedTransform):
 
     def build(self, model: keras.Model) -> None:
         self.chosen = selection(model.trainable_variables, self.select, "LearnedWeightNoise")
-        self.layers = [] if self.per == "batch" else linear_layers(model, self.chosen, "LearnedWeightNoise")
-        own = weights_of(self.layers)
-        self.shared = [chosen and k not in own for k, chosen in enumerate(self.chosen)]
+        self.placement = Placement(model, self.chosen, self.per, "LearnedWeightNoise")
         self.weights = list(model.trainable_variables)
         self.selected = list(compress(self.weights, self.chosen))
         for weight in self.selected:
@@ -155,15 +152,16 @@ class LearnedWeightNoise(SizedTransform):
         noise = backend.noise("normal", [tuple(v.shape) for v in self.selected], seed)
         return shifted(weights, self.chosen, self._steps(self.selected, noise))
 
-    def divergence(self, weights: Weights, draws: Sequence[tuple[int, Sequence[Tensor]]]) -> Tensor:
-        """KL(posterior || prior), summed over the chosen weights; without closed form, at draws of (sign, noise)."""
+    def divergence(self, weights: Weights, draws: Sequence[Sequence[Tensor]]) -> Tensor:
+        """KL(posterior || prior), summed over the chosen weights; where it has no closed form, at these unit draws."""
         total: Any = 0.0
         for index, (variable, weight) in enumerate(zip(self.selected, compress(weights, self.chosen), strict=True)):
             log_stddev = self.log_stddevs[variable.path].value
             center = self.centers[variable.path].value if self.init == "moped" else 0.0
             mean = ops.cast(weight, "float32") - center
             if isinstance(self.prior, ScaleMixturePrior):
-                parts = [self.prior.divergence(mean, sign * noise[index], log_stddev) for sign, noise in draws]
+                signed = [sign * noise[index] for noise in draws for sign in SIGNS[self.antithetic]]
+                parts = [self.prior.divergence(mean, noise, log_stddev) for noise in signed]
                 total = total + sum(parts) / len(parts)
             elif isinstance(self.prior, str):
                 total = total + empirical_bayes_divergence(mean, log_stddev)
@@ -183,21 +181,17 @@ class LearnedWeightNoise(SizedTransform):
 
     def apply(self, objective: Objective) -> Objective:
         def bound(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
-            shared = list(compress(self.weights, self.shared))
+            shared = list(compress(self.weights, self.placement.on_weights))
             shapes = [tuple(variable.shape) for variable in shared]
             passes: list[Pass] = []
             draws = []
             for _ in range(self.samples):
                 noise = backend.noise("normal", shapes, self.seed_generator.next()) if shapes else []
-                steps = self._steps(shared, noise)
-                seeds = [(self.seed_generator.next(), self.seed_generator.next()) for _ in self.layers]
-                for sign in (1, -1) if self.antithetic else (1,):
-                    one: Pass = partial(objective, shifted(weights, self.shared, steps, sign))
-                    if self.layers:
-                        stddevs = {k: self._stddev(self.weights[k]) for k in weights_of(self.layers)}
-                        one = with_example_noise(one, self.layers, stddevs, seeds, per=self.per, sign=sign)
-                    passes.append(one)
-                    draws.append((sign, noise))
+                draws.append(noise)
+                passes += self.placement.passes(
+                    objective, weights, self._steps(shared, noise), lambda index: self._stddev(self.weights[index]),
+                    self.seed_generator, antithetic=self.antithetic,
+                )  # fmt: skip
             loss, outcome = mean_of(passes, batch)
             penalty = self._weight_of_step() * self.divergence(weights, draws)
             return loss + ops.cast(penalty, loss.dtype), outcome

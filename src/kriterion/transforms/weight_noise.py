@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 from itertools import compress
 from typing import Any
 
@@ -14,8 +13,8 @@ from keras import ops
 from kriterion._selection import Select, check_select, selection, shifted
 from kriterion._validation import check_bool, check_choice, check_float, check_int
 from kriterion.backend import Tensor
-from kriterion.transforms._example_noise import PER, linear_layers, weights_of, with_example_noise
-from kriterion.transforms._passes import Pass, mean_of
+from kriterion.transforms._passes import mean_of
+from kriterion.transforms._placement import PER, Placement
 from kriterion.transforms._random_weights import (
     DISTRIBUTIONS,
     MODES,
@@ -146,9 +145,7 @@ class WeightNoise(Transform):
 
     def build(self, model: keras.Model) -> None:
         self.chosen = selection(model.trainable_variables, self.select, "WeightNoise")
-        self.layers = [] if self.per == "batch" else linear_layers(model, self.chosen, "WeightNoise")
-        own = weights_of(self.layers)
-        self.shared = [chosen and k not in own for k, chosen in enumerate(self.chosen)]
+        self.placement = Placement(model, self.chosen, self.per, "WeightNoise")
         if self._varies and not hasattr(self, "step"):
             self.step = self.add_weight((), "zeros", "int32", trainable=False, name="step")
         if self.draws == "table":
@@ -189,10 +186,6 @@ class WeightNoise(Transform):
             return draws
         return [ops.cast(e, w.dtype) * scale_of(self.mode, w) for w, e in zip(some, draws, strict=True)]
 
-    def _stddev_of(self, weight: Tensor, stddev: Any) -> Tensor:
-        """Of the noise on a weight."""
-        return ops.cast(stddev * scale_of(self.mode, weight), weight.dtype)
-
     def sample(self, weights: Weights, seed: Tensor) -> list[Tensor]:
         """The weights with noise, whatever `start` and `stop` are; at the schedule's present standard deviation."""
         stddev = self.stddev(self.step.value) if callable(self.stddev) else self.stddev
@@ -203,19 +196,17 @@ class WeightNoise(Transform):
             if self.stddev == 0.0:
                 return objective(weights, batch)
             stddev = self._stddev_of_step()
-            next_seed = self.seed_generator.next
+
+            def stddev_of(index: int) -> Tensor:
+                return ops.cast(stddev * scale_of(self.mode, weights[index]), weights[index].dtype)
+
             passes = []
             for _ in range(self.samples):
-                noise = self._noise(weights, self.shared, stddev, next_seed())
-                seeds = [(next_seed(), next_seed()) for _ in self.layers]
-                for sign in (1, -1) if self.antithetic else (1,):
-                    one: Pass = partial(objective, shifted(weights, self.shared, noise, sign))
-                    if self.layers:
-                        stddevs = {k: self._stddev_of(weights[k], stddev) for k in weights_of(self.layers)}
-                        one = with_example_noise(
-                            one, self.layers, stddevs, seeds, law=self.distribution, per=self.per, sign=sign
-                        )
-                    passes.append(one)
+                noise = self._noise(weights, self.placement.on_weights, stddev, self.seed_generator.next())
+                passes += self.placement.passes(
+                    objective, weights, noise, stddev_of, self.seed_generator,
+                    antithetic=self.antithetic, law=self.distribution,
+                )  # fmt: skip
             return mean_of(passes, batch)
 
         return noisy
