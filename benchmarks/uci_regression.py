@@ -3,9 +3,9 @@
 Run: python benchmarks/uci_regression.py FOLDER [SET ...], on JAX, where FOLDER holds NAME.npz with X, y and test_mask
 (splits, rows). Prints test RMSE and negative log likelihood, mean and standard error over the splits.
 
-Each setting is trained on four fifths of a split's training rows, and on all of them, all splits at once (`vmap`) by
-the trainer's own objective and optimizer. For each split, the setting and the standard deviation of the targets' noise
-are those of the best likelihood on the other fifth. Test rows are used once, at the end.
+For each split, the setting and the standard deviation of the targets' noise are those of the best likelihood in a
+cross-validation of its training rows, five folds. All splits and folds train at once (`vmap`), by the trainer's own
+objective and optimizer. Test rows are used once, at the end.
 """
 
 import functools
@@ -21,7 +21,7 @@ import numpy as np
 from scipy import optimize
 
 SETS = ("boston", "concrete", "energy", "wine", "yacht")
-BATCH, STEPS, SAMPLES = 32, 10_000, 200
+BATCH, STEPS, SAMPLES, FOLDS = 32, 10_000, 200, 5
 BESIDE = {"boston": (3.01, 2.57, 2.90, 2.40), "concrete": (5.67, 3.16, 4.82, 2.93), "energy": (1.80, 2.04, 0.54, 1.21),
           "wine": (0.64, 0.97, 0.62, 0.93), "yacht": (1.02, 1.63, 0.67, 1.25)}  # fmt: skip
 
@@ -34,36 +34,34 @@ def cosine(rate):
     return keras.optimizers.schedules.CosineDecay(rate, STEPS)
 
 
-def learned_noise(prior, temperature):
+def learned_noise(temperature):
     noise = kriterion.transforms.LearnedWeightNoise(
-        prior=prior, temperature=temperature, warm_up=2000, per="example", seed=0
+        prior="empirical_bayes", temperature=temperature, warm_up=2000, per="example", seed=0
     )
     return keras.optimizers.Adam(cosine(0.01)), [noise]
 
 
-def weight_noise(stddev, decay):
+def weight_noise(stddev):
     noise = kriterion.transforms.WeightNoise(stddev, mode="filter", select="all", per="example", seed=0)
-    return keras.optimizers.Adam(cosine(0.01)), [
-        noise,
-        kriterion.transforms.WeightPenalty(keras.regularizers.L2(decay)),
-    ]
+    penalty = kriterion.transforms.WeightPenalty(keras.regularizers.L2(1e-5))
+    return keras.optimizers.Adam(cosine(0.01)), [noise, penalty]
 
 
-def ivon(rate, decay, examples):
+def ivon(decay, examples):
     noise = kriterion.transforms.IVONNoise(examples=examples, seed=0)
-    return kriterion.optimizers.IVON(cosine(rate), hessian_init=1.0, beta_2=0.999, weight_decay=decay), [noise]
+    return kriterion.optimizers.IVON(cosine(0.02), hessian_init=1.0, beta_2=0.999, weight_decay=decay), [noise]
 
 
 METHODS = {
-    "LearnedWeightNoise": (learned_noise, (1.0, "empirical_bayes"), (1.0, 0.3, 0.1, 0.03)),
-    "IVON": (ivon, (0.01, 0.02), (1e-4, 1e-3), (1e3, 1e4)),
-    "WeightNoise": (weight_noise, (0.01, 0.03, 0.1, 0.3), (1e-6, 1e-4)),
+    "LearnedWeightNoise": (learned_noise, (1.0, 0.3, 0.1, 0.03)),
+    "IVON": (ivon, (1e-4, 1e-3), (1e3, 1e4)),
+    "WeightNoise": (weight_noise, (0.01, 0.03, 0.1, 0.3)),
 }
 
 
 def trained(make, x, y):
-    """A function of split and inputs that draws predictions; x is (splits, rows, features), y (splits, rows)."""
-    splits, rows, features = x.shape
+    """A function of network and inputs that draws predictions; x is (networks, rows, features), y (networks, rows)."""
+    networks, rows, features = x.shape
     optimizer, transforms = make()
     trainer = kriterion.Trainer(network(features))
     trainer.compile(optimizer, kriterion.losses.TaskUncertainty("mean_squared_error"), transforms=transforms)
@@ -75,14 +73,14 @@ def trained(make, x, y):
     groups = (trainer.trainable_variables, trainer.non_trainable_variables, optimizer.variables)
     random = np.random.default_rng(0)
     starts = []
-    for _ in range(splits):
+    for _ in range(networks):
         keras.utils.set_random_seed(int(random.integers(2**31)))
         trainer.model.set_weights(network(features).get_weights())
         transforms[0].seed_generator.state.assign(random.integers(2**31, size=2))
         starts.append([[v.numpy().copy() for v in group] for group in groups])
     state = jax.tree.map(lambda *leaves: np.stack(leaves), *starts)
     metrics = [v.value for v in trainer.metrics_variables]
-    chosen = np.stack([epochs(random, rows) for _ in range(splits)])
+    chosen = np.stack([epochs(random, rows) for _ in range(networks)])
 
     def step(data, state, rows):
         (weights, others, slots), (x, y) = state, data
@@ -100,13 +98,13 @@ def trained(make, x, y):
 
     ends = jax.tree.map(np.asarray, run(state, x, y, chosen))
 
-    def predict(split, inputs):
+    def predict(index, inputs):
         """Samples, and the standard deviation of the targets' noise that training found."""
         for group, values in zip(groups, ends, strict=True):
             for variable, value in zip(group, values, strict=True):
-                variable.assign(value[split])
+                variable.assign(value[index])
         noise = np.exp(trainer.loss.log_variance / 2)
-        return trainer.predict_samples(inputs, SAMPLES, seed=split, batch_size=len(inputs))[..., 0], noise
+        return trainer.predict_samples(inputs, SAMPLES, seed=index, batch_size=len(inputs))[..., 0], noise
 
     return predict
 
@@ -115,7 +113,8 @@ def epochs(random, rows):
     """Rows of each step: every row once in an epoch, the last incomplete batch left out."""
     full = rows // BATCH
     count = -(-STEPS // full)
-    return np.concatenate([random.permutation(rows)[: full * BATCH].reshape(full, BATCH) for _ in range(count)])[:STEPS]
+    order = [random.permutation(rows)[: full * BATCH].reshape(full, BATCH) for _ in range(count)]
+    return np.concatenate(order)[:STEPS].astype("int32")
 
 
 def nll(y, samples, log_noise):
@@ -123,42 +122,41 @@ def nll(y, samples, log_noise):
     return float(np.mean(kriterion.metrics.sample_nll(y[:, None], samples[..., None], np.exp(log_noise))))
 
 
-def prepared(x, y, train, *parts):
-    """Standardised by the training rows: the parts, and the unit of y."""
+def standardised(x, y, train, test):
+    """By the training rows: inputs and targets of both parts, and the unit of y."""
     mean, spread = x[train].mean(axis=0), x[train].std(axis=0)
     spread[spread == 0] = 1.0
     unit = y[train].std()
-    scaled = ((x - mean) / spread).astype("float32"), ((y - y[train].mean()) / unit).astype("float32")
-    return [tuple(values[part] for values in scaled) for part in (train, *parts)], unit
+    x, y = ((x - mean) / spread).astype("float32"), ((y - y[train].mean()) / unit).astype("float32")
+    return x[train], y[train], x[test], y[test], unit
 
 
 def evaluated(x, y, masks, make, settings):
     """RMSE and negative log likelihood of each split."""
     random = np.random.default_rng(1)
-    splits = []
-    for mask in masks:
-        rows = random.permutation(np.flatnonzero(~mask))
-        held = len(rows) // 5
-        (fitted, checked), unit = prepared(x, y, rows[held:], rows[:held])
-        (whole, tested), whole_unit = prepared(x, y, rows, mask)
-        splits.append((fitted, checked, unit, whole, tested, whole_unit))
+    splits = [standardised(x, y, random.permutation(np.flatnonzero(~mask)), mask) for mask in masks]
+    xs, ys = (np.stack(values) for values in list(zip(*splits, strict=True))[:2])
+    held = xs.shape[1] // FOLDS
+    folds = [np.arange(k * held, (k + 1) * held) for k in range(FOLDS)]
 
-    def stacked(part):
-        return [np.stack(values) for values in zip(*(split[part] for split in splits), strict=True)]
+    def without(values):
+        """(splits x folds, rows outside the fold, ...)."""
+        return np.concatenate([np.stack([np.delete(v, fold, axis=0) for fold in folds]) for v in values])
 
-    best = [(np.inf, None)] * len(masks)
+    best = [(np.inf, None)] * len(splits)
     for setting in settings:
-        on_part = trained(functools.partial(make, *setting), *stacked(0))
-        on_whole = trained(functools.partial(make, *setting), *stacked(3))
-        for k, (_, (x_check, y_check), unit, _, (x_test, y_test), whole_unit) in enumerate(splits):
-            samples, learned = on_part(k, x_check)
-            likelihood = functools.partial(nll, y_check, samples)
-            found = optimize.minimize_scalar(likelihood, bounds=np.log(learned) + np.array([-1.0, 3.0]))
-            if found.fun + np.log(unit) < best[k][0]:
+        on_folds = trained(functools.partial(make, *setting), without(xs), without(ys))
+        on_whole = trained(functools.partial(make, *setting), xs, ys)
+        for k, (x_train, y_train, x_test, y_test, unit) in enumerate(splits):
+            found = [on_folds(k * FOLDS + j, x_train[fold]) for j, fold in enumerate(folds)]
+            samples = np.concatenate([drawn for drawn, _ in found], axis=-1)
+            start = np.log(np.mean([learned for _, learned in found]))
+            likelihood = functools.partial(nll, y_train[: FOLDS * held], samples)
+            noise = optimize.minimize_scalar(likelihood, bounds=start + np.array([-1.0, 3.0]))
+            if noise.fun < best[k][0]:
                 samples, _ = on_whole(k, x_test)
-                rmse = whole_unit * np.sqrt(np.mean((y_test - samples.mean(axis=0)) ** 2))
-                result = rmse, nll(y_test, samples, found.x) + np.log(whole_unit)
-                best[k] = (found.fun + np.log(unit), (setting, *result))
+                rmse = unit * np.sqrt(np.mean((y_test - samples.mean(axis=0)) ** 2))
+                best[k] = (noise.fun, (setting, rmse, nll(y_test, samples, noise.x) + np.log(unit)))
     return [result for _, result in best]
 
 
