@@ -196,24 +196,25 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         Returns:
             `(loss, (y_pred, new non-trainable values, new metrics values))`; no variable is changed.
         """
-        state = [*self.non_trainable_variables, *self.metrics_variables]
-        values = dict(zip(map(id, self.trainable_variables), trainable_values, strict=True))
+        # Each of these walks through all layers.
+        trainable, non_trainable = self.trainable_variables, self.non_trainable_variables
+        state = [*non_trainable, *self.metrics_variables]
+        values = dict(zip(map(id, trainable), trainable_values, strict=True))
         mapping = [
-            *zip(self.trainable_variables, trainable_values, strict=True),
+            *zip(trainable, trainable_values, strict=True),
             *zip(state, [*non_trainable_values, *metrics_values], strict=True),
         ]
         with keras.StatelessScope(mapping) as scope:
             weights = [values[id(variable)] for variable in self.model.trainable_variables]
             loss, (y_pred, evaluated) = self._composed(weights, Batch(*data))
-            for variable in self.trainable_variables:
+            for variable in trainable:
                 if variable.regularizer is not None:
                     penalty = variable.regularizer(values[id(variable)])
                     loss = loss + keras.ops.cast(keras.ops.sum(penalty), loss.dtype)
         # What the forward pass assigned comes from the pass that counts, the transforms' own state from here.
         own = {id(variable) for transform in self.transforms for variable in transform.variables}
         new = [scope.get_current_value(v) if id(v) in own else evaluated[id(v)] for v in state]
-        count = len(self.non_trainable_variables)
-        return loss, (y_pred, new[:count], new[count:])
+        return loss, (y_pred, new[: len(non_trainable)], new[len(non_trainable) :])
 
     def data_loss(self, weights: Weights, batch: tuple[Any, Any, Any]) -> Tensor:
         """The loss on a batch at the given weights, in evaluation and without the model's weight penalties."""
@@ -239,8 +240,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
                 loss = self.compute_loss(batch.x, batch.y, y_pred, batch.sample_weight, training=training)
             finally:
                 self._penalties_apart = False
-            state = [*self.non_trainable_variables, *self.metrics_variables]
-            return loss, (y_pred, {id(v): scope.get_current_value(v) for v in state})
+            return loss, (y_pred, dict(scope.state_mapping))
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True

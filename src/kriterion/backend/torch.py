@@ -58,30 +58,32 @@ _NORMAL_SCALE = float(normal_quantiles()[-1] / torch.erfinv(torch.tensor(1 - 2.0
 @torch.compiler.disable
 def noise(law: str, shapes: Sequence[tuple[int, ...]], seed: Tensor, scale: Any = 1.0) -> list[Tensor]:
     counts = [math.prod(shape) for shape in shapes]
-    numbers = _flat_noise(law, sum(counts), seed).mul_(scale)
+    numbers = _flat_noise(law, sum(counts), seed, scale)
     return [part.view(shape) for part, shape in zip(numbers.split(counts), shapes, strict=True)]
 
 
-def _flat_noise(law: str, count: int, seed: Tensor) -> Tensor:
+def _flat_noise(law: str, count: int, seed: Tensor, scale: Any) -> Tensor:
     device = get_device()
     if device == "meta":
         return torch.empty(count, device=device)
     words = [word & 0xFFFFFFFF for word in seed.tolist()]
     if device != "cpu":
-        return _device_noise(law, count, device, words)
+        return _device_noise(law, count, device, words).mul_(scale)
     # PyTorch's own generator draws one number at a time on a CPU, which takes longer than all of this.
     bits = np.random.SFC64(words)
 
-    def numbers(dtype: Any) -> Tensor:
-        """Integers of all values of the type plus 1/2, in float32."""
-        words = bits.random_raw(-(-count * np.dtype(dtype).itemsize // 8))
-        return torch.add(torch.from_numpy(words.view(dtype)[:count]), 0.5)
+    def centred(dtype: Any) -> Tensor:
+        """All values of the integer type plus 1/2, as numbers between -1 and 1."""
+        size = np.dtype(dtype).itemsize
+        integers = torch.from_numpy(bits.random_raw(-(-count * size // 8)).view(dtype)[:count])
+        unit = 2.0 ** (1 - 8 * size)
+        return torch.add(torch.tensor(unit / 2, dtype=torch.float32), integers, alpha=unit)
 
     if law == "normal":
-        return numbers(np.int16).mul_(2.0**-15).erfinv_().mul_(_NORMAL_SCALE)
+        return centred(np.int16).erfinv_().mul_(_NORMAL_SCALE * scale)
     if law == "rademacher":
-        return numbers(np.int8).sign_()
-    return numbers(np.int32).mul_(math.sqrt(12) * 2.0**-32)
+        return centred(np.int8).sign_().mul_(scale)
+    return centred(np.int32).mul_(math.sqrt(3) * scale)
 
 
 def _device_noise(law: str, count: int, device: str, words: list[int]) -> Tensor:

@@ -86,19 +86,22 @@ class IVONNoise(SizedTransform):
     def _draw(self, weights: Weights, seed: Tensor) -> list[Tensor]:
         """The weights with noise, such that the derivative by h is the estimate of the Hessian's diagonal.
 
-        That estimate is k = g e / s, with the gradient g at the noisy weights: s is held fixed, and a term is added
-        that is zero and has the derivative e / s.
+        That estimate is k = g e / s, with the gradient g at the noisy weights: the noise s e is given the derivative
+        e / s by h.
         """
         examples = self.examples.value if isinstance(self.number, str) else self.number
         noise = backend.noise("normal", [tuple(v.shape) for v in self.selected], seed)
 
-        def step(variable: keras.Variable, e: Tensor) -> Tensor:
-            hessian = self.hessians[variable.path].value
-            held = ops.stop_gradient(hessian)
-            precision = ops.sqrt(examples * (held + self.optimizer.decay))
-            return e / precision + (hessian - held) * (e * precision)
+        def of_tensors(hessian: Tensor, e: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+            stddev = ops.rsqrt(examples * (hessian + self.optimizer.decay))
+            return e * stddev, (e / stddev, stddev)
 
-        return shifted(weights, self.chosen, map(step, self.selected, noise))
+        step = backend.elementwise(of_tensors)
+        return shifted(
+            weights,
+            self.chosen,
+            [step(self.hessians[variable.path].value, e) for variable, e in zip(self.selected, noise, strict=True)],
+        )
 
     def sample(self, weights: Weights, seed: Tensor) -> list[Tensor]:
         """Weights drawn from the posterior."""

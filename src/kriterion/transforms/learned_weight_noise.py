@@ -157,8 +157,9 @@ class LearnedWeightNoise(SizedTransform):
         total: Any = 0.0
         for index, (variable, weight) in enumerate(zip(self.selected, compress(weights, self.chosen), strict=True)):
             log_stddev = self.log_stddevs[variable.path].value
-            center = self.centers[variable.path].value if self.init == "moped" else 0.0
-            mean = ops.cast(weight, "float32") - center
+            mean = ops.cast(weight, "float32")
+            if self.init == "moped":
+                mean = mean - self.centers[variable.path].value
             if isinstance(self.prior, ScaleMixturePrior):
                 signed = [sign * noise[index] for noise in draws for sign in SIGNS[self.antithetic]]
                 parts = [self.prior.divergence(mean, noise, log_stddev) for noise in signed]
