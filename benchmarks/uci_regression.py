@@ -49,7 +49,7 @@ def weight_noise(stddev):
 
 def ivon(decay, examples):
     noise = kriterion.transforms.IVONNoise(examples=examples, seed=0)
-    return kriterion.optimizers.IVON(cosine(0.02), hessian_init=1.0, beta_2=0.999, weight_decay=decay), [noise]
+    return kriterion.optimizers.IVON(cosine(0.01), hessian_init=1.0, beta_2=0.999, weight_decay=decay), [noise]
 
 
 METHODS = {
