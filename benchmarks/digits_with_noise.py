@@ -36,9 +36,9 @@ def learned_noise(temperature, seed):
 
 METHODS = {
     "plain": (lambda setting, seed: [], (None,)),
-    "WeightNoise": (weight_noise, (0.1, 0.3, 0.6)),
-    "LearnedWeightNoise": (learned_noise, (1.0, 0.3, 0.1)),
-    "SharpnessAware": (lambda rho, seed: [transforms.SharpnessAware(rho)], (0.05, 0.1, 0.2)),
+    "WeightNoise": (weight_noise, (0.1, 0.3, 0.6, 1.0)),
+    "LearnedWeightNoise": (learned_noise, (1.0, 0.3, 0.1, 0.03)),
+    "SharpnessAware": (lambda rho, seed: [transforms.SharpnessAware(rho)], (0.02, 0.05, 0.1, 0.2)),
 }
 
 
