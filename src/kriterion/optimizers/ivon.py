@@ -16,7 +16,7 @@ from kriterion.backend import Tensor
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class IVON(keras.optimizers.Optimizer):
-    """Newton-like steps with a Hessian that weight noise estimates: variational inference at the cost of Adam.
+    """Newton-like steps with a Hessian that weight noise estimates: variational inference, one gradient a step.
 
     m <- b1 m + (1 - b1) g, h <- b2 h + (1 - b2) k + (1 - b2)^2 (h - k)^2 / (2 (h + d)),
     w <- w - a (h0 + d) (m / (1 - b1^t) + d w) / (h + d)
