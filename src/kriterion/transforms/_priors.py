@@ -15,8 +15,8 @@ from kriterion.backend import Tensor
 
 def normal_divergence(mean: Tensor, log_stddev: Tensor, prior_stddev: float) -> Tensor:
     """KL(N(m, s^2) || N(0, p^2)) = sum of log(p / s) + (s^2 + m^2) / (2 p^2) - 1/2."""
-    constant = math.prod(mean.shape) * (math.log(prior_stddev) - 0.5)
-    return constant - ops.sum(log_stddev) + _squares(mean, log_stddev) / (2.0 * prior_stddev**2)
+    squares = ops.square(mean) + ops.exp(2.0 * log_stddev)
+    return ops.sum(math.log(prior_stddev) - 0.5 - log_stddev + squares / (2.0 * prior_stddev**2))
 
 
 def empirical_bayes_divergence(mean: Tensor, log_stddev: Tensor) -> Tensor:
@@ -25,12 +25,8 @@ def empirical_bayes_divergence(mean: Tensor, log_stddev: Tensor) -> Tensor:
     The derivative by p is 0 there, so that the gradient is that at fixed p.
     """
     count = math.prod(mean.shape)
-    return 0.5 * count * ops.log(_squares(mean, log_stddev) / count) - ops.sum(log_stddev)
-
-
-def _squares(mean: Tensor, log_stddev: Tensor) -> Tensor:
-    """The sum of m^2 + s^2."""
-    return ops.sum(ops.square(mean)) + ops.sum(ops.exp(2.0 * log_stddev))
+    best = ops.sum(ops.square(mean) + ops.exp(2.0 * log_stddev)) / count
+    return 0.5 * count * ops.log(best) - ops.sum(log_stddev)
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
