@@ -16,6 +16,7 @@ import kriterion
 import keras
 import numpy as np
 from long_tail import digits as read
+from scipy import stats
 
 from kriterion import metrics, transforms
 
@@ -105,7 +106,7 @@ def main():
             found = [judged(name, setting, train, test, seed) for seed, train in enumerate(draws)]
             for label in found[0]:
                 values = [each[label] for each in found]
-                error = np.std(values, axis=0, ddof=1) / np.sqrt(len(values))
+                error = stats.sem(values)
                 cells = [f"{m:.3f} +- {e:.3f}" for m, e in zip(np.mean(values, axis=0), error, strict=True)]
                 seconds = time.perf_counter() - start
                 print(f"  {label:<26} {'   '.join(cells)}   setting {setting}, {seconds:.0f} s", flush=True)

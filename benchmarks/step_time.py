@@ -47,29 +47,29 @@ def group_penalty():
 
 
 VARIANTS = {
-    "plain": (plain, lambda: keras.optimizers.Adam()),
-    "trainer": (trainer(), lambda: keras.optimizers.Adam()),
-    "weight_penalty": (trainer(group_penalty), lambda: keras.optimizers.Adam()),
+    "plain": (plain, keras.optimizers.Adam),
+    "trainer": (trainer(), keras.optimizers.Adam),
+    "weight_penalty": (trainer(group_penalty), keras.optimizers.Adam),
     "variance_scaling": (plain, lambda: kriterion.optimizers.VarianceScaling(keras.optimizers.Adam())),
-    "weight_noise": (trainer(lambda: kriterion.transforms.WeightNoise(0.05)), lambda: keras.optimizers.Adam()),
+    "weight_noise": (trainer(lambda: kriterion.transforms.WeightNoise(0.05)), keras.optimizers.Adam),
     "noise_of_a_table": (
         trainer(lambda: kriterion.transforms.WeightNoise(0.05, draws="table")),
-        lambda: keras.optimizers.Adam(),
+        keras.optimizers.Adam,
     ),
     "noise_per_example": (
         trainer(lambda: kriterion.transforms.WeightNoise(0.05, per="example")),
-        lambda: keras.optimizers.Adam(),
+        keras.optimizers.Adam,
     ),
-    "learned_noise": (trainer(lambda: kriterion.transforms.LearnedWeightNoise()), lambda: keras.optimizers.Adam()),
+    "learned_noise": (trainer(kriterion.transforms.LearnedWeightNoise), keras.optimizers.Adam),
     "learned_per_example": (
         trainer(lambda: kriterion.transforms.LearnedWeightNoise(per="example")),
-        lambda: keras.optimizers.Adam(),
+        keras.optimizers.Adam,
     ),
-    "ivon": (trainer(lambda: kriterion.transforms.IVONNoise()), lambda: kriterion.optimizers.IVON()),
-    "sharpness_aware": (trainer(lambda: kriterion.transforms.SharpnessAware(0.05)), lambda: keras.optimizers.Adam()),
+    "ivon": (trainer(kriterion.transforms.IVONNoise), kriterion.optimizers.IVON),
+    "sharpness_aware": (trainer(lambda: kriterion.transforms.SharpnessAware(0.05)), keras.optimizers.Adam),
     "gradient_variance": (
         trainer(lambda: kriterion.transforms.GradientVariancePenalty(1e-3)),
-        lambda: keras.optimizers.Adam(),
+        keras.optimizers.Adam,
     ),
 }
 

@@ -5,7 +5,7 @@ Run: python benchmarks/uci_regression.py FOLDER [SET ...], on JAX, where FOLDER 
 
 For each split, the setting and the standard deviation of the targets' noise are those of the best likelihood in a
 cross-validation of its training rows, five folds. All splits and folds train at once (`vmap`), by the trainer's own
-objective and optimizer. Test rows are used once, at the end.
+objective and optimizer. Test rows decide nothing.
 """
 
 import functools
@@ -18,7 +18,7 @@ import kriterion  # first: it chooses the default backend
 import jax
 import keras
 import numpy as np
-from scipy import optimize
+from scipy import optimize, stats
 
 SETS = ("boston", "concrete", "energy", "wine", "yacht")
 BATCH, STEPS, SAMPLES, FOLDS = 32, 10_000, 200, 5
@@ -168,7 +168,7 @@ def main(folder, *names):
             start = time.perf_counter()
             results = evaluated(data["X"], data["y"], data["test_mask"], make, list(itertools.product(*choices)))
             found = np.array([result[1:] for result in results])
-            errors = found.std(axis=0, ddof=1) / np.sqrt(len(found))
+            errors = stats.sem(found)
             settings_chosen = sorted({result[0] for result in results}, key=str)
             print(
                 f"  {method:<20} RMSE {found[:, 0].mean():.3f} +- {errors[0]:.3f}   NLL {found[:, 1].mean():.3f} +- "

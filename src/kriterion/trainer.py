@@ -240,7 +240,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
                 loss = self.compute_loss(batch.x, batch.y, y_pred, batch.sample_weight, training=training)
             finally:
                 self._penalties_apart = False
-            return loss, (y_pred, dict(scope.state_mapping))
+            return loss, (y_pred, scope.state_mapping)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True

@@ -96,12 +96,8 @@ class IVONNoise(SizedTransform):
             stddev = ops.rsqrt(examples * (hessian + self.optimizer.decay))
             return e * stddev, (e / stddev, stddev)
 
-        step = backend.elementwise(of_tensors)
-        return shifted(
-            weights,
-            self.chosen,
-            [step(self.hessians[variable.path].value, e) for variable, e in zip(self.selected, noise, strict=True)],
-        )
+        hessians = [self.hessians[variable.path].value for variable in self.selected]
+        return shifted(weights, self.chosen, map(backend.elementwise(of_tensors), hessians, noise))
 
     def sample(self, weights: Weights, seed: Tensor) -> list[Tensor]:
         """Weights drawn from the posterior."""
