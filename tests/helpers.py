@@ -78,6 +78,7 @@ REGULARIZERS = {
     "range": lambda strength=0.3: kriterion.regularizers.Range(strength, -0.2, 0.4),
     "group_sparsity_output": lambda strength=0.3: kriterion.regularizers.GroupSparsity(strength),
     "group_sparsity_input": lambda strength=0.3: kriterion.regularizers.GroupSparsity(strength, groups="input"),
+    "sparse_group_sparsity": lambda strength=0.3: kriterion.regularizers.SparseGroupSparsity(strength, 0.4),
 }
 OPTIMIZERS = {
     "variance_scaling": lambda: kriterion.optimizers.VarianceScaling(keras.optimizers.AdamW(0.01)),

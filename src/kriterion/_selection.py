@@ -59,6 +59,19 @@ def check_select(select: Select, owner: str) -> Select:
     return select
 
 
+def match_path(path: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that is this path, or else the only one that differs from it by outer names alone.
+
+    Keras puts the names of the models around a layer before its own or leaves them out, depending on when its weights
+    were made: `"sequential/dense/kernel"` may be `"dense/kernel"` in the same model loaded from a file.
+    """
+    candidates = list(candidates)
+    if path in candidates:
+        return path
+    ends = [c for c in candidates if f"/{path}".endswith(f"/{c}") or f"/{c}".endswith(f"/{path}")]
+    return ends[0] if len(ends) == 1 else None
+
+
 def shifted(weights: Sequence[Tensor], chosen: Sequence[bool], steps: Iterable[Tensor], sign: int = 1) -> list[Tensor]:
     """The weights, with a step, in order, added to each of the chosen ones; or subtracted, with the sign -1."""
     step: Any = iter(steps)

@@ -209,7 +209,8 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
             loss, (y_pred, evaluated) = self._composed(weights, Batch(*data))
             for variable in trainable:
                 if variable.regularizer is not None:
-                    penalty = variable.regularizer(values[id(variable)])
+                    # The variable, not its value: some regularizers go by its path.
+                    penalty = variable.regularizer(variable)
                     loss = loss + keras.ops.cast(keras.ops.sum(penalty), loss.dtype)
         # What the forward pass assigned comes from the pass that counts, the transforms' own state from here.
         own = {id(variable) for transform in self.transforms for variable in transform.variables}

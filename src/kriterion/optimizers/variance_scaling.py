@@ -10,25 +10,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from kriterion import backend
 from kriterion._validation import check_float
 from kriterion.backend import Tensor
-
-_WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
-# What Keras's base class does around an optimizer's own update; here this optimizer does it, once.
-_AROUND_UPDATE = {
-    "weight_decay": None,
-    "clipnorm": None,
-    "global_clipnorm": None,
-    "clipvalue": None,
-    "use_ema": False,
-    "loss_scale_factor": None,
-    "gradient_accumulation_steps": None,
-}
+from kriterion.optimizers._wrapper import OptimizerWrapper
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
-class VarianceScaling(keras.optimizers.Optimizer):
+class VarianceScaling(OptimizerWrapper):
     """Any Keras optimizer, with each weight's update scaled down where the gradient is mostly noise.
 
     update -> gamma * update, gamma = m^2 / (m^2 + rho s)
@@ -64,58 +52,23 @@ class VarianceScaling(keras.optimizers.Optimizer):
     def __init__(
         self, optimizer: keras.optimizers.Optimizer | str, *, beta: float = 0.9, name: str = "variance_scaling"
     ) -> None:
-        optimizer = keras.optimizers.get(optimizer)
-        if not isinstance(optimizer, keras.optimizers.Optimizer) or isinstance(optimizer, _WRAPPERS):
-            raise TypeError(
-                "VarianceScaling: `optimizer` must be a Keras optimizer that computes updates itself. "
-                f"Received: optimizer={type(optimizer).__name__}. Wrap VarianceScaling by it instead."
-            )
-        config = optimizer.get_config()
-        around = {key: getattr(optimizer, key) for key in _AROUND_UPDATE}
-        learning_rate = config["learning_rate"]
-        if isinstance(learning_rate, dict):
-            learning_rate = keras.optimizers.schedules.deserialize(learning_rate)
-        super().__init__(
-            learning_rate,
-            ema_momentum=optimizer.ema_momentum,
-            ema_overwrite_frequency=optimizer.ema_overwrite_frequency,
-            name=name,
-            **around,
-        )
+        super().__init__(optimizer, name=name)
         self.beta = check_float("VarianceScaling", "beta", beta, above=0.0)
         if self.beta >= 1.0:
             raise ValueError(f"VarianceScaling: `beta` must be < 1. Received: beta={beta!r}")
-        self._optimizer_config = config
-        self.inner_optimizer = type(optimizer).from_config(config)
-        for key, value in _AROUND_UPDATE.items():
-            setattr(self.inner_optimizer, key, value)
-        self.inner_optimizer.learning_rate = self._shared_learning_rate
-
-    def _shared_learning_rate(self) -> Tensor:
-        return self.learning_rate
 
     def build(self, variables: list[keras.Variable]) -> None:
         if self.built:
             return
         super().build(variables)
-        self.inner_optimizer.build(variables)
         self.update_count = self.add_variable((), dtype="int32", name="update_count")
         self.means, self.squares = self.add_optimizer_variables(variables, ("mean", "square"))
-
-    @property
-    def variables(self) -> list[keras.Variable]:
-        """The running moments' variables and the inner optimizer's."""
-        return [*super().variables, *self.inner_optimizer.variables]
 
     def _backend_update_step(
         self, grads: Sequence[Tensor], trainable_variables: Sequence[keras.Variable], learning_rate: Tensor
     ) -> None:
         """Keras's hook between clipping and weight decay before, and averaging after."""
-        if backend.replicas() > 1:
-            raise NotImplementedError(
-                "VarianceScaling does not work with tf.distribute, where each replica would have its own moments. "
-                f"Received: {backend.replicas()} replicas. Train on one device, or on JAX with keras.distribution."
-            )
+        self.refuse_replicas()
         factors = self._factors(grads, trainable_variables)
         before = [ops.copy(variable) for variable in trainable_variables]
         self.inner_optimizer.apply(grads, trainable_variables)
@@ -138,16 +91,7 @@ class VarianceScaling(keras.optimizers.Optimizer):
         return factors
 
     def get_config(self) -> dict[str, Any]:
-        # The learning rate may have been set since.
-        config = {**self._optimizer_config, "learning_rate": super().get_config()["learning_rate"]}
-        optimizer = type(self.inner_optimizer).from_config(config)
-        return {"optimizer": keras.saving.serialize_keras_object(optimizer), "beta": self.beta, "name": self.name}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> VarianceScaling:
-        config = dict(config)
-        optimizer = keras.saving.deserialize_keras_object(config.pop("optimizer"), custom_objects=custom_objects)
-        return cls(optimizer, **config)
+        return {**super().get_config(), "beta": self.beta}
 
 
 def factor_coefficients(count: Tensor, beta: float) -> tuple[Tensor, Tensor]:

@@ -1,63 +1,209 @@
-"""Total variation of weights along an axis."""
+"""Total variation of weights along axes."""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import ops
 
-from kriterion._validation import check_float
+from kriterion._validation import check_bool, check_int
 from kriterion.backend import Tensor
+from kriterion.regularizers._fused_lasso import fused_lasso
+from kriterion.regularizers._groups import root_of_squares
+from kriterion.regularizers.base import WeightRegularizer
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
-class TotalVariation(keras.regularizers.Regularizer):
-    """The sum of absolute differences between neighbours along one axis: favours piecewise constant weights.
+class TotalVariation(WeightRegularizer):
+    """The sum of absolute differences between neighbours along axes: favours piecewise constant weights.
 
-    R(w) = strength * sum |w[i+1] - w[i]| over axis `axis`, at every position of the other axes
+    R(w) = strength * sum over `axis` of sum |D w|, at every position of the other axes, D w = w[i+1] - w[i]
 
-    Its subgradient is taken as 0 where neighbours are equal.
+    `order=2` takes D twice, which favours piecewise linear weights, and so on; with `periodic`, the last entry has the
+    first as its neighbour. `isotropic` takes the length of the vector of an entry's differences along the axes,
+    sqrt(sum over `axis` of (D w)^2), instead of the sum of their sizes. Subgradients are 0 where differences are 0.
+
+    Differences make sense along an axis whose entries are in order: time, frequency, pixels. The axes of Keras's
+    weights:
+
+    - Conv1D, Conv2D, Conv3D: positions, input channels, filters; depthwise: positions, channels, multiplier. The
+      positions are `axis="spatial"`.
+    - Dense: inputs, units. Inputs in order, such as a signal's samples, are `axis=0`. Those of a flattened array
+      have its `shape`: with `shape=(28, 28)`, the weights (784, units) are taken as (28, 28, units).
+    - EinsumDense: as in its equation. Embedding: tokens, features: `axis=0` for tokens in order, such as ages.
+    - LSTM, GRU, and their recurrent kernels: inputs, then the units of each gate in turn. With `splits=4` (LSTM) or 3
+      (GRU), differences along the last axis stay within a gate.
 
     Args:
-        strength: coefficient >= 0.
-        axis: the axis along which neighbours are compared. It must be an ordered one: time or pixels, as axes 0 and 1
-            of a Conv2D kernel (height, width, in, out); the units of a Dense layer have no order.
+        strength: coefficient >= 0, or a schedule of it (see `WeightRegularizer`).
+        axis: an axis or several, or `"spatial"`: all but the last two or, with `shape`, those of `shape`.
+        order: how often differences are taken, >= 1.
+        isotropic: whether the differences along several axes are taken as a vector; for order 1.
+        periodic: whether the axes are closed to rings.
+        splits: number >= 1 of equal parts of the last axis, with no differences between them.
+        shape: shape that the first axis is taken apart to, in row-major order, or None. It comes before `axis`.
+        reduce: `"sum"`, or `"mean"`: divided by the number of weights.
 
     Returns:
-        As a call: for weights of any shape with at least `axis` + 1 axes, a scalar.
+        As a call: for weights of a shape that has these axes, a scalar. `prox`, for a single axis at order 1 without
+        `periodic`, is exact: neighbours that are fused are equal to the last digit.
 
     Raises:
-        ValueError: `strength` is negative or not finite; on call, the weights have no such axis.
-        TypeError: `axis` is not an integer.
+        ValueError: a number is out of its range, `isotropic` goes with a single axis or an order above 1; on call,
+            the weights do not have these axes, an axis is too short for a difference, or a size does not divide.
+        TypeError: `axis` is not an integer, a sequence of them or `"spatial"`.
+        NotImplementedError: `prox` of another than the stated form.
 
     Source: Rudin, Osher and Fatemi, "Nonlinear total variation based noise removal algorithms", Physica D 60 (1992);
-    the one-dimensional anisotropic form.
+    higher orders: Kim et al., "l1 trend filtering", SIAM Review 51 (2009); `prox`: Johnson, JCGS 22 (2013).
 
     Example:
     >>> import kriterion
     >>> penalty = kriterion.regularizers.TotalVariation(0.1, axis=0)
     >>> round(float(penalty([[0.0, 1.0], [2.0, 1.0]])), 6)
     0.2
+    >>> kriterion.regularizers.TotalVariation(1.0, axis=0).prox([0.0, 1.0, 5.0], 1.0).tolist()
+    [1.0, 1.0, 4.0]
     """
 
-    def __init__(self, strength: float, axis: int) -> None:
-        self.strength = check_float("TotalVariation", "strength", strength, minimum=0.0)
-        if not isinstance(axis, int) or isinstance(axis, bool):
-            raise TypeError(f"TotalVariation: `axis` must be an integer. Received: axis={axis!r}")
-        self.axis = axis
-
-    def __call__(self, x: Tensor) -> Tensor:
-        x = ops.convert_to_tensor(x)
-        rank = len(x.shape)
-        if not -rank <= self.axis < rank:
+    def __init__(
+        self,
+        strength: Any,
+        axis: int | Sequence[int] | str,
+        *,
+        order: int = 1,
+        isotropic: bool = False,
+        periodic: bool = False,
+        splits: int = 1,
+        shape: Sequence[int] | None = None,
+        reduce: str = "sum",
+    ) -> None:
+        super().__init__(strength, reduce=reduce)
+        self.axis: Any = _checked_axis(axis)
+        self.order = check_int("TotalVariation", "order", order, minimum=1)
+        self.isotropic = check_bool("TotalVariation", "isotropic", isotropic)
+        self.periodic = check_bool("TotalVariation", "periodic", periodic)
+        self.splits = check_int("TotalVariation", "splits", splits, minimum=1)
+        self.shape = None
+        if shape is not None:
+            self.shape = tuple(check_int("TotalVariation", "shape", size, minimum=1) for size in shape)
+        if isotropic and (order > 1 or (self.axis != "spatial" and len(self.axis) == 1)):
             raise ValueError(
-                f"TotalVariation: `axis` must be an axis of the weights. Received: axis={self.axis}, "
-                f"weights of shape {tuple(x.shape)}"
+                "TotalVariation: isotropic=True needs several axes and order=1. "
+                f"Received: axis={axis!r}, order={order!r}"
             )
-        steps = ops.diff(x, axis=self.axis)
-        # |d| as d sign(d): the slope of `ops.abs` at 0 is not 0 on every backend.
-        return ops.cast(self.strength, x.dtype) * ops.sum(steps * ops.stop_gradient(ops.sign(steps)))
+
+    def _view(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        """The shape that the differences are taken in: `shape` for the first axis, two axes for the last one."""
+        if self.shape is not None:
+            if not shape or math.prod(self.shape) != shape[0]:
+                raise ValueError(
+                    "TotalVariation: `shape` must have as many entries as the first axis of the weights. "
+                    f"Received: shape={self.shape}, weights of shape {shape}"
+                )
+            shape = (*self.shape, *shape[1:])
+        if self.splits > 1:
+            if not shape or shape[-1] % self.splits:
+                raise ValueError(
+                    "TotalVariation: `splits` must divide the last axis of the weights. "
+                    f"Received: splits={self.splits}, weights of shape {shape}"
+                )
+            shape = (*shape[:-1], self.splits, shape[-1] // self.splits)
+        return shape
+
+    def _axes(self, shape: tuple[int, ...]) -> list[int]:
+        """The axes of the view of weights of this shape."""
+        view = self._view(shape)
+        # The axis of the splits is none of the weights'.
+        rank = len(view) - (self.splits > 1)
+        if self.axis == "spatial":
+            axes = list(range(rank - 2 if self.shape is None else len(self.shape)))
+            if not axes:
+                raise ValueError(
+                    'TotalVariation: axis="spatial" needs the weights of a convolution, of rank 3 or more, or `shape`: '
+                    f"other axes have no order. Received: weights of shape {shape}. Name an axis whose entries are in "
+                    "order by its number."
+                )
+        else:
+            if not all(-rank <= axis < rank for axis in self.axis):
+                raise ValueError(
+                    f"TotalVariation: `axis` must be an axis of the weights. Received: axis={self.axis}, "
+                    f"weights of shape {view[: rank - 1] + view[-1:] if self.splits > 1 else view}"
+                )
+            axes = sorted({axis % rank for axis in self.axis})
+        if self.splits > 1:
+            axes = [axis + 1 if axis == rank - 1 else axis for axis in axes]
+        return axes
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        view, needed = self._view(shape), 2 if self.periodic else self.order + 1
+        short = [axis for axis in self._axes(shape) if view[axis] < needed]
+        if short:
+            raise ValueError(
+                f"TotalVariation: an axis needs {needed} entries or more to have a difference of order {self.order}. "
+                f"Received: {view[short[0]]} along an axis of weights of shape {shape}"
+            )
+
+    def _difference(self, weights: Tensor, axis: int) -> Tensor:
+        for _ in range(self.order):
+            weights = ops.roll(weights, -1, axis) - weights if self.periodic else ops.diff(weights, axis=axis)
+        return weights
+
+    def penalty(self, weights: Tensor) -> Tensor:
+        axes = self._axes(tuple(weights.shape))
+        weights = ops.reshape(weights, self._view(tuple(weights.shape)))
+        differences = [self._difference(weights, axis) for axis in axes]
+        if not self.isotropic:
+            # |d| as d sign(d): the slope of `ops.abs` at 0 is not 0 on every backend.
+            return sum(ops.sum(d * ops.stop_gradient(ops.sign(d))) for d in differences)
+        if not self.periodic:
+            padding = [[[0, int(k == axis)] for k in range(len(weights.shape))] for axis in axes]
+            differences = [ops.pad(d, p) for d, p in zip(differences, padding, strict=True)]
+        return ops.sum(root_of_squares(sum(ops.square(d) for d in differences)))
+
+    def require_proximal(self) -> None:
+        if self.order > 1 or self.isotropic or self.periodic or (self.axis != "spatial" and len(self.axis) > 1):
+            raise NotImplementedError(
+                "TotalVariation: there is a proximal map for a single axis at order=1, without `isotropic` and "
+                f"`periodic`. Received: axis={self.axis}, order={self.order}, isotropic={self.isotropic}, "
+                f"periodic={self.periodic}. Use WeightPenalty or `kernel_regularizer=`."
+            )
+
+    def proximal(self, weights: Tensor, step: Any) -> Tensor:
+        shape = tuple(weights.shape)
+        view, axes = self._view(shape), self._axes(shape)
+        if len(axes) > 1:
+            raise NotImplementedError(
+                f"TotalVariation: there is a proximal map for a single axis. Received: axes {axes} of weights of "
+                f"shape {shape}"
+            )
+        moved = ops.moveaxis(ops.reshape(weights, view), axes[0], -1)
+        if len(ops.shape(step)):
+            step = ops.reshape(ops.moveaxis(ops.reshape(step, view), axes[0], -1), (-1, view[axes[0]]))
+        solution = fused_lasso(ops.reshape(moved, (-1, view[axes[0]])), step)
+        return ops.reshape(ops.moveaxis(ops.reshape(solution, tuple(moved.shape)), -1, axes[0]), shape)
 
     def get_config(self) -> dict[str, Any]:
-        return {"strength": self.strength, "axis": self.axis}
+        return {
+            **super().get_config(),
+            "axis": self.axis if isinstance(self.axis, str) else list(self.axis),
+            "order": self.order,
+            "isotropic": self.isotropic,
+            "periodic": self.periodic,
+            "splits": self.splits,
+            "shape": None if self.shape is None else list(self.shape),
+        }
+
+
+def _checked_axis(axis: Any) -> tuple[int, ...] | str:
+    if isinstance(axis, str) and axis == "spatial":
+        return axis
+    axes = tuple(axis) if isinstance(axis, (list, tuple)) else (axis,)
+    if not axes or not all(isinstance(each, int) and not isinstance(each, bool) for each in axes):
+        raise TypeError(
+            f'TotalVariation: `axis` must be an integer, a sequence of them or "spatial". Received: axis={axis!r}'
+        )
+    return axes

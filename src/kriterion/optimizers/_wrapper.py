@@ -1,0 +1,98 @@
+"""An optimizer around another one's update."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+
+from kriterion import backend
+from kriterion.backend import Tensor
+
+_WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
+# What Keras's base class does around an optimizer's own update; the wrapper does it, once.
+_AROUND_UPDATE = {
+    "weight_decay": None,
+    "clipnorm": None,
+    "global_clipnorm": None,
+    "clipvalue": None,
+    "use_ema": False,
+    "loss_scale_factor": None,
+    "gradient_accumulation_steps": None,
+}
+
+
+class OptimizerWrapper(keras.optimizers.Optimizer):
+    """Base class of optimizers that change another one's update, in `_backend_update_step`.
+
+    The wrapper has the other's learning rate, weight decay, clipping, averaging and gradient accumulation; the inner
+    optimizer, an unbuilt copy, has its update only.
+
+    Args:
+        optimizer: a Keras optimizer that computes updates itself, or its name.
+        name: name of the wrapper.
+    """
+
+    def __init__(self, optimizer: keras.optimizers.Optimizer | str, *, name: str) -> None:
+        owner = type(self).__name__
+        optimizer = keras.optimizers.get(optimizer)
+        if not isinstance(optimizer, keras.optimizers.Optimizer) or isinstance(optimizer, _WRAPPERS):
+            raise TypeError(
+                f"{owner}: `optimizer` must be a Keras optimizer that computes updates itself. "
+                f"Received: optimizer={type(optimizer).__name__}. Wrap {owner} by it instead."
+            )
+        config = optimizer.get_config()
+        around = {key: getattr(optimizer, key) for key in _AROUND_UPDATE}
+        learning_rate = config["learning_rate"]
+        if isinstance(learning_rate, dict):
+            learning_rate = keras.optimizers.schedules.deserialize(learning_rate)
+        super().__init__(
+            learning_rate,
+            ema_momentum=optimizer.ema_momentum,
+            ema_overwrite_frequency=optimizer.ema_overwrite_frequency,
+            name=name,
+            **around,
+        )
+        self._optimizer_config = config
+        self.inner_optimizer = type(optimizer).from_config(config)
+        for key, value in _AROUND_UPDATE.items():
+            setattr(self.inner_optimizer, key, value)
+        self.inner_optimizer.learning_rate = self._shared_learning_rate
+
+    def _shared_learning_rate(self) -> Tensor:
+        return self.learning_rate
+
+    def build(self, variables: list[keras.Variable]) -> None:
+        """Make the variables, the inner optimizer's too."""
+        if self.built:
+            return
+        super().build(variables)
+        self.inner_optimizer.build(variables)
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """The wrapper's own variables and the inner optimizer's."""
+        return [*super().variables, *self.inner_optimizer.variables]
+
+    def refuse_replicas(self) -> None:
+        """Raise a `NotImplementedError` if the step runs on several replicas."""
+        if backend.replicas() > 1:
+            raise NotImplementedError(
+                f"{type(self).__name__} does not work with tf.distribute, where each replica would have variables of "
+                f"its own. Received: {backend.replicas()} replicas. Train on one device, or on JAX with "
+                "keras.distribution."
+            )
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that make an equal optimizer."""
+        # The learning rate may have been set since.
+        config = {**self._optimizer_config, "learning_rate": super().get_config()["learning_rate"]}
+        optimizer = type(self.inner_optimizer).from_config(config)
+        return {"optimizer": keras.saving.serialize_keras_object(optimizer), "name": self.name}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
+        """An optimizer made from `get_config()`."""
+        config = dict(config)
+        optimizer = keras.saving.deserialize_keras_object(config.pop("optimizer"), custom_objects=custom_objects)
+        return cls(optimizer, **config)
