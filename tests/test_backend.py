@@ -57,3 +57,9 @@ def test_devices_and_replicas():
     assert all(isinstance(name, str) for name in backend.devices())
     assert len(backend.devices()) >= 1
     assert backend.replicas() == 1
+
+
+def test_put():
+    array = ops.convert_to_tensor([1.0, 2.0, 3.0])
+    found = backend.put(array, ops.convert_to_tensor([2, 0], "int32"), ops.convert_to_tensor([5.0, 7.0]))
+    np.testing.assert_array_equal(numpy(found), [7.0, 2.0, 5.0])

@@ -24,7 +24,19 @@ value_and_gradient = _module.value_and_gradient
 elementwise = _module.elementwise
 noise = _module.noise
 mapped = _module.mapped
+put = _module.put
 devices = _module.devices
 replicas = _module.replicas
 
-__all__ = ["Tensor", "TrainStep", "devices", "elementwise", "mapped", "name", "noise", "replicas", "value_and_gradient"]
+__all__ = [
+    "Tensor",
+    "TrainStep",
+    "devices",
+    "elementwise",
+    "mapped",
+    "name",
+    "noise",
+    "put",
+    "replicas",
+    "value_and_gradient",
+]

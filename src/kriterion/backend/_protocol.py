@@ -55,6 +55,10 @@ class Backend(Protocol):
         """
         ...
 
+    def put(self, array: Tensor, positions: Tensor, values: Tensor) -> Tensor:
+        """The array (n,) with values (k,) at positions (k,), for loops: its memory may be used again. No gradient."""
+        ...
+
     def devices(self) -> list[str]:
         """Names of the devices that the framework sees."""
         ...

@@ -58,6 +58,10 @@ def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(lambda first, *rest: jax.vmap(lambda entry: function(entry, *rest))(first))
 
 
+def put(array: Tensor, positions: Tensor, values: Tensor) -> Tensor:
+    return array.at[positions].set(values)
+
+
 def devices() -> list[str]:
     return [str(device) for device in jax.devices()]
 

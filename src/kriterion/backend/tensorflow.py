@@ -60,6 +60,10 @@ def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda first, *rest: stacked([compiled(entry, *rest) for entry in first])
 
 
+def put(array: Tensor, positions: Tensor, values: Tensor) -> Tensor:
+    return tf.tensor_scatter_nd_update(array, positions[:, None], values)
+
+
 def devices() -> list[str]:
     return [device.name for device in tf.config.list_physical_devices()]
 

@@ -104,6 +104,11 @@ def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
     return each
 
 
+def put(array: Tensor, positions: Tensor, values: Tensor) -> Tensor:
+    # In place: PyTorch would copy all of it for each of many small changes.
+    return array.index_copy_(0, positions.long(), values)
+
+
 def devices() -> list[str]:
     return ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
 

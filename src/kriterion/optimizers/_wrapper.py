@@ -41,11 +41,9 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
                 f"{owner}: `optimizer` must be a Keras optimizer that computes updates itself. "
                 f"Received: optimizer={type(optimizer).__name__}. Wrap {owner} by it instead."
             )
-        config = optimizer.get_config()
         around = {key: getattr(optimizer, key) for key in _AROUND_UPDATE}
-        learning_rate = config["learning_rate"]
-        if isinstance(learning_rate, dict):
-            learning_rate = keras.optimizers.schedules.deserialize(learning_rate)
+        # Of the base class: another wrapper's own configuration has no learning rate.
+        learning_rate = _rate(keras.optimizers.Optimizer.get_config(optimizer)["learning_rate"])
         super().__init__(
             learning_rate,
             ema_momentum=optimizer.ema_momentum,
@@ -53,8 +51,8 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             name=name,
             **around,
         )
-        self._optimizer_config = config
-        self.inner_optimizer = type(optimizer).from_config(config)
+        self._optimizer_config = optimizer.get_config()
+        self.inner_optimizer = type(optimizer).from_config(self._optimizer_config)
         for key, value in _AROUND_UPDATE.items():
             setattr(self.inner_optimizer, key, value)
         self.inner_optimizer.learning_rate = self._shared_learning_rate
@@ -85,9 +83,9 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make an equal optimizer."""
-        # The learning rate may have been set since.
-        config = {**self._optimizer_config, "learning_rate": super().get_config()["learning_rate"]}
-        optimizer = type(self.inner_optimizer).from_config(config)
+        optimizer = type(self.inner_optimizer).from_config(self._optimizer_config)
+        # It may have been set since.
+        optimizer.learning_rate = _rate(super().get_config()["learning_rate"])
         return {"optimizer": keras.saving.serialize_keras_object(optimizer), "name": self.name}
 
     @classmethod
@@ -96,3 +94,8 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         config = dict(config)
         optimizer = keras.saving.deserialize_keras_object(config.pop("optimizer"), custom_objects=custom_objects)
         return cls(optimizer, **config)
+
+
+def _rate(config: Any) -> Any:
+    """A learning rate from a configuration: a number or a schedule."""
+    return keras.optimizers.schedules.deserialize(config) if isinstance(config, dict) else config

@@ -82,7 +82,8 @@ class Proximal(OptimizerWrapper):
     ) -> None:
         super().__init__(optimizer, name=name)
         several = isinstance(regularizer, Mapping)
-        self.regularizer = dict(regularizer) if several else keras.regularizers.get(regularizer)
+        get = keras.regularizers.get
+        self.regularizer = {k: get(v) for k, v in regularizer.items()} if several else get(regularizer)
         self.select = check_select(select, "Proximal")
         self.metric = check_choice("Proximal", "metric", metric, ("optimizer", "learning_rate"))
         if several and select != "kernels":

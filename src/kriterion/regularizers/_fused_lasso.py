@@ -6,6 +6,7 @@ from typing import Any
 
 from keras import ops
 
+from kriterion import backend
 from kriterion.backend import Tensor
 
 
@@ -40,13 +41,10 @@ def fused_lasso(values: Tensor, step: Any) -> Tensor:
     def at(array: Tensor, position: Tensor) -> Tensor:
         return ops.take(array, offset + ops.clip(position, 0, 2 * n - 1))
 
-    def put(array: Tensor, position: Tensor, value: Tensor) -> Tensor:
-        return ops.scatter_update(array, ops.expand_dims(offset + position, 1), value)
-
-    def forward(state: Any, entry: Any) -> Any:
+    def forward(index: Tensor, state: Any) -> Any:
         # Knots `first` to `last`, sorted, with the changes of slope and intercept at them.
-        knots, slopes, intercepts, first, last = state
-        value, curve, before, after = entry
+        knots, slopes, intercepts, first, last, lows, highs = state
+        value, curve, before, after = values[index], curvature[index], bounds[0][index], bounds[1][index]
 
         def beyond_low(at_knot: Tensor, slope: Tensor, intercept: Tensor) -> Tensor:
             return ops.logical_and(at_knot <= last, slope * at(knots, at_knot) + intercept <= -after)
@@ -80,19 +78,29 @@ def fused_lasso(values: Tensor, step: Any) -> Tensor:
         low = (-after - low_intercept) / low_slope
         high = (after - high_intercept) / high_slope
         first, last = left - 1, right + 1
-        knots = put(put(knots, first, low), last, high)
-        slopes = put(put(slopes, first, low_slope), last, -high_slope)
-        intercepts = put(put(intercepts, first, low_intercept + after), last, after - high_intercept)
-        return (knots, slopes, intercepts, first, last), (low, high)
+        for position, knot, slope, intercept in (
+            (offset + first, low, low_slope, low_intercept + after),
+            (offset + last, high, -high_slope, after - high_intercept),
+        ):
+            knots = backend.put(knots, position, knot)
+            slopes = backend.put(slopes, position, slope)
+            intercepts = backend.put(intercepts, position, intercept)
+        row = index * rows + ops.arange(rows, dtype="int32")
+        return knots, slopes, intercepts, first, last, backend.put(lows, row, low), backend.put(highs, row, high)
 
-    empty = ops.zeros((rows * 2 * n,), dtype)
+    arrays = [ops.zeros((rows * 2 * n,), dtype) for _ in range(3)]
     ends = ops.full((rows,), n, "int32"), ops.full((rows,), n - 1, "int32")
-    _, clips = ops.scan(forward, (empty, empty, empty, *ends), (values, curvature, *bounds))
+    clips = [ops.zeros((n * rows,), dtype) for _ in range(2)]
+    *_, lows, highs = ops.fori_loop(0, n, forward, (*arrays, *ends, *clips))
+    lows, highs = ops.reshape(lows, (n, rows)), ops.reshape(highs, (n, rows))
 
-    def backward(later: Tensor, entry: Any) -> Any:
-        low, high = entry
-        now = ops.minimum(ops.maximum(later, low), high)
-        return now, now
+    def backward(index: Tensor, state: Any) -> Any:
+        later, solution = state
+        index = n - 1 - index
+        low, high = lows[index], highs[index]
+        # Not `ops.maximum`, which is in float32 on PyTorch.
+        now = ops.where(later < low, low, ops.where(later > high, high, later))
+        return now, backend.put(solution, index * rows + ops.arange(rows, dtype="int32"), now)
 
-    _, solution = ops.scan(backward, clips[0][-1], clips, reverse=True)
-    return ops.transpose(solution)
+    _, solution = ops.fori_loop(0, n, backward, (lows[n - 1], ops.zeros((n * rows,), dtype)))
+    return ops.transpose(ops.reshape(solution, (n, rows)))

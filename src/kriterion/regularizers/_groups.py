@@ -117,6 +117,11 @@ def shrunk(groups: Groups, parts: Sequence[Tensor], steps: Sequence[Any], factor
     return _shrunk_each(groups, parts, steps, factors, length)
 
 
+def _at_least(values: Tensor, bound: Tensor) -> Tensor:
+    """Not `ops.maximum`, which is in float32 on PyTorch."""
+    return ops.where(values > bound, values, bound)
+
+
 def _shrunk_each(
     groups: Groups, parts: Sequence[Tensor], steps: Sequence[Any], factors: Any, length: Tensor
 ) -> list[Tensor]:
@@ -124,14 +129,15 @@ def _shrunk_each(
     limits = np.finfo(keras.backend.standardize_dtype(length.dtype))
     of_group = groups.spread(factors + ops.zeros_like(length), parts)
     # Where nothing is shrunk and nothing is there, 0 / 0 must be 0.
-    shifts = [ops.clip(step * f, float(limits.tiny), None) for step, f in zip(steps, of_group, strict=True)]
+    shifts = [ops.clip(step * f, float(limits.tiny), np.inf) for step, f in zip(steps, of_group, strict=True)]
     squares = [ops.square(part) for part in parts]
 
     pairs = list(zip(parts, shifts, strict=True))
     positive = groups.sums([ops.square(part / shift) for part, shift in pairs]) > 1.0
     # To first order in the steps.
     first = groups.sums([ops.square(part) * shift for part, shift in pairs])
-    start = ops.maximum(length - first / ops.where(length > 0, length * length, 1.0), 0.01 * length)
+    start = _at_least(length - first / ops.where(length > 0, length * length, 1.0), 0.01 * length)
+    start = ops.where(positive, start, 0.0)
 
     def improve(root: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
         inverse = [1.0 / (r + shift) for r, shift in zip(groups.spread(root, parts), shifts, strict=True)]
@@ -139,7 +145,7 @@ def _shrunk_each(
         phi = groups.sums(terms)
         slope = groups.sums([term * each for term, each in zip(terms, inverse, strict=True)])
         better = root + phi * (ops.sqrt(phi) - 1.0) / ops.where(slope > 0, slope, 1.0)
-        better = ops.where(positive, ops.maximum(better, 0.1 * root), 0.0)
+        better = ops.where(positive, _at_least(better, 0.1 * root), 0.0)
         return better, ops.abs(better - root)
 
     # The error after a change is of the order of its square.
