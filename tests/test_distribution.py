@@ -33,7 +33,11 @@ def distributed(distribution):
         keras.layers.BatchNormalization(),
         keras.layers.Dropout(0.1, seed=3),
         loss=lambda: kriterion.losses.CVaR(kriterion.losses.AdaptiveRobust(), 0.5),
-        optimizer=lambda rate: kriterion.optimizers.VarianceScaling(keras.optimizers.Adam(rate)),
+        optimizer=lambda rate: kriterion.optimizers.Proximal(
+            kriterion.optimizers.VarianceScaling(keras.optimizers.Adam(rate)),
+            kriterion.regularizers.GroupSparsity(0.05, "input"),
+            metric="learning_rate",
+        ),
         transforms=[
             kriterion.transforms.WeightNoise(0.05, seed=1),
             kriterion.transforms.WeightPenalty("l2"),

@@ -17,11 +17,11 @@ FRAMEWORKS = {"jax", "tensorflow", "torch"}
 LAYERS = {
     "_default_backend": 0, "_state": 0, "_scope": 0, "_selection": 0, "_validation": 0, "_structure": 0, "backend": 0,
     "parametrizations": 0, "predict": 1,
-    "losses": 1, "regularizers": 1, "optimizers": 1, "metrics": 1, "transforms": 2, "_optimizer": 2,
+    "losses": 1, "regularizers": 1, "optimizers": 1, "metrics": 1, "sparsity": 1, "transforms": 2, "_optimizer": 2,
     "_sampling": 2, "_training_size": 2, "trainer": 3,
-    "study": 4, "report": 4, "cli": 5, "__init__": 6,
+    "callbacks": 4, "study": 4, "report": 4, "cli": 5, "__init__": 6,
 }  # fmt: skip
-SIBLINGS = {"losses", "regularizers", "optimizers", "metrics"}
+SIBLINGS = {"losses", "regularizers", "optimizers", "metrics", "sparsity"}
 
 
 def part_of(path):
@@ -78,7 +78,16 @@ def test_import_brings_no_framework_but_the_one_in_use_and_no_extra():
 
 
 def test_every_public_name_has_a_docstring_with_source_and_example():
-    packages = "losses", "parametrizations", "transforms", "regularizers", "optimizers", "metrics"
+    packages = (
+        "losses",
+        "parametrizations",
+        "transforms",
+        "regularizers",
+        "optimizers",
+        "metrics",
+        "sparsity",
+        "callbacks",
+    )
     for package in (getattr(kriterion, name) for name in packages):
         for name in package.__all__:
             text = getattr(package, name).__doc__

@@ -4,7 +4,17 @@ from kriterion._default_backend import choose_default_backend
 
 choose_default_backend()
 
-from kriterion import losses, metrics, optimizers, parametrizations, predict, regularizers, transforms  # noqa: E402
+from kriterion import (  # noqa: E402
+    callbacks,
+    losses,
+    metrics,
+    optimizers,
+    parametrizations,
+    predict,
+    regularizers,
+    sparsity,
+    transforms,
+)
 from kriterion.trainer import Trainer  # noqa: E402
 
 __version__ = "0.1.0"
@@ -12,11 +22,13 @@ __version__ = "0.1.0"
 __all__ = [
     "Trainer",
     "__version__",
+    "callbacks",
     "losses",
     "metrics",
     "optimizers",
     "parametrizations",
     "predict",
     "regularizers",
+    "sparsity",
     "transforms",
 ]

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 
 from kriterion._state import StateLayer
-from kriterion.optimizers import IVON
+from kriterion.optimizers import IVON, Proximal, VarianceScaling
 
 
 class LossVariablesOptimizer(keras.optimizers.MultiOptimizer):
@@ -33,9 +33,7 @@ class LossVariablesOptimizer(keras.optimizers.MultiOptimizer):
                 f"Received: optimizer={type(optimizer).__name__}. Pass the optimizer that it wraps "
                 "(Keras adds loss scaling by itself), or give the rates in your own MultiOptimizer."
             )
-        config = {**optimizer.get_config(), "name": f"{optimizer.name}_loss"}
-        config["learning_rate"] = keras.saving.serialize_keras_object(learning_rate)
-        for_loss = type(optimizer).from_config(config)
+        for_loss = _for_loss(optimizer, learning_rate)
         for_loss.weight_decay = None
 
         def select(variable: keras.Variable) -> keras.optimizers.Optimizer:
@@ -53,6 +51,28 @@ class LossVariablesOptimizer(keras.optimizers.MultiOptimizer):
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
         self.optimizers[0].learning_rate = value
+
+
+def _for_loss(optimizer: keras.optimizers.Optimizer, learning_rate: Any) -> keras.optimizers.Optimizer:
+    """An optimizer like this one, with another learning rate and without proximal steps."""
+    if isinstance(optimizer, Proximal):
+        return _for_loss(optimizer.unwrapped(), learning_rate)
+    config = {**optimizer.get_config(), "name": f"{optimizer.name}_loss"}
+    if isinstance(optimizer, VarianceScaling):
+        config["optimizer"] = keras.saving.serialize_keras_object(_for_loss(optimizer.unwrapped(), learning_rate))
+    else:
+        config["learning_rate"] = keras.saving.serialize_keras_object(learning_rate)
+    return type(optimizer).from_config(config)
+
+
+def without_proximal_steps(optimizer: Any, state: StateLayer) -> Any:
+    """The optimizer; if it is a `Proximal`, its regularizer is kept off the variables that `state` will have."""
+    proximal = optimizer
+    if isinstance(proximal, keras.optimizers.LossScaleOptimizer):
+        proximal = proximal.inner_optimizer
+    if isinstance(proximal, Proximal):
+        proximal.leave_out(lambda variable: any(variable is own for own in state.variables))
+    return optimizer
 
 
 def exclude_from_weight_decay(optimizer: Any, variables: Sequence[keras.Variable]) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 
 from kriterion import backend
-from kriterion._optimizer import LossVariablesOptimizer, exclude_from_weight_decay
+from kriterion._optimizer import LossVariablesOptimizer, exclude_from_weight_decay, without_proximal_steps
 from kriterion._sampling import WeightSamples
 from kriterion._scope import forked_scope
 from kriterion._state import StateLayer
@@ -126,7 +126,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
                 f"a transform that has some. Received: loss_learning_rate={loss_learning_rate!r}, loss={loss!r}"
             )
         optimizer = keras.optimizers.get(optimizer)
-        trained_by = optimizer
+        trained_by = without_proximal_steps(optimizer, self.objective_state)
         if loss_learning_rate is not None:
             trained_by = LossVariablesOptimizer.from_optimizer(optimizer, loss_learning_rate, self.objective_state)
         self.transforms = tuple(transforms)
@@ -209,7 +209,6 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
             loss, (y_pred, evaluated) = self._composed(weights, Batch(*data))
             for variable in trainable:
                 if variable.regularizer is not None:
-                    # The variable, not its value: some regularizers go by its path.
                     penalty = variable.regularizer(variable)
                     loss = loss + keras.ops.cast(keras.ops.sum(penalty), loss.dtype)
         # What the forward pass assigned comes from the pass that counts, the transforms' own state from here.

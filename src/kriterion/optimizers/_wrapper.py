@@ -83,10 +83,13 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make an equal optimizer."""
+        return {"optimizer": keras.saving.serialize_keras_object(self.unwrapped()), "name": self.name}
+
+    def unwrapped(self) -> keras.optimizers.Optimizer:
+        """An unbuilt optimizer like the one that was given, with the learning rate of now."""
         optimizer = type(self.inner_optimizer).from_config(self._optimizer_config)
-        # It may have been set since.
         optimizer.learning_rate = _rate(super().get_config()["learning_rate"])
-        return {"optimizer": keras.saving.serialize_keras_object(optimizer), "name": self.name}
+        return optimizer
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import compress
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -100,21 +102,24 @@ class Proximal(OptimizerWrapper):
                 "Proximal: averages of weights are not exactly zero. Received: an optimizer with use_ema=True"
             )
         parts = self.regularizer if several else {self.select: self.regularizer}
+        self._leave_out = SimpleNamespace(function=None)
         self._maps = [(pattern, _proximal_map(part)) for pattern, part in parts.items()]
 
     def build(self, variables: list[keras.Variable]) -> None:
         if self.built:
             return
         super().build(variables)
-        chosen = [selection(variables, pattern, "Proximal") for pattern, _ in self._maps]
-        for variable, *marks in zip(variables, *chosen, strict=True):
+        left_out = self._leave_out.function or (lambda variable: False)
+        own = [index for index, variable in enumerate(variables) if not left_out(variable)]
+        chosen = [selection([variables[index] for index in own], pattern, "Proximal") for pattern, _ in self._maps]
+        for index, *marks in zip(own, *chosen, strict=True):
             if sum(marks) > 1:
                 raise ValueError(
                     "Proximal: each weight must match one expression of `regularizer` at most. "
-                    f"Received: {variable.path}, which matches several of {list(self.regularizer)}"
+                    f"Received: {variables[index].path}, which matches several of {list(self.regularizer)}"
                 )
         # Indices: Keras would take variables in an attribute for the optimizer's own.
-        self._members = [[index for index, mark in enumerate(marks) if mark] for marks in chosen]
+        self._members = [list(compress(own, marks)) for marks in chosen]
         for (_, proximal_map), members in zip(self._maps, self._members, strict=True):
             proximal_map.check_variables([variables[index] for index in members])
         self.held_back = self.add_variable((len(variables),), dtype="int32", name="held_back")
@@ -143,6 +148,10 @@ class Proximal(OptimizerWrapper):
                 variable.assign(new)
         self.held_back.assign_add(ops.stack(held))
 
+    def leave_out(self, function: Callable[[keras.Variable], bool]) -> None:
+        """Called by a `Trainer`: variables for which the function is true, the loss's own, are never penalised."""
+        self._leave_out.function = function
+
     def _step_size(self, variable: keras.Variable, learning_rate: Tensor) -> Tensor:
         rate = ops.cast(learning_rate, variable.dtype)
         return step_size(self.inner_optimizer, variable, rate) if self.metric == "optimizer" else rate
@@ -151,6 +160,13 @@ class Proximal(OptimizerWrapper):
         """For kernels that a step would have made zero, how many such steps were left out."""
         counts = ops.convert_to_numpy(self.held_back)
         return {v.path: int(c) for v, c in zip(self._trainable_variables, counts, strict=True) if c > 0}
+
+    def strength(self) -> float | None:
+        """The strength now, if a schedule gives it and there is one regularizer."""
+        (_, proximal_map), *others = self._maps
+        if others or not getattr(proximal_map, "scheduled", False):
+            return None
+        return float(ops.convert_to_numpy(proximal_map.at(ops.convert_to_tensor(self.iterations)).strength))
 
     def finalize_variable_values(self, var_list: list[keras.Variable]) -> None:
         """Keras's hook at the end of `fit`: warns if a kernel would have become zero in it."""

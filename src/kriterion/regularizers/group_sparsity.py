@@ -65,7 +65,7 @@ class GroupSparsity(WeightRegularizer):
     >>> penalty = kriterion.regularizers.GroupSparsity(0.1)
     >>> round(float(penalty([[3.0, 0.0], [4.0, 0.0]])), 6)  # 0.1 * sqrt(2) * 5
     0.707107
-    >>> penalty.prox([[3.0, 0.01], [4.0, 0.01]], 0.5)[:, 1].tolist()
+    >>> [float(w) for w in penalty.prox([[3.0, 0.01], [4.0, 0.01]], 0.5)[:, 1]]
     [0.0, 0.0]
     """
 

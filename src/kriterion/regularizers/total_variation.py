@@ -65,7 +65,7 @@ class TotalVariation(WeightRegularizer):
     >>> penalty = kriterion.regularizers.TotalVariation(0.1, axis=0)
     >>> round(float(penalty([[0.0, 1.0], [2.0, 1.0]])), 6)
     0.2
-    >>> kriterion.regularizers.TotalVariation(1.0, axis=0).prox([0.0, 1.0, 5.0], 1.0).tolist()
+    >>> [float(w) for w in kriterion.regularizers.TotalVariation(1.0, axis=0).prox([0.0, 1.0, 5.0], 1.0)]
     [1.0, 1.0, 4.0]
     """
 

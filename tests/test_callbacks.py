@@ -1,0 +1,69 @@
+"""Sparsity in the logs, along a path of strengths, and the stop before a kernel is all zero."""
+
+import keras
+import numpy as np
+import pytest
+
+import kriterion
+from kriterion.callbacks import Sparsity
+from kriterion.optimizers import Proximal
+from kriterion.regularizers import GroupSparsity
+from tests.helpers import data, network, numpy, told
+
+
+def test_a_regularisation_path_in_the_logs(random, tmp_path):
+    """An epoch of each strength: its strength, and the share of zeros that the weights have after it."""
+    x, y = data(random, rows=80)
+    strengths = keras.optimizers.schedules.PiecewiseConstantDecay([4, 9], [0.0, 1.0, 5.0])
+    model = network()
+    values = model.get_weights()
+    model.set_weights([values[0] * np.geomspace(0.01, 1.0, 8), *values[1:]])
+    model.compile(Proximal(keras.optimizers.SGD(0.02), GroupSparsity(strengths), select="dense/kernel"), "mse")
+    seen = []
+    callbacks = [
+        Sparsity("dense/kernel"),
+        keras.callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: seen.append(np.mean(numpy(model.layers[0].kernel) == 0))),
+        keras.callbacks.CSVLogger(tmp_path / "log.csv"),
+    ]  # fmt: skip
+    history = model.fit(x, y, batch_size=16, epochs=3, verbose=0, callbacks=callbacks).history
+    assert history["strength"] == pytest.approx([1.0, 5.0, 5.0])
+    assert history["sparsity"] == pytest.approx(seen)
+    assert history["sparsity"][0] == 0.0
+    assert 0.0 < history["sparsity"][-1] < 1.0
+    assert "sparsity" in (tmp_path / "log.csv").read_text().splitlines()[0]
+
+
+def test_training_stops_when_a_kernel_would_be_zero(random):
+    x, y = data(random)
+    model = network()
+    model.compile(Proximal(keras.optimizers.SGD(0.1), GroupSparsity(100.0), select="dense/kernel"), "mse")
+    for stop, epochs in ((True, 1), (False, 3)):
+        with pytest.warns(UserWarning, match="dense/kernel"):
+            history = model.fit(x, y, batch_size=16, epochs=3, verbose=0, callbacks=[Sparsity("all", stop=stop)])
+        assert len(history.epoch) == epochs
+
+
+def test_variables_of_losses_and_transforms_get_no_proximal_step(random):
+    """Learned noise has variables of the kernels' shapes; a Trainer's loss and transforms keep theirs as they are."""
+    x, y = data(random)
+    for arguments in ({}, {"loss_learning_rate": 0.01}):
+        trainer = kriterion.Trainer(network())
+        noise = kriterion.transforms.LearnedWeightNoise(init=0.05, seed=0)
+        optimizer = Proximal(keras.optimizers.SGD(0.01), keras.regularizers.L1(3.0))
+        trainer.compile(optimizer, "mse", transforms=[noise], **arguments)
+        history = trainer.fit(x, y, batch_size=16, epochs=2, verbose=0, callbacks=[Sparsity()]).history
+        assert history["sparsity"][-1] > 0
+        for variable in trainer.objective_state.trainable_variables:
+            assert (numpy(variable) != 0).all()
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "words"),
+    [
+        (lambda: Sparsity(3), TypeError, ["`select`", "3"]),
+        (lambda: Sparsity(stop=1), TypeError, ["`stop`", "1"]),
+    ],
+)
+def test_bad_arguments_are_told(make, error, words):
+    with told(error, words):
+        make()
