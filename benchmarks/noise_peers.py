@@ -13,7 +13,7 @@ import importlib
 
 import numpy as np
 import torch
-from step_time import BATCH, STEPS, batches_of, epoch_of, mlp, take_turns
+from step_time import BATCH, STEPS, VARIANTS, batches_of, epoch_of, mlp, take_turns
 
 OURS = ("weight_noise", "noise_per_example", "learned_noise", "learned_per_example", "ivon", "sharpness_aware")
 
@@ -94,7 +94,7 @@ PEERS = {
 
 def main():
     x, y = batches_of((784,))
-    epochs = {name: epoch_of(name, mlp(), x, y) for name in ("plain", *OURS)}
+    epochs = {name: epoch_of(VARIANTS[name], mlp(), x, y) for name in ("plain", *OURS)}
     epochs["plain loop"] = loop(*plain_loop(), x, y)
     for name, make in PEERS.items():
         with contextlib.suppress(ImportError):

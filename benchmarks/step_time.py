@@ -81,8 +81,8 @@ def batches_of(shape):
 
 
 def epoch_of(variant, model, x, y):
-    """A function that trains for an epoch; the first step is done."""
-    wrap, optimizer = VARIANTS[variant]
+    """A function that trains for an epoch, by a wrapper and an optimizer; the first step is done."""
+    wrap, optimizer = variant
     model, arguments = wrap(model)
     model.compile(optimizer(), keras.losses.SparseCategoricalCrossentropy(from_logits=True), **arguments)
     model.fit(x[: 2 * BATCH], y[: 2 * BATCH], batch_size=BATCH, verbose=0)
@@ -100,22 +100,24 @@ def take_turns(epochs):
     return {name: np.array(values) for name, values in seconds.items()}
 
 
-def measure(make_model):
-    x, y = batches_of(make_model().input_shape[1:])
-    return take_turns({name: epoch_of(name, make_model(), x, y) for name in VARIANTS})
-
-
-def main():
+def compare(variants, *models):
+    """Print the time of each variant over that of the first, for each model."""
     load = os.getloadavg()[0]
     print(
         f"backend {keras.backend.backend()}, keras {keras.__version__}, load {load:.2f} before, {os.cpu_count()} cores"
     )
-    for make_model in (mlp, convnet):
-        seconds = measure(make_model)
-        print(f"{make_model.__name__}: plain step {1e3 * np.median(seconds['plain']):.2f} ms")
-        for name in list(seconds)[1:]:
-            low, middle, high = np.percentile(seconds[name] / seconds["plain"], [25, 50, 75])
-            print(f"  {name:<20} {middle:.3f}  ({low:.3f} to {high:.3f})")
+    for make_model in models:
+        x, y = batches_of(make_model().input_shape[1:])
+        seconds = take_turns({name: epoch_of(variant, make_model(), x, y) for name, variant in variants.items()})
+        first, *others = seconds
+        print(f"{make_model.__name__}: {first} step {1e3 * np.median(seconds[first]):.2f} ms")
+        for name in others:
+            low, middle, high = np.percentile(seconds[name] / seconds[first], [25, 50, 75])
+            print(f"  {name:<24} {middle:.3f}  ({low:.3f} to {high:.3f})", flush=True)
+
+
+def main():
+    compare(VARIANTS, mlp, convnet)
 
 
 if __name__ == "__main__":
