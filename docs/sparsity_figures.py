@@ -40,18 +40,19 @@ def pieces(left, right):
             optimizers.Proximal(keras.optimizers.Adam(cosine(0.02), epsilon=1e-3), variation), None, BLUE,
         ),
     }  # fmt: skip
-    for axes in (left, right):
-        axes.plot(truth, color="black", linewidth=1, drawstyle="steps-mid", label="truth")
+    left.plot(truth, color="black", linewidth=1, drawstyle="steps-mid", label="truth")
+    floor = 1e-9
     for label, (optimizer, penalty, colour) in cases.items():
         weights = filtered(optimizer, penalty, x, y)
         left.plot(weights, ".-", color=colour, markersize=3, linewidth=0.7, label=label)
         if label != "no penalty":
-            pairs = int((np.diff(weights) == 0).sum())
-            right.plot(weights, ".-", color=colour, markersize=3, linewidth=0.7, label=f"{pairs} equal pairs")
+            right.semilogy(np.maximum(np.abs(np.diff(weights)), floor), ".", color=colour, label=label)
     left.set(title="weights of a linear filter", xlabel="sample of the signal")
-    right.set(title="the same, from near", xlabel="sample of the signal", xlim=(13, 32), ylim=(0.3, 1.3))
-    left.legend(loc="upper right", fontsize=7)
-    right.legend(loc="lower left", fontsize=7)
+    right.set(title="difference from the next one", xlabel="sample of the signal", ylim=(floor / 3, 30))
+    right.axhline(floor, color="black", linewidth=0.5)
+    right.text(0, floor * 1.3, "exactly 0", fontsize=8)
+    for axes in (left, right):
+        axes.legend(loc="upper right", fontsize=7)
 
 
 @figure("regularization-path.svg", 2)
@@ -61,7 +62,7 @@ def path(left, right):
     x = (x / 16).astype("float32")
     order = np.random.default_rng(0).permutation(len(x))
     held, kept = order[:540], order[540:]
-    strengths, epochs, batch = np.geomspace(1e-4, 2e-2, 10), 8, 64
+    strengths, epochs, batch = np.geomspace(1e-4, 2e-2, 10), 15, 64
     per_stage = epochs * -(-len(kept) // batch)
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay(
         [per_stage * k for k in range(1, len(strengths) + 1)], [0.0, *map(float, strengths)]
