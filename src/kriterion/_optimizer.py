@@ -65,12 +65,19 @@ def _for_loss(optimizer: keras.optimizers.Optimizer, learning_rate: Any) -> kera
     return type(optimizer).from_config(config)
 
 
+def proximal_of(optimizer: Any) -> Proximal | None:
+    """The optimizer, if it is a `Proximal`, in or without loss scaling and a second one for the loss's variables."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        optimizer = optimizer.inner_optimizer
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        optimizer = next(iter(optimizer.optimizers), None)
+    return optimizer if isinstance(optimizer, Proximal) else None
+
+
 def without_proximal_steps(optimizer: Any, state: StateLayer) -> Any:
     """The optimizer; if it is a `Proximal`, its regularizer is kept off the variables that `state` will have."""
-    proximal = optimizer
-    if isinstance(proximal, keras.optimizers.LossScaleOptimizer):
-        proximal = proximal.inner_optimizer
-    if isinstance(proximal, Proximal):
+    proximal = proximal_of(optimizer)
+    if proximal is not None:
         proximal.leave_out(lambda variable: any(variable is own for own in state.variables))
     return optimizer
 

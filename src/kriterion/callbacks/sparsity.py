@@ -8,9 +8,9 @@ from typing import Any
 import keras
 import numpy as np
 
+from kriterion._optimizer import proximal_of
 from kriterion._selection import Select, check_select, selection
 from kriterion._validation import check_bool
-from kriterion.optimizers import Proximal
 from kriterion.trainer import Trainer
 
 
@@ -48,7 +48,8 @@ class Sparsity(keras.callbacks.Callback):
         self.stop = check_bool("Sparsity", "stop", stop)
 
     def on_train_begin(self, logs: Any = None) -> None:
-        self._steps_before = sum(sum(each.collapsed().values()) for each in self._proximal() if each.built)
+        optimizer = proximal_of(self.model.optimizer)
+        self._steps_before = sum(optimizer.collapsed().values()) if optimizer is not None and optimizer.built else 0
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Keras's hook; `logs` are the dictionary that the next callbacks get."""
@@ -58,18 +59,11 @@ class Sparsity(keras.callbacks.Callback):
         chosen = compress(variables, selection(variables, self.select, "Sparsity"))
         values = [keras.ops.convert_to_numpy(variable) for variable in chosen]
         logs["sparsity"] = float(sum(np.sum(v == 0) for v in values) / sum(v.size for v in values))
-        for optimizer in self._proximal():
-            strength = optimizer.strength()
-            if strength is not None:
-                logs["strength"] = strength
-            if self.stop and sum(optimizer.collapsed().values()) > self._steps_before:
-                self.model.stop_training = True
-
-    def _proximal(self) -> list[Proximal]:
-        """The optimizer, if it is a `Proximal`, in or without loss scaling and a second one for the loss."""
-        optimizer = self.model.optimizer
-        if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-            optimizer = optimizer.inner_optimizer
-        if isinstance(optimizer, keras.optimizers.MultiOptimizer):
-            optimizer = optimizer.optimizers[0]
-        return [optimizer] if isinstance(optimizer, Proximal) else []
+        optimizer = proximal_of(self.model.optimizer)
+        if optimizer is None:
+            return
+        strength = optimizer.strength()
+        if strength is not None:
+            logs["strength"] = strength
+        if self.stop and sum(optimizer.collapsed().values()) > self._steps_before:
+            self.model.stop_training = True

@@ -22,6 +22,22 @@ def root_of_squares(squares: Tensor) -> Tensor:
     return ops.where(positive, ops.sqrt(ops.where(positive, squares, 1.0)), 0.0)
 
 
+def absolute(values: Tensor) -> Tensor:
+    """|x| as x sign(x): the slope of `ops.abs` at 0 is not 0 on every backend."""
+    return values * ops.stop_gradient(ops.sign(values))
+
+
+def labels_for(owner: str, labels: np.ndarray, shape: tuple[int, ...], name: str = "weights") -> np.ndarray:
+    """The labels with as many axes as weights of this shape, to which they must broadcast."""
+    short = len(shape) - labels.ndim
+    if short < 0 or any(a not in (1, b) for a, b in zip(labels.shape, shape[short:], strict=True)):
+        raise ValueError(
+            f"{owner}: labels in `groups` must broadcast to the weights. "
+            f"Received: labels of shape {labels.shape}, {name} of shape {shape}"
+        )
+    return labels.reshape((1,) * short + labels.shape)
+
+
 class Groups(Protocol):
     """Disjoint groups of the entries of tensors."""
 
@@ -131,11 +147,9 @@ def _shrunk_each(
     # Where nothing is shrunk and nothing is there, 0 / 0 must be 0.
     shifts = [ops.clip(step * f, float(limits.tiny), np.inf) for step, f in zip(steps, of_group, strict=True)]
     squares = [ops.square(part) for part in parts]
-
-    pairs = list(zip(parts, shifts, strict=True))
-    positive = groups.sums([ops.square(part / shift) for part, shift in pairs]) > 1.0
+    positive = groups.sums([ops.square(part / shift) for part, shift in zip(parts, shifts, strict=True)]) > 1.0
     # To first order in the steps.
-    first = groups.sums([ops.square(part) * shift for part, shift in pairs])
+    first = groups.sums([square * shift for square, shift in zip(squares, shifts, strict=True)])
     start = _at_least(length - first / ops.where(length > 0, length * length, 1.0), 0.01 * length)
     start = ops.where(positive, start, 0.0)
 

@@ -103,8 +103,7 @@ class WeightRegularizer(keras.regularizers.Regularizer):
         weights = weights if hasattr(weights, "shape") else ops.convert_to_tensor(weights)
         own = self.of(weights)
         weights = ops.convert_to_tensor(weights)
-        # Half the digits are not enough for squares and quotients.
-        exact = "float64" if keras.backend.standardize_dtype(weights.dtype) == "float64" else "float32"
+        exact = exact_dtype(weights)
         step = ops.convert_to_tensor(step, exact) * own.coefficient(tuple(weights.shape), exact)
         return ops.cast(own.proximal(ops.cast(weights, exact), step), weights.dtype)
 
@@ -170,3 +169,8 @@ class WeightRegularizer(keras.regularizers.Regularizer):
         """A regularizer made from `get_config()`."""
         config = dict(config)
         return cls(keras.saving.deserialize_keras_object(config.pop("strength")), **config)
+
+
+def exact_dtype(weights: Tensor) -> str:
+    """What proximal maps compute in: half precision is not enough for squares and quotients."""
+    return "float64" if keras.backend.standardize_dtype(weights.dtype) == "float64" else "float32"

@@ -11,7 +11,7 @@ from keras import ops
 
 from kriterion._validation import check_bool, check_int
 from kriterion.backend import Tensor
-from kriterion.regularizers._groups import AxisGroups, Groups, LabelGroups, norms, shrunk
+from kriterion.regularizers._groups import AxisGroups, Groups, LabelGroups, labels_for, norms, shrunk
 from kriterion.regularizers.base import WeightRegularizer
 
 _NAMES = ("output", "input", "channel", "position", "unit")
@@ -95,15 +95,7 @@ class GroupSparsity(WeightRegularizer):
         """The groups of weights of this shape."""
         owner, rank = type(self).__name__, len(shape)
         if isinstance(self.groups, np.ndarray):
-            labels = self.groups
-            if labels.ndim > rank or any(
-                a not in (1, b) for a, b in zip(labels.shape[::-1], shape[::-1], strict=False)
-            ):
-                raise ValueError(
-                    f"{owner}: labels in `groups` must broadcast to the weights. "
-                    f"Received: labels of shape {labels.shape}, weights of shape {shape}"
-                )
-            return LabelGroups([labels.reshape((1,) * (rank - labels.ndim) + labels.shape)], [shape])
+            return LabelGroups([labels_for(owner, self.groups, shape)], [shape])
         if isinstance(self.groups, tuple) and self.groups[0] == "axes":
             if not all(-rank <= axis < rank for axis in self.groups[1]):
                 raise ValueError(

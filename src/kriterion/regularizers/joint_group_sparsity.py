@@ -13,8 +13,8 @@ from keras import ops
 from kriterion._selection import match_path
 from kriterion._validation import check_bool
 from kriterion.backend import Tensor
-from kriterion.regularizers._groups import LabelGroups, norms, shrunk
-from kriterion.regularizers.base import WeightRegularizer
+from kriterion.regularizers._groups import LabelGroups, labels_for, norms, shrunk
+from kriterion.regularizers.base import WeightRegularizer, exact_dtype
 
 Labels = Mapping[str, Any]
 
@@ -88,16 +88,10 @@ class JointGroupSparsity(WeightRegularizer):
                 )
             indices = [index_of[match] for match in found.values()]
             shapes = [tuple(variables[index].shape) for index in indices]
-            labels = []
-            for (path, each), shape in zip(mapping.items(), shapes, strict=True):
-                if each.ndim > len(shape) or any(
-                    a not in (1, b) for a, b in zip(each.shape[::-1], shape[::-1], strict=False)
-                ):
-                    raise ValueError(
-                        "JointGroupSparsity: labels must broadcast to the variable's shape. "
-                        f"Received: labels of shape {each.shape} for {path} of shape {shape}"
-                    )
-                labels.append(each.reshape((1,) * (len(shape) - each.ndim) + each.shape))
+            labels = [
+                labels_for("JointGroupSparsity", each, shape, path)
+                for (path, each), shape in zip(mapping.items(), shapes, strict=True)
+            ]
             families.append((indices, LabelGroups(labels, shapes)))
         return families
 
@@ -124,7 +118,7 @@ class JointGroupSparsity(WeightRegularizer):
         self, variables: Sequence[keras.Variable], values: Sequence[Tensor], steps: Sequence[Any]
     ) -> list[Tensor]:
         families = self._families(variables)
-        exact = "float64" if keras.backend.standardize_dtype(values[0].dtype) == "float64" else "float32"
+        exact = exact_dtype(values[0])
         strength = self.coefficient((), exact)
         current = [ops.cast(value, exact) for value in values]
         steps = [ops.convert_to_tensor(step, exact) * strength for step in steps]

@@ -9,6 +9,7 @@ from keras import ops
 
 from kriterion._validation import check_float
 from kriterion.backend import Tensor
+from kriterion.regularizers._groups import absolute
 from kriterion.regularizers.group_sparsity import GroupSparsity
 
 
@@ -58,9 +59,7 @@ class SparseGroupSparsity(GroupSparsity):
         self.l1_ratio = check_float("SparseGroupSparsity", "l1_ratio", l1_ratio, minimum=0.0, maximum=1.0)
 
     def penalty(self, weights: Tensor) -> Tensor:
-        # |w| as w sign(w): the slope of `ops.abs` at 0 is not 0 on every backend.
-        sizes = ops.sum(weights * ops.stop_gradient(ops.sign(weights)))
-        return self.l1_ratio * sizes + (1.0 - self.l1_ratio) * super().penalty(weights)
+        return self.l1_ratio * ops.sum(absolute(weights)) + (1.0 - self.l1_ratio) * super().penalty(weights)
 
     def proximal(self, weights: Tensor, step: Any) -> Tensor:
         within = ops.sign(weights) * ops.relu(ops.abs(weights) - self.l1_ratio * step)

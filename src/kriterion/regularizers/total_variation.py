@@ -12,7 +12,7 @@ from keras import ops
 from kriterion._validation import check_bool, check_int
 from kriterion.backend import Tensor
 from kriterion.regularizers._fused_lasso import fused_lasso
-from kriterion.regularizers._groups import root_of_squares
+from kriterion.regularizers._groups import absolute, root_of_squares
 from kriterion.regularizers.base import WeightRegularizer
 
 
@@ -157,8 +157,7 @@ class TotalVariation(WeightRegularizer):
         weights = ops.reshape(weights, self._view(tuple(weights.shape)))
         differences = [self._difference(weights, axis) for axis in axes]
         if not self.isotropic:
-            # |d| as d sign(d): the slope of `ops.abs` at 0 is not 0 on every backend.
-            return sum(ops.sum(d * ops.stop_gradient(ops.sign(d))) for d in differences)
+            return sum(ops.sum(absolute(d)) for d in differences)
         if not self.periodic:
             padding = [[[0, int(k == axis)] for k in range(len(weights.shape))] for axis in axes]
             differences = [ops.pad(d, p) for d, p in zip(differences, padding, strict=True)]

@@ -100,7 +100,7 @@ class Channels:
         return np.array([self.root(number) for number in numbers.tolist()], dtype=int)
 
     def _unite(self, left: np.ndarray, right: np.ndarray) -> None:
-        for a, b in zip(self.roots(left).tolist(), self.roots(right).tolist(), strict=True):
+        for a, b in zip(left.tolist(), right.tolist(), strict=True):
             first, second = sorted((self.root(a), self.root(b)))
             self._parents[second] = first
 
@@ -174,7 +174,7 @@ class Channels:
         needed = np.zeros(len(roots), bool)
         needed[roots[np.array(self._required, dtype=int)]] = True
         linear = [step for step in reversed(self.steps) if step.role == "linear"]
-        used = [uses(step.layer) & ~foldable(step)[:, None] for step in linear]
+        used = [uses(step.layer) & ~foldable(step.layer, step.constants)[:, None] for step in linear]
         while True:
             before = needed.sum()
             for step, use in zip(linear, used, strict=True):
@@ -193,10 +193,15 @@ def uses(layer: Any) -> np.ndarray:
     return (kernel.reshape(-1, *kernel.shape[-2:]) != 0).any(axis=0)
 
 
-def foldable(step: Step) -> np.ndarray:
-    """For each input of a linear layer, whether it is constant, and its share can be a part of the bias."""
-    constants = step.constants
-    if type(step.layer) in CONVOLUTIONS and step.layer.padding != "valid":
+def window_sums(layer: Any) -> np.ndarray:
+    """(inputs, outputs): a kernel's sums over the positions of its window, in double precision."""
+    kernel = keras.ops.convert_to_numpy(layer.kernel).astype("float64")
+    return kernel.reshape(-1, *kernel.shape[-2:]).sum(axis=0)
+
+
+def foldable(layer: Any, constants: np.ndarray) -> np.ndarray:
+    """For each input of a layer with a kernel, whether it is constant, and its share can be a part of the bias."""
+    if getattr(layer, "padding", "valid") != "valid":
         # Padding makes positions differ, but for zeros.
         return constants == 0
     return np.isfinite(constants)
@@ -204,11 +209,7 @@ def foldable(step: Step) -> np.ndarray:
 
 def linear_constants(layer: Any, constants: np.ndarray) -> np.ndarray:
     """Values of a linear layer's outputs before the activation that do not depend on varying inputs; NaN for others."""
-    kernel = keras.ops.convert_to_numpy(layer.kernel).astype("float64")
-    total = kernel.reshape(-1, *kernel.shape[-2:]).sum(axis=0)
-    known = np.isfinite(constants)
-    if type(layer) in CONVOLUTIONS and layer.padding != "valid":
-        known = constants == 0
+    total, known = window_sums(layer), foldable(layer, constants)
     fixed = ~(uses(layer) & ~known[:, None]).any(axis=0)
     value = np.where(known, constants, 0.0) @ total + _array(layer.bias, total.shape[1])
     return np.where(fixed, value, np.nan)
@@ -218,8 +219,8 @@ def _depthwise_constants(layer: Any, constants: np.ndarray) -> np.ndarray:
     """As `linear_constants`, for a convolution of each channel alone."""
     kernel = keras.ops.convert_to_numpy(layer.kernel).astype("float64").reshape(-1, len(constants))
     constants = np.where((kernel == 0).all(axis=0), 0.0, constants)
-    known = constants == 0 if layer.padding != "valid" else np.isfinite(constants)
-    return np.where(known, constants * kernel.sum(axis=0) + _array(layer.bias, len(constants)), np.nan)
+    value = constants * kernel.sum(axis=0) + _array(layer.bias, len(constants))
+    return np.where(foldable(layer, constants), value, np.nan)
 
 
 def _calls(model: keras.Model, owner: str) -> Sequence[Any]:

@@ -7,7 +7,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kriterion.sparsity._channels import Channels, Step, foldable
+from kriterion.sparsity._channels import Channels, Step, foldable, window_sums
 
 _SIZES = {"Dense": "units", "Conv1D": "filters", "Conv2D": "filters", "Conv3D": "filters"}
 
@@ -89,9 +89,8 @@ def _resized(layer: Any, steps: dict[str, Step], kept: np.ndarray) -> Any:
 
 def _folded(step: Step, kept: np.ndarray) -> np.ndarray:
     """What the inputs that are dropped add to each output."""
-    kernel = keras.ops.convert_to_numpy(step.layer.kernel).astype("float64")
-    dropped = ~kept[step.inputs[0]] & foldable(step)
-    return np.where(dropped, np.nan_to_num(step.constants), 0.0) @ kernel.reshape(-1, *kernel.shape[-2:]).sum(axis=0)
+    dropped = ~kept[step.inputs[0]] & foldable(step.layer, step.constants)
+    return np.where(dropped, step.constants, 0.0) @ window_sums(step.layer)
 
 
 def _set_linear(target: Any, step: Step, kept: np.ndarray) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from kriterion.sparsity._channels import CONVOLUTIONS, DENSE, DEPTHWISE, Channels, Step
+from kriterion.sparsity._channels import CONVOLUTIONS, DENSE, DEPTHWISE, Channels, Step, uses
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ def _layer(step: Step, kept: np.ndarray) -> LayerSparsity:
     layer = step.layer
     kernel = keras.ops.convert_to_numpy(layer.kernel)
     depthwise = step.role == "scale"
-    used = (kernel.reshape(-1, *kernel.shape[-2:]) != 0).any(axis=0)
+    used = uses(layer)
     by_input, by_output = used.any(axis=1), used.any(axis=1) if depthwise else used.any(axis=0)
     positions = step.positions
     left_in, left_out = int(kept[step.inputs[0]].sum()), int(kept[step.output].sum())
@@ -154,9 +154,9 @@ def _layer(step: Step, kept: np.ndarray) -> LayerSparsity:
         weights=kernel.size,
         zeros=int((kernel == 0).sum()),
         zero_inputs=int((~by_input).sum()),
-        inputs=len(by_input),
+        inputs=len(step.inputs[0]),
         zero_outputs=int((~by_output).sum()),
-        outputs=len(by_output),
+        outputs=len(step.output),
         removable=len(step.output) - left_out,
         flops=None if places is None else 2 * kernel.size * places,
         flops_left=None if places is None else 2 * weights_left * places,
