@@ -164,6 +164,14 @@ def test_total_variation_of_large_strength_is_the_weighted_mean(random, float64)
     assert (np.diff(u, axis=1) == 0).all()
 
 
+def test_total_variation_loses_no_small_steps_next_to_large_weights(random):
+    """prox(w + 1) = prox(w) + 1. The numbers are exact in float32, and so is w + 1: each end is rounded once."""
+    w = np.round(random.normal(size=(4, 400)) * 2.0**8) * 2.0**-20
+    variation = TotalVariation(2.0**-11, 1)
+    shifted, plain = (numpy(variation.prox(v.astype("float32"), 1.0)).astype("float64") for v in (w + 1.0, w))
+    np.testing.assert_allclose(shifted - 1.0, plain, rtol=0, atol=2.0**-23)
+
+
 @pytest.mark.parametrize("name", MAPS)
 @settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 2**16), near=st.sampled_from([1e-2, 1.0]))

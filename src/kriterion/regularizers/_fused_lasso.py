@@ -36,62 +36,74 @@ def fused_lasso(values: Tensor, step: Any) -> Tensor:
     # What the derivative is clipped to before and after each k: nothing comes before the first or after the last.
     k = ops.expand_dims(ops.arange(n), 1)
     bounds = ops.where(k > 0, largest, 0.0), ops.where(k < n - 1, largest, 0.0)
-    offset = ops.arange(rows, dtype="int32") * (2 * n)
+    width = 2 * n + 2
+    offset = ops.arange(rows, dtype="int32") * width
 
     def at(array: Tensor, position: Tensor) -> Tensor:
-        return ops.take(array, offset + ops.clip(position, 0, 2 * n - 1))
+        return ops.take(array, offset + ops.clip(position, 0, width - 1))
 
     def forward(index: Tensor, state: Any) -> Any:
-        # Knots `first` to `last`, sorted, with the changes of slope and intercept at them.
-        knots, slopes, intercepts, first, last, lows, highs = state
+        # Knots `first` to `last`, sorted, with the changes of slope and height at them. Lines are followed from knot to
+        # knot: intercepts at 0 would lose small steps in the rounding of sums of weights. For the same reason there is
+        # a change of height, of which only the rounding of the knot is the cause.
+        knots, slopes, heights, first, last, lows, highs = state
         value, curve, before, after = values[index], curvature[index], bounds[0][index], bounds[1][index]
 
-        def beyond_low(at_knot: Tensor, slope: Tensor, intercept: Tensor) -> Tensor:
-            return ops.logical_and(at_knot <= last, slope * at(knots, at_knot) + intercept <= -after)
+        def beyond_low(at_knot: Tensor, place: Tensor, height: Tensor, slope: Tensor) -> Tensor:
+            there = height + slope * (at(knots, at_knot) - place)
+            return ops.logical_and(at_knot <= last, there <= -after)
 
-        def drop_low(at_knot: Tensor, slope: Tensor, intercept: Tensor) -> Any:
-            drop = beyond_low(at_knot, slope, intercept)
+        def drop_low(at_knot: Tensor, place: Tensor, height: Tensor, slope: Tensor) -> Any:
+            drop, knot = beyond_low(at_knot, place, height, slope), at(knots, at_knot)
             return (
                 ops.where(drop, at_knot + 1, at_knot),
+                ops.where(drop, knot, place),
+                ops.where(drop, height + slope * (knot - place) + at(heights, at_knot), height),
                 ops.where(drop, slope + at(slopes, at_knot), slope),
-                ops.where(drop, intercept + at(intercepts, at_knot), intercept),
             )
 
-        left, low_slope, low_intercept = ops.while_loop(
-            lambda *s: ops.any(beyond_low(*s)), drop_low, (first, curve, -curve * value - before)
+        start = at(knots, first)
+        left, place, height, low_slope = ops.while_loop(
+            lambda *s: ops.any(beyond_low(*s)), drop_low, (first, start, curve * (start - value) - before, curve)
         )
+        low = place - (after + height) / low_slope
+        low_height = height + low_slope * (low - place) + after
 
-        def beyond_high(at_knot: Tensor, slope: Tensor, intercept: Tensor) -> Tensor:
-            return ops.logical_and(at_knot >= left, slope * at(knots, at_knot) + intercept >= after)
+        def beyond_high(at_knot: Tensor, place: Tensor, height: Tensor, slope: Tensor) -> Tensor:
+            there = height + slope * (at(knots, at_knot) - place)
+            return ops.logical_and(at_knot >= left, there >= after)
 
-        def drop_high(at_knot: Tensor, slope: Tensor, intercept: Tensor) -> Any:
-            drop = beyond_high(at_knot, slope, intercept)
+        def drop_high(at_knot: Tensor, place: Tensor, height: Tensor, slope: Tensor) -> Any:
+            drop, knot = beyond_high(at_knot, place, height, slope), at(knots, at_knot)
             return (
                 ops.where(drop, at_knot - 1, at_knot),
+                ops.where(drop, knot, place),
+                ops.where(drop, height + slope * (knot - place) - at(heights, at_knot), height),
                 ops.where(drop, slope - at(slopes, at_knot), slope),
-                ops.where(drop, intercept - at(intercepts, at_knot), intercept),
             )
 
-        right, high_slope, high_intercept = ops.while_loop(
-            lambda *s: ops.any(beyond_high(*s)), drop_high, (last, curve, -curve * value + before)
+        start = at(knots, last)
+        right, place, height, high_slope = ops.while_loop(
+            lambda *s: ops.any(beyond_high(*s)), drop_high, (last, start, curve * (start - value) + before, curve)
         )
-        low = (-after - low_intercept) / low_slope
-        high = (after - high_intercept) / high_slope
+        high = place + (after - height) / high_slope
+        high_height = after - (height + high_slope * (high - place))
         first, last = left - 1, right + 1
-        for position, knot, slope, intercept in (
-            (offset + first, low, low_slope, low_intercept + after),
-            (offset + last, high, -high_slope, after - high_intercept),
+        for position, knot, slope, height in (
+            (offset + first, low, low_slope, low_height),
+            (offset + last, high, -high_slope, high_height),
         ):
             knots = backend.put(knots, position, knot)
             slopes = backend.put(slopes, position, slope)
-            intercepts = backend.put(intercepts, position, intercept)
+            heights = backend.put(heights, position, height)
         row = index * rows + ops.arange(rows, dtype="int32")
-        return knots, slopes, intercepts, first, last, backend.put(lows, row, low), backend.put(highs, row, high)
+        return knots, slopes, heights, first, last, backend.put(lows, row, low), backend.put(highs, row, high)
 
-    arrays = [ops.zeros((rows * 2 * n,), dtype) for _ in range(3)]
-    ends = ops.full((rows,), n, "int32"), ops.full((rows,), n - 1, "int32")
+    # Two knots with no change, to start from.
+    ends = ops.full((rows,), n, "int32"), ops.full((rows,), n + 1, "int32")
+    changes = [ops.zeros((rows * width,), dtype) for _ in range(2)]
     clips = [ops.zeros((n * rows,), dtype) for _ in range(2)]
-    *_, lows, highs = ops.fori_loop(0, n, forward, (*arrays, *ends, *clips))
+    *_, lows, highs = ops.fori_loop(0, n, forward, (ops.repeat(values[0], width), *changes, *ends, *clips))
     lows, highs = ops.reshape(lows, (n, rows)), ops.reshape(highs, (n, rows))
 
     def backward(index: Tensor, state: Any) -> Any:
