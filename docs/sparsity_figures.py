@@ -24,7 +24,8 @@ def filtered(optimizer, penalty, x, y):
 
 
 def cosine(rate):
-    return keras.optimizers.schedules.CosineDecay(rate, STEPS)
+    # Not to 0: proximal steps that are lost in the rounding of the weights hold no neighbours together.
+    return keras.optimizers.schedules.CosineDecay(rate, STEPS, alpha=0.01)
 
 
 @figure("regularization-pieces.svg", 2)

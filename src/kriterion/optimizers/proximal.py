@@ -142,7 +142,7 @@ class Proximal(OptimizerWrapper):
             moved = proximal_map.at(self.iterations).proximal_step(variables, values, steps)
             for index, variable, value, new in zip(indices, variables, values, moved, strict=True):
                 if len(variable.shape) >= 2:
-                    gone = ops.logical_not(ops.any(new != 0))
+                    gone = ops.max(ops.abs(new)) == 0
                     held[index] = ops.cast(gone, "int32")
                     new = ops.where(gone, value, new)
                 variable.assign(new)

@@ -87,12 +87,18 @@ class GroupSparsity(WeightRegularizer):
             raise ValueError(
                 f'{owner}: `splits` goes with groups="unit". Received: splits={splits!r}, groups={groups!r}'
             )
+        self._found: dict[tuple[int, ...], Groups] = {}
 
     def check(self, shape: tuple[int, ...]) -> None:
         self._grouping(shape)
 
     def _grouping(self, shape: tuple[int, ...]) -> Groups:
-        """The groups of weights of this shape."""
+        """The groups of weights of this shape, found once."""
+        if shape not in self._found:
+            self._found[shape] = self._find(shape)
+        return self._found[shape]
+
+    def _find(self, shape: tuple[int, ...]) -> Groups:
         owner, rank = type(self).__name__, len(shape)
         if isinstance(self.groups, np.ndarray):
             return LabelGroups([labels_for(owner, self.groups, shape)], [shape])

@@ -17,6 +17,7 @@ from kriterion.regularizers._groups import LabelGroups, labels_for, norms, shrun
 from kriterion.regularizers.base import WeightRegularizer, exact_dtype
 
 Labels = Mapping[str, Any]
+_Families = list[tuple[list[int], LabelGroups]]
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
@@ -63,6 +64,7 @@ class JointGroupSparsity(WeightRegularizer):
         super().__init__(strength, reduce=reduce)
         self.groups = _checked(groups)
         self.weight_by_size = check_bool("JointGroupSparsity", "weight_by_size", weight_by_size)
+        self._found: dict[Any, _Families] = {}
 
     def of(self, variable: Any) -> WeightRegularizer:
         raise TypeError(
@@ -73,8 +75,14 @@ class JointGroupSparsity(WeightRegularizer):
     def check_variables(self, variables: Sequence[keras.Variable]) -> None:
         self._families(variables)
 
-    def _families(self, variables: Sequence[keras.Variable]) -> list[tuple[list[int], LabelGroups]]:
-        """For each mapping, the indices of its variables among these, and its groups."""
+    def _families(self, variables: Sequence[keras.Variable]) -> _Families:
+        """For each mapping, the indices of its variables among these, and its groups; found once."""
+        key = tuple((variable.path, tuple(variable.shape)) for variable in variables)
+        if key not in self._found:
+            self._found[key] = self._find(variables)
+        return self._found[key]
+
+    def _find(self, variables: Sequence[keras.Variable]) -> _Families:
         index_of = {variable.path: index for index, variable in enumerate(variables)}
         families = []
         for mapping in self.groups:
@@ -95,7 +103,7 @@ class JointGroupSparsity(WeightRegularizer):
             families.append((indices, LabelGroups(labels, shapes)))
         return families
 
-    def _factors(self, groups: LabelGroups, families: Any) -> Any:
+    def _factors(self, groups: LabelGroups, families: _Families) -> Any:
         sizes = groups.sizes
         factors = np.sqrt(sizes) if self.weight_by_size else np.float64(sizes > 0)
         if self.reduce == "mean":
