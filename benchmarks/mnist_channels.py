@@ -27,10 +27,10 @@ BATCH = 128
 def network(seed):
     keras.utils.set_random_seed(seed)
     layers = []
-    for filters in (32, 64):
+    for filters in (16, 32):
         layers += [keras.layers.Conv2D(filters, 3, use_bias=False), keras.layers.BatchNormalization()]
         layers += [keras.layers.ReLU(), keras.layers.MaxPooling2D()]
-    layers += [keras.layers.Flatten(), keras.layers.Dense(128, "relu"), keras.layers.Dense(10, "softmax")]
+    layers += [keras.layers.Flatten(), keras.layers.Dense(64, "relu"), keras.layers.Dense(10, "softmax")]
     return keras.Sequential([keras.Input((28, 28, 1)), *layers])
 
 

@@ -290,6 +290,13 @@ def test_fisher_information_is_the_mean_square_of_each_examples_gradient(random)
     assert kernel[2] == 0.0
 
 
+@pytest.mark.parametrize(("rows", "targets"), [(3, 2), (0, 0)])
+def test_fisher_information_of_rows_that_do_not_match_is_told(rows, targets):
+    model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+    with told(ValueError, ["`x`", "`y`", str([rows, targets])]):
+        fisher_information(model, np.zeros((rows, 3)), np.zeros((targets, 1)), "mse")
+
+
 def test_a_scheduled_strength_goes_by_the_steps_of_the_penalty(random):
     """SGD on a constant loss: each step subtracts rate * strength(step) * gradient."""
     strength = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.0, 0.5])

@@ -36,8 +36,9 @@ class KerasPenalty:
         self, variables: Sequence[keras.Variable], values: Sequence[Tensor], steps: Sequence[Any]
     ) -> list[Tensor]:
         """The proximal map of each value, with its step."""
-        pairs = [(value, ops.cast(step, value.dtype)) for value, step in zip(values, steps, strict=True)]
-        return [
-            ops.sign(value) * ops.relu(ops.abs(value) - self.l1 * step) / (1.0 + 2.0 * self.l2 * step)
-            for value, step in pairs
-        ]
+        return [self._map(value, ops.cast(step, value.dtype)) for value, step in zip(values, steps, strict=True)]
+
+    def _map(self, value: Tensor, step: Tensor) -> Tensor:
+        if self.l1 > 0:
+            value = ops.sign(value) * ops.relu(ops.abs(value) - self.l1 * step)
+        return value / (1.0 + 2.0 * self.l2 * step) if self.l2 > 0 else value

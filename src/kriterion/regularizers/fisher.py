@@ -35,7 +35,7 @@ def fisher_information(model: keras.Model, x: Any, y: Any, loss: Any) -> dict[st
         An array of its shape for the path of each trainable weight.
 
     Raises:
-        ValueError: the model is not built, or there are no examples.
+        ValueError: the model is not built, there are no examples, or `x` and `y` differ in their number.
 
     Source: Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNAS 114 (2017); on the choice
     of `y`: Kunstner, Balles and Hennig, "Limitations of the empirical Fisher approximation", NeurIPS 2019.
@@ -52,9 +52,12 @@ def fisher_information(model: keras.Model, x: Any, y: Any, loss: Any) -> dict[st
     if not model.built:
         raise ValueError(f"fisher_information: `model` must be built. Received: {model.name}, which has no weights yet")
     data = keras.tree.map_structure(ops.convert_to_tensor, (x, np.asarray(y)))
-    count = int(keras.tree.flatten(data)[0].shape[0])
-    if count == 0:
-        raise ValueError("fisher_information: there must be examples. Received: none")
+    rows = [int(leaf.shape[0]) for leaf in keras.tree.flatten(data)]
+    count = rows[0]
+    if count == 0 or set(rows) != {count}:
+        raise ValueError(
+            f"fisher_information: `x` and `y` must have the same number of examples, one or more. Received: {rows}"
+        )
     criterion = keras.losses.get(loss)
     variables = model.trainable_variables
 
