@@ -48,8 +48,8 @@ def pieces(left, right):
         left.plot(weights, ".-", color=colour, markersize=3, linewidth=0.7, label=label)
         if label != "no penalty":
             right.semilogy(np.maximum(np.abs(np.diff(weights)), floor), ".", color=colour, label=label)
-    left.set(title="weights of a linear filter", xlabel="sample of the signal")
-    right.set(title="difference from the next one", xlabel="sample of the signal", ylim=(floor / 3, 30))
+    left.set(title="weights of a linear filter", xlabel="sample of the signal", ylim=(-1.5, 2.4))
+    right.set(title="difference from the next one", xlabel="sample of the signal", ylim=(floor / 3, 3e3))
     right.axhline(floor, color="black", linewidth=0.5)
     right.text(0, floor * 1.3, "exactly 0", fontsize=8)
     for axes in (left, right):
@@ -58,7 +58,7 @@ def pieces(left, right):
 
 @figure("regularization-path.svg", 2)
 def path(left, right):
-    """One training: eight strengths, six epochs of each."""
+    """One training: fifteen epochs without a penalty, then of each of ten strengths."""
     x, y = load_digits(return_X_y=True)
     x = (x / 16).astype("float32")
     order = np.random.default_rng(0).permutation(len(x))
