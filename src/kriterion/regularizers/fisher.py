@@ -52,11 +52,11 @@ def fisher_information(model: keras.Model, x: Any, y: Any, loss: Any) -> dict[st
     if not model.built:
         raise ValueError(f"fisher_information: `model` must be built. Received: {model.name}, which has no weights yet")
     data = keras.tree.map_structure(ops.convert_to_tensor, (x, np.asarray(y)))
-    rows = [int(leaf.shape[0]) for leaf in keras.tree.flatten(data)]
-    count = rows[0]
-    if count == 0 or set(rows) != {count}:
+    counts = [int(leaf.shape[0]) for leaf in keras.tree.flatten(data)]
+    count = counts[0]
+    if count == 0 or set(counts) != {count}:
         raise ValueError(
-            f"fisher_information: `x` and `y` must have the same number of examples, one or more. Received: {rows}"
+            f"fisher_information: `x` and `y` must have the same number of examples, one or more. Received: {counts}"
         )
     criterion = keras.losses.get(loss)
     variables = model.trainable_variables
