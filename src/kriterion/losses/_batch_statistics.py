@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 
 from keras import ops
 
+from kriterion._elementary import at_least
 from kriterion.backend import Tensor
 from kriterion.losses._example_weighted import robust_example_weights
-from kriterion.losses._floats import at_least
 from kriterion.losses._order_statistics import weighted_quantile
 
 # 1 over the 3/4 quantile of the standard normal distribution: from the median of |x| to its standard deviation.

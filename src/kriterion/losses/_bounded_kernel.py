@@ -11,8 +11,8 @@ import math
 
 from keras import ops
 
+from kriterion._elementary import at_least
 from kriterion.backend import Tensor
-from kriterion.losses._floats import at_least
 
 # Below this h, (z e^z - (e^z - 1))/h^2 cancels, and z is small enough for a few terms of its series.
 _SERIES_BELOW = 0.02

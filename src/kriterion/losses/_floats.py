@@ -41,16 +41,6 @@ def absolute(value: Tensor) -> Tensor:
     return ops.where(value < 0, -value, value)
 
 
-def at_least(value: Tensor, bound: Any) -> Tensor:
-    """max(v, bound); `ops.maximum` would give up float64."""
-    return ops.where(value > bound, value, bound)
-
-
-def at_most(value: Tensor, bound: Any) -> Tensor:
-    """min(v, bound)."""
-    return ops.where(value < bound, value, bound)
-
-
 def mean_over_last_axis(value: Tensor) -> Tensor:
     """As `ops.mean`, which would compute in float32."""
     return ops.sum(value, axis=-1) / ops.cast(ops.shape(value)[-1], value.dtype)

@@ -17,8 +17,9 @@ from typing import NamedTuple
 
 from keras import ops
 
+from kriterion._elementary import at_least, at_most
 from kriterion.backend import Tensor
-from kriterion.losses._floats import Float, absolute, at_least, at_most
+from kriterion.losses._floats import Float, absolute
 
 
 class _Shape(NamedTuple):

@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from kriterion._elementary import soft_threshold
 from kriterion.backend import Tensor
 
 
@@ -40,5 +41,5 @@ class KerasPenalty:
 
     def _map(self, value: Tensor, step: Tensor) -> Tensor:
         if self.l1 > 0:
-            value = ops.sign(value) * ops.relu(ops.abs(value) - self.l1 * step)
+            value = soft_threshold(value, self.l1 * step)
         return value / (1.0 + 2.0 * self.l2 * step) if self.l2 > 0 else value

@@ -10,21 +10,8 @@ import keras
 import numpy as np
 from keras import ops
 
+from kriterion._elementary import at_least, root_of_squares
 from kriterion.backend import Tensor
-
-
-def root_of_squares(squares: Tensor) -> Tensor:
-    """The square root, with the derivative 0 at 0.
-
-    There it is infinite, and 0 * inf is NaN also where `where` discards it.
-    """
-    positive = squares > 0
-    return ops.where(positive, ops.sqrt(ops.where(positive, squares, 1.0)), 0.0)
-
-
-def absolute(values: Tensor) -> Tensor:
-    """|x| as x sign(x): the slope of `ops.abs` at 0 is not 0 on every backend."""
-    return values * ops.stop_gradient(ops.sign(values))
 
 
 def labels_for(owner: str, labels: np.ndarray, shape: tuple[int, ...], name: str = "weights") -> np.ndarray:
@@ -134,11 +121,6 @@ def shrunk(groups: Groups, parts: Sequence[Tensor], steps: Sequence[Any], factor
     return _shrunk_each(groups, parts, squares, steps, factors, length)
 
 
-def _at_least(values: Tensor, bound: Tensor) -> Tensor:
-    """Not `ops.maximum`, which is in float32 on PyTorch."""
-    return ops.where(values > bound, values, bound)
-
-
 def _shrunk_each(
     groups: Groups,
     parts: Sequence[Tensor],
@@ -155,7 +137,7 @@ def _shrunk_each(
     positive = groups.sums([ops.square(part / shift) for part, shift in zip(parts, shifts, strict=True)]) > 1.0
     # To first order in the steps.
     first = groups.sums([square * shift for square, shift in zip(squares, shifts, strict=True)])
-    start = _at_least(length - first / ops.where(length > 0, length * length, 1.0), 0.01 * length)
+    start = at_least(length - first / ops.where(length > 0, length * length, 1.0), 0.01 * length)
     start = ops.where(positive, start, 0.0)
 
     def improve(root: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,7 +146,7 @@ def _shrunk_each(
         phi = groups.sums(terms)
         slope = groups.sums([term * each for term, each in zip(terms, inverse, strict=True)])
         better = root + phi * (ops.sqrt(phi) - 1.0) / ops.where(slope > 0, slope, 1.0)
-        better = ops.where(positive, _at_least(better, 0.1 * root), 0.0)
+        better = ops.where(positive, at_least(better, 0.1 * root), 0.0)
         return better, ops.abs(better - root)
 
     # After a relative change d the relative error is 1.5 d^2 at most: with a = 1 / (r + shift) and the weights of the

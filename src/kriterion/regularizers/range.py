@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from kriterion._elementary import soft_threshold
 from kriterion._validation import check_float
 from kriterion.backend import Tensor
 from kriterion.regularizers.base import WeightRegularizer
@@ -66,7 +67,7 @@ class Range(WeightRegularizer):
         excess = weights - nearest
         if self.power == 2:
             return nearest + excess / (1.0 + 2.0 * step)
-        return nearest + ops.sign(excess) * ops.relu(ops.abs(excess) - step)
+        return nearest + soft_threshold(excess, step)
 
     def projection(self, weights: Tensor) -> Tensor:
         return ops.clip(weights, self.low, self.high)

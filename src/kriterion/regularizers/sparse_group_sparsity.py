@@ -7,9 +7,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from kriterion._elementary import magnitude, soft_threshold
 from kriterion._validation import check_float
 from kriterion.backend import Tensor
-from kriterion.regularizers._groups import absolute
 from kriterion.regularizers.group_sparsity import GroupSparsity
 
 
@@ -59,10 +59,10 @@ class SparseGroupSparsity(GroupSparsity):
         self.l1_ratio = check_float("SparseGroupSparsity", "l1_ratio", l1_ratio, minimum=0.0, maximum=1.0)
 
     def penalty(self, weights: Tensor) -> Tensor:
-        return self.l1_ratio * ops.sum(absolute(weights)) + (1.0 - self.l1_ratio) * super().penalty(weights)
+        return self.l1_ratio * ops.sum(magnitude(weights)) + (1.0 - self.l1_ratio) * super().penalty(weights)
 
     def proximal(self, weights: Tensor, step: Any) -> Tensor:
-        within = ops.sign(weights) * ops.relu(ops.abs(weights) - self.l1_ratio * step)
+        within = soft_threshold(weights, self.l1_ratio * step)
         return super().proximal(within, (1.0 - self.l1_ratio) * step)
 
     def get_config(self) -> dict[str, Any]:

@@ -9,10 +9,10 @@ from typing import Any
 import keras
 from keras import ops
 
+from kriterion._elementary import magnitude, root_of_squares
 from kriterion._validation import check_bool, check_int
 from kriterion.backend import Tensor
 from kriterion.regularizers._fused_lasso import fused_lasso
-from kriterion.regularizers._groups import absolute, root_of_squares
 from kriterion.regularizers.base import WeightRegularizer
 
 
@@ -157,7 +157,7 @@ class TotalVariation(WeightRegularizer):
         weights = ops.reshape(weights, self._view(tuple(weights.shape)))
         differences = [self._difference(weights, axis) for axis in axes]
         if not self.isotropic:
-            return sum(ops.sum(absolute(d)) for d in differences)
+            return sum(ops.sum(magnitude(d)) for d in differences)
         if not self.periodic:
             padding = [[[0, int(k == axis)] for k in range(len(weights.shape))] for axis in axes]
             differences = [ops.pad(d, p) for d, p in zip(differences, padding, strict=True)]
