@@ -49,7 +49,8 @@ class TotalVariation(WeightRegularizer):
 
     Returns:
         As a call: for weights of a shape that has these axes, a scalar. `prox`, for a single axis at order 1 without
-        `periodic`, is exact: neighbours that are fused are equal to the last digit.
+        `periodic`, is exact: neighbours that are fused are equal to the last digit. It is a recursion along the axis,
+        slow for wide layers.
 
     Raises:
         ValueError: a number is out of its range, `isotropic` goes with a single axis or an order above 1; on call,
