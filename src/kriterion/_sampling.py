@@ -13,7 +13,7 @@ import numpy as np
 from kriterion import backend
 from kriterion._scope import forked_scope
 from kriterion._selection import Select, check_select, selection, shifted
-from kriterion._validation import check_float, check_int
+from kriterion._validation import check_float, check_int, check_rows
 from kriterion.backend import Tensor
 from kriterion.transforms.base import Transform
 
@@ -67,7 +67,7 @@ class WeightSamples:
             )
         check_int("Trainer.predict_samples", "samples", samples, minimum=1)
         check_int("Trainer.predict_samples", "batch_size", batch_size, minimum=1)
-        count = _check_rows("Trainer.predict_samples", x)
+        count = check_rows("Trainer.predict_samples", "`x`", x)
         size = min(batch_size, count)
         if not self.model.built:
             self(_rows(x, np.arange(1)))
@@ -126,7 +126,7 @@ class WeightSamples:
         check_int("Trainer.sharpness", "batch_size", batch_size, minimum=1)
         check_float("Trainer.sharpness", "stddev", stddev, above=0.0)
         data = (x, y, sample_weight)
-        count = _check_rows("Trainer.sharpness", data)
+        count = check_rows("Trainer.sharpness", "`x`, `y` and `sample_weight`", data)
         self.prepare(*_rows(data, np.arange(1)))
         check_select(select, "Trainer.sharpness")
         chosen = selection(self.model.trainable_variables, select, "Trainer.sharpness")
@@ -149,18 +149,6 @@ class WeightSamples:
         if key not in self._compiled_functions:
             self._compiled_functions[key] = make()
         return self._compiled_functions[key]
-
-
-def _check_rows(owner: str, data: Any) -> int:
-    """The number of rows, the same in all leaves of a structure of arrays."""
-    leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
-    if not leaves or not all(hasattr(leaf, "shape") and len(leaf.shape) > 0 for leaf in leaves):
-        kinds = [type(leaf).__name__ for leaf in leaves]
-        raise TypeError(f"{owner}: data must be arrays or tensors with an axis of rows. Received: {kinds}")
-    counts = {int(leaf.shape[0]) for leaf in leaves}
-    if len(counts) > 1 or counts == {0}:
-        raise ValueError(f"{owner}: data must have the same number of rows, at least 1. Received: {sorted(counts)}")
-    return counts.pop()
 
 
 def _rows(data: Any, rows: np.ndarray) -> Any:

@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import keras
+
 
 def check_float(
     owner: str,
@@ -53,3 +55,15 @@ def check_choice(owner: str, name: str, value: Any, choices: Sequence[str]) -> s
         return value
     options = ", ".join(repr(choice) for choice in choices)
     raise ValueError(f"{owner}: `{name}` must be one of {options}. Received: {name}={value!r}")
+
+
+def check_rows(owner: str, names: str, data: Any) -> int:
+    """The number of rows, the same in all leaves of a structure of arrays; None is no leaf."""
+    leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
+    if not leaves or not all(hasattr(leaf, "shape") and len(leaf.shape) > 0 for leaf in leaves):
+        kinds = [type(leaf).__name__ for leaf in leaves]
+        raise TypeError(f"{owner}: {names} must be arrays or tensors with an axis of rows. Received: {kinds}")
+    counts = [int(leaf.shape[0]) for leaf in leaves]
+    if len(set(counts)) > 1 or counts[0] == 0:
+        raise ValueError(f"{owner}: {names} must have the same number of rows, at least 1. Received: {counts}")
+    return counts[0]

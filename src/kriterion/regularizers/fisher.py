@@ -10,6 +10,7 @@ import numpy as np
 from keras import ops
 
 from kriterion import backend
+from kriterion._validation import check_rows
 from kriterion.backend import Tensor
 
 # Numbers of gradients that are held at once.
@@ -36,6 +37,7 @@ def fisher_information(model: keras.Model, x: Any, y: Any, loss: Any) -> dict[st
 
     Raises:
         ValueError: the model is not built, there are no examples, or `x` and `y` differ in their number.
+        TypeError: an array has no axis of examples.
 
     Source: Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNAS 114 (2017); on the choice
     of `y`: Kunstner, Balles and Hennig, "Limitations of the empirical Fisher approximation", NeurIPS 2019.
@@ -52,12 +54,7 @@ def fisher_information(model: keras.Model, x: Any, y: Any, loss: Any) -> dict[st
     if not model.built:
         raise ValueError(f"fisher_information: `model` must be built. Received: {model.name}, which has no weights yet")
     data = keras.tree.map_structure(ops.convert_to_tensor, (x, np.asarray(y)))
-    counts = [int(leaf.shape[0]) for leaf in keras.tree.flatten(data)]
-    count = counts[0]
-    if count == 0 or set(counts) != {count}:
-        raise ValueError(
-            f"fisher_information: `x` and `y` must have the same number of examples, one or more. Received: {counts}"
-        )
+    count = check_rows("fisher_information", "`x` and `y`", data)
     criterion = keras.losses.get(loss)
     variables = model.trainable_variables
 
