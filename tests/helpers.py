@@ -22,7 +22,10 @@ TRANSFORMS = {
     ),
     "sharpness_aware": lambda: kriterion.transforms.SharpnessAware(0.1),
     "weight_penalty": lambda: kriterion.transforms.WeightPenalty(keras.regularizers.L2(0.01)),
-    "gradient_variance_penalty": lambda: kriterion.transforms.GradientVariancePenalty(0.01, micro_batches=3),
+    "gradient_variance_penalty": lambda: kriterion.transforms.GradientVariancePenalty(
+        0.01, estimator="micro_batch", micro_batches=3
+    ),
+    "gradient_norm_penalty": lambda: kriterion.transforms.GradientNormPenalty(0.01),
 }
 
 

@@ -41,7 +41,7 @@ def distributed(distribution):
         transforms=[
             kriterion.transforms.WeightNoise(0.05, seed=1),
             kriterion.transforms.WeightPenalty("l2"),
-            kriterion.transforms.GradientVariancePenalty(1e-3),
+            kriterion.transforms.GradientVariancePenalty(1e-3, estimator="micro_batch"),
         ],
     )
     history = losses(everything)

@@ -15,7 +15,7 @@ ALL = [
     lambda: WeightNoise(0.1, draws="table", start=1, seed=1),
     lambda: WeightPenalty("l2"),
     lambda: SharpnessAware(0.05),
-    lambda: GradientVariancePenalty(0.01, micro_batches=3),
+    lambda: GradientVariancePenalty(0.01, estimator="micro_batch", micro_batches=3),
 ]
 
 
@@ -289,7 +289,7 @@ def test_value_and_gradient_equals_finite_differences(random, float64):
     y = random.normal(size=(6, 1))
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, "tanh", kernel_regularizer="l2")])
     transforms = [
-        GradientVariancePenalty(0.1, micro_batches=3),
+        GradientVariancePenalty(0.1, estimator="micro_batch", micro_batches=3),
         WeightPenalty(kriterion.regularizers.GroupSparsity(0.2)),
     ]
     # Keras's averaging reductions compute in float32.

@@ -6,6 +6,7 @@ choose_default_backend()
 
 from kriterion import (  # noqa: E402
     callbacks,
+    gradients,
     losses,
     metrics,
     optimizers,
@@ -23,6 +24,7 @@ __all__ = [
     "Trainer",
     "__version__",
     "callbacks",
+    "gradients",
     "losses",
     "metrics",
     "optimizers",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 from keras import ops
 
 from kriterion.backend import Tensor
@@ -36,3 +37,9 @@ def root_of_squares(squares: Tensor) -> Tensor:
 def soft_threshold(value: Tensor, threshold: Any) -> Tensor:
     """sign(v) max(|v| - threshold, 0): the proximal map of |v|, and exactly 0 up to the threshold."""
     return ops.sign(value) * ops.relu(ops.abs(value) - threshold)
+
+
+def single(value: Tensor) -> Tensor:
+    """In float32, if it is in half precision, where squares overflow and underflow."""
+    half = keras.backend.standardize_dtype(value.dtype) in ("float16", "bfloat16")
+    return ops.cast(value, "float32") if half else value

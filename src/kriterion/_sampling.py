@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from kriterion import backend
+from kriterion._objective import Batch
 from kriterion._scope import forked_scope
 from kriterion._selection import Select, check_select, selection, shifted
 from kriterion._validation import check_float, check_int, check_rows
@@ -202,6 +203,8 @@ def _sampled_predictions(trainer: Any) -> Callable[..., Any]:
 
 
 def _second_differences(trainer: Any, chosen: Sequence[bool]) -> Callable[..., Any]:
+    objective = trainer.data_objective(training=False)
+
     def difference(
         seed: Tensor, data: Any, size: Tensor, trainable: Sequence[Tensor], other: Sequence[Tensor]
     ) -> Tensor:
@@ -211,11 +214,11 @@ def _second_differences(trainer: Any, chosen: Sequence[bool]) -> Callable[..., A
                 "rademacher", [tuple(weight.shape) for weight in compress(weights, chosen)], seed, size
             )
 
-            def loss(sign: int) -> Tensor:
-                values = shifted(weights, chosen, steps, sign)
-                return keras.ops.cast(trainer.data_loss(values, data), "float32")
+            def loss(values: Sequence[Tensor]) -> Tensor:
+                return keras.ops.cast(objective(values, Batch(*data))[0], "float32")
 
-            here = keras.ops.cast(trainer.data_loss(weights, data), "float32")
-            return (loss(1) - here) + (loss(-1) - here)
+            here = loss(weights)
+            above, below = (loss(shifted(weights, chosen, steps, sign)) for sign in (1, -1))
+            return (above - here) + (below - here)
 
     return backend.mapped(difference)

@@ -81,3 +81,9 @@ def shifted(weights: Sequence[Tensor], chosen: Sequence[bool], steps: Iterable[T
         return weight + change if sign > 0 else weight - change
 
     return [moved(weight) if c else weight for weight, c in zip(weights, chosen, strict=True)]
+
+
+def merged(weights: Sequence[Tensor], chosen: Sequence[bool], values: Iterable[Tensor]) -> list[Tensor]:
+    """The weights, with these values, in order, in place of the chosen ones."""
+    value: Any = iter(values)
+    return [next(value) if c else weight for weight, c in zip(weights, chosen, strict=True)]

@@ -9,15 +9,15 @@ from typing import Any
 import keras
 
 from kriterion import backend
+from kriterion._objective import Batch, DataObjective, Objective
 from kriterion._optimizer import LossVariablesOptimizer, exclude_from_weight_decay, without_proximal_steps
 from kriterion._sampling import WeightSamples
-from kriterion._scope import forked_scope
 from kriterion._state import StateLayer
 from kriterion._training_size import training_examples
 from kriterion._validation import check_float
 from kriterion.backend import Tensor
 from kriterion.losses.base import TrainableLoss
-from kriterion.transforms.base import Batch, Objective, Transform, Weights
+from kriterion.transforms.base import Transform
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
@@ -66,7 +66,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         self.model = model
         self.objective_state = StateLayer(name="objective")
         self.transforms: tuple[Transform, ...] = ()
-        self._penalties_apart = False
+        self._penalties_apart = self._evaluating = False
         self.built = model.built
 
     def call(self, inputs: Any, training: bool | None = None) -> Any:
@@ -134,7 +134,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         # A set, because one loss may serve several outputs; in the order of appearance.
         states = [*(loss.state for loss in losses), *(transform.state for transform in self.transforms)]
         self.objective_state.replace_parts(list(dict.fromkeys(states)))
-        self._composed: Objective = self._data_objective
+        self._composed: Objective = self.data_objective()
         for transform in self.transforms:
             transform.bind(optimizer)
             self._composed = transform.apply(self._composed)
@@ -157,6 +157,22 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
             for transform in sized:
                 transform.begin_fit(examples)
         return super().fit(*args, **kwargs)
+
+    def evaluate(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.evaluate`; what transforms measure in training is left out."""
+        self._evaluating = True
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            self._evaluating = False
+
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The metrics, as in Keras."""
+        if not self._evaluating:
+            return super().metrics
+        measured = {id(metric) for transform in self.transforms for metric in transform.state.metrics}
+        return [metric for metric in super().metrics if id(metric) not in measured]
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.train_on_batch`."""
@@ -199,13 +215,9 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         # Each of these walks through all layers.
         trainable, non_trainable = self.trainable_variables, self.non_trainable_variables
         state = [*non_trainable, *self.metrics_variables]
-        values = dict(zip(map(id, trainable), trainable_values, strict=True))
-        mapping = [
-            *zip(trainable, trainable_values, strict=True),
-            *zip(state, [*non_trainable_values, *metrics_values], strict=True),
-        ]
-        with keras.StatelessScope(mapping) as scope:
-            weights = [values[id(variable)] for variable in self.model.trainable_variables]
+        values = [*trainable_values, *non_trainable_values, *metrics_values]
+        with keras.StatelessScope(list(zip([*trainable, *state], values, strict=True))) as scope:
+            weights = [scope.get_current_value(variable) for variable in self.model.trainable_variables]
             loss, (y_pred, evaluated) = self._composed(weights, Batch(*data))
             for variable in trainable:
                 if variable.regularizer is not None:
@@ -216,31 +228,17 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         new = [scope.get_current_value(v) if id(v) in own else evaluated[id(v)] for v in state]
         return loss, (y_pred, new[: len(non_trainable)], new[len(non_trainable) :])
 
-    def data_loss(self, weights: Weights, batch: tuple[Any, Any, Any]) -> Tensor:
-        """The loss on a batch at the given weights, in evaluation and without the model's weight penalties."""
-        return self._data_objective(weights, Batch(*batch), training=False)[0]
+    def data_objective(self, training: bool = True) -> DataObjective:
+        """The loss on a batch at given weights, without transforms and without the model's weight penalties."""
 
-    def _data_objective(
-        self, weights: Weights, batch: Batch, training: bool = True
-    ) -> tuple[Tensor, tuple[Any, dict[int, Tensor]]]:
-        """D: the loss on a batch at the given weights, without the model's weight penalties."""
-        pairs = list(zip(self.model.trainable_variables, weights, strict=True))
-        with forked_scope(pairs) as scope:
-            y_pred = self(batch.x, training=training)
-            for variable, weight in pairs:
-                if scope.get_current_value(variable) is not weight:
-                    raise NotImplementedError(
-                        "Trainer: transforms do not work with layers that assign a trainable weight when they are "
-                        "called, as SpectralNormalization does: a transform gives the weights values of its own, and "
-                        f"the assignment would be lost. Received: a layer that assigns {variable.path}. Use a "
-                        "kernel_constraint, or leave out the transforms."
-                    )
+        def loss(x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool) -> Tensor:
             self._penalties_apart = True
             try:
-                loss = self.compute_loss(batch.x, batch.y, y_pred, batch.sample_weight, training=training)
+                return self.compute_loss(x, y, y_pred, sample_weight, training=training)
             finally:
                 self._penalties_apart = False
-            return loss, (y_pred, scope.state_mapping)
+
+        return DataObjective(self.model, self.__call__, loss, training=training)
 
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True

@@ -22,8 +22,11 @@ _module = cast(Backend, importlib.import_module(f"kriterion.backend.{name}"))
 TrainStep = _module.TrainStep
 value_and_gradient = _module.value_and_gradient
 elementwise = _module.elementwise
+tap = _module.tap
 noise = _module.noise
 mapped = _module.mapped
+summed = _module.summed
+compiled = _module.compiled
 put = _module.put
 devices = _module.devices
 replicas = _module.replicas
@@ -31,6 +34,7 @@ replicas = _module.replicas
 __all__ = [
     "Tensor",
     "TrainStep",
+    "compiled",
     "devices",
     "elementwise",
     "mapped",
@@ -38,5 +42,7 @@ __all__ = [
     "noise",
     "put",
     "replicas",
+    "summed",
+    "tap",
     "value_and_gradient",
 ]

@@ -39,6 +39,20 @@ class Backend(Protocol):
         """
         ...
 
+    def tap(
+        self,
+        output: Tensor,
+        shadows: Sequence[Tensor],
+        inputs: Sequence[Tensor],
+        side: Callable[[Sequence[Tensor], Tensor], Sequence[Tensor]],
+    ) -> Tensor:
+        """The output itself; where it is differentiated, the shadows get a gradient from the side.
+
+        That is `side(inputs, gradient by the output)`, of their shapes, in place of their true one, 0. It can be
+        differentiated again.
+        """
+        ...
+
     def noise(self, law: str, shapes: Sequence[tuple[int, ...]], seed: Tensor, scale: Any = 1.0) -> list[Tensor]:
         """Tensors of these shapes, of independent float32 numbers of mean 0 and standard deviation `scale`, a scalar.
 
@@ -53,6 +67,17 @@ class Backend(Protocol):
 
         `mapped(function)(first, *rest)` is the stack of `function(entry, *rest)`, leaf by leaf; it has no gradient.
         """
+        ...
+
+    def summed(self, function: Callable[[Any], Sequence[Tensor]], rows: Any, chunk: int) -> list[Tensor]:
+        """The sum of `function(row)`, a list of tensors, over the rows of a structure of tensors (n >= 1, ...).
+
+        At most `chunk` of the terms are held at once. It can be differentiated.
+        """
+        ...
+
+    def compiled(self, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The function of structures of tensors, compiled where the framework does; for calls outside of a step."""
         ...
 
     def put(self, array: Tensor, positions: Tensor, values: Tensor) -> Tensor:

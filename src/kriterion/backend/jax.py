@@ -50,12 +50,49 @@ def _broadcast(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     return jax.numpy.matmul(means, rows, precision="highest").reshape(shape)
 
 
+def tap(
+    output: Tensor,
+    shadows: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    side: Callable[[Sequence[Tensor], Tensor], Sequence[Tensor]],
+) -> Tensor:
+    @jax.custom_vjp
+    def same(output: Tensor, shadows: list[Tensor], inputs: list[Tensor]) -> Tensor:
+        return output
+
+    def backward(inputs: list[Tensor], gradient: Tensor) -> tuple[Tensor, list[Tensor], list[Tensor]]:
+        return gradient, list(side(inputs, gradient)), [jax.numpy.zeros_like(part) for part in inputs]
+
+    same.defvjp(lambda output, shadows, inputs: (output, inputs), backward)
+    return same(output, list(shadows), list(inputs))
+
+
 def noise(law: str, shapes: Sequence[tuple[int, ...]], seed: Tensor, scale: Any = 1.0) -> list[Tensor]:
     return [numbers * scale for numbers in hashed_noise(law, shapes, seed)]
 
 
 def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(lambda first, *rest: jax.vmap(lambda entry: function(entry, *rest))(first))
+
+
+def summed(function: Callable[[Any], Sequence[Tensor]], rows: Any, chunk: int) -> list[Tensor]:
+    def of(part: Any) -> list[Tensor]:
+        return [jax.numpy.sum(term, axis=0) for term in jax.vmap(lambda row: list(function(row)))(part)]
+
+    count = len(jax.tree.leaves(rows)[0])
+    whole = count // chunk * chunk
+    parts = [of(jax.tree.map(lambda leaf: leaf[whole:], rows))] if whole < count else []
+    if whole:
+        chunks = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, chunk, *leaf.shape[1:]), rows)
+        start = [jax.numpy.zeros(t.shape, t.dtype) for t in jax.eval_shape(of, jax.tree.map(lambda c: c[0], chunks))]
+        parts.append(
+            jax.lax.scan(lambda s, c: ([a + b for a, b in zip(s, of(c), strict=True)], None), start, chunks)[0]
+        )
+    return [sum(terms) for terms in zip(*parts, strict=True)]
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return jax.jit(function)
 
 
 def put(array: Tensor, positions: Tensor, values: Tensor) -> Tensor:

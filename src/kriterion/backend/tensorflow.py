@@ -39,6 +39,19 @@ def elementwise(function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> C
     return value_of
 
 
+def tap(
+    output: Tensor,
+    shadows: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    side: Callable[[Sequence[Tensor], Tensor], Sequence[Tensor]],
+) -> Tensor:
+    @tf.custom_gradient
+    def same(output: Tensor, *shadows: Tensor) -> Any:
+        return tf.identity(output), lambda gradient: (gradient, *side(inputs, gradient))
+
+    return same(output, *shadows)
+
+
 def _sum_to(value: Tensor, tensor: Tensor) -> Tensor:
     """The transpose of broadcasting `tensor` to the shape of `value`."""
     if value.shape.is_fully_defined() and value.shape == tensor.shape:
@@ -58,6 +71,18 @@ def noise(law: str, shapes: Sequence[tuple[int, ...]], seed: Tensor, scale: Any 
 def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
     compiled = tf.function(function, reduce_retracing=True)
     return lambda first, *rest: stacked([compiled(entry, *rest) for entry in first])
+
+
+def summed(function: Callable[[Any], Sequence[Tensor]], rows: Any, chunk: int) -> list[Tensor]:
+    def add(total: list[Tensor], row: Any) -> list[Tensor]:
+        return [a + b for a, b in zip(total, function(row), strict=True)]
+
+    first = list(function(tf.nest.map_structure(lambda leaf: leaf[0], rows)))
+    return list(tf.foldl(add, tf.nest.map_structure(lambda leaf: leaf[1:], rows), initializer=first))
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return tf.function(function, reduce_retracing=True)
 
 
 def put(array: Tensor, positions: Tensor, values: Tensor) -> Tensor:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import keras
 import numpy as np
 import torch
 from keras.src.backend.torch.core import get_device
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from kriterion.backend._in_place import minimise, stacked
 from kriterion.backend._laws import normal_quantiles
@@ -21,7 +24,9 @@ def value_and_gradient(
     with torch.enable_grad():
         attached = [differentiable and value.requires_grad for value in values]
         values = [v if kept else v.detach().requires_grad_() for v, kept in zip(values, attached, strict=True)]
-        value, aux = function(values)
+        # The other implementations of attention cannot be differentiated twice.
+        with sdpa_kernel(SDPBackend.MATH) if differentiable else contextlib.nullcontext():
+            value, aux = function(values)
         gradients = torch.autograd.grad(
             value, values, create_graph=differentiable, allow_unused=True, materialize_grads=True
         )
@@ -49,6 +54,28 @@ class _Elementwise(torch.autograd.Function):
 
 def elementwise(function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> Callable[..., Tensor]:
     return lambda *tensors: _Elementwise.apply(function, *tensors)
+
+
+class _Tap(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, output: Tensor, side: Any, count: int, *tensors: Tensor) -> Tensor:
+        ctx.side, ctx.count = side, count
+        ctx.save_for_backward(*tensors[count:])
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Any:
+        inputs = ctx.saved_tensors
+        return gradient, None, None, *ctx.side(inputs, gradient), *(None for _ in inputs)
+
+
+def tap(
+    output: Tensor,
+    shadows: Sequence[Tensor],
+    inputs: Sequence[Tensor],
+    side: Callable[[Sequence[Tensor], Tensor], Sequence[Tensor]],
+) -> Tensor:
+    return _Tap.apply(output, side, len(shadows), *shadows, *inputs)
 
 
 # The quantile of (k + 1/2) / 65536 is sqrt(2) erfinv of (2 k + 1) / 65536 - 1; the factor that makes the variance 1.
@@ -102,6 +129,19 @@ def mapped(function: Callable[..., Any]) -> Callable[..., Any]:
             return stacked([function(entry, *rest) for entry in first])
 
     return each
+
+
+def summed(function: Callable[[Any], Sequence[Tensor]], rows: Any, chunk: int) -> list[Tensor]:
+    count = len(next(leaf for leaf in keras.tree.flatten(rows) if leaf is not None))
+    totals = list(function(keras.tree.map_structure(lambda leaf: leaf[0], rows)))
+    for index in range(1, count):
+        terms = function(keras.tree.map_structure(lambda leaf, k=index: leaf[k], rows))
+        totals = [total + term for total, term in zip(totals, terms, strict=True)]
+    return totals
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
 
 
 def put(array: Tensor, positions: Tensor, values: Tensor) -> Tensor:

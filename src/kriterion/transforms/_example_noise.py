@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import keras
@@ -12,9 +12,11 @@ from keras import ops
 from keras.src.backend import AutocastScope  # Keras has no public name for it.
 
 from kriterion import backend
+from kriterion._elementary import single
+from kriterion._layer_calls import shadowed
 from kriterion._scope import forked_scope
 from kriterion.backend import Tensor
-from kriterion.transforms._roots import root, single
+from kriterion.transforms._roots import root
 
 _CONVOLUTIONS = (
     keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
@@ -86,23 +88,10 @@ def with_example_noise(
             for part, pair in zip(layers, seeds, strict=True):
                 bias = None if part.bias is None else stddevs[part.bias]
                 call = _noisy_call(part.layer, (stddevs[part.kernel], bias), pair, law, per, sign)
-                stack.enter_context(_shadowed(part.layer, "call", call))
+                stack.enter_context(shadowed(part.layer, "call", call))
             return function(*args)
 
     return wrapped
-
-
-@contextlib.contextmanager
-def _shadowed(layer: Any, name: str, value: Any) -> Iterator[None]:
-    """Give a layer another attribute, unseen by Keras, which would track or refuse it."""
-    attributes = vars(layer)
-    before = {name: attributes[name]} if name in attributes else {}
-    attributes[name] = value
-    try:
-        yield
-    finally:
-        del attributes[name]
-        attributes.update(before)
 
 
 def _noisy_call(
@@ -131,7 +120,7 @@ def _noisy_call(
                 f"per={per!r}: the layer {layer.name} is called more than once in one pass, and the noise of its calls "
                 'would be the same numbers. Use per="batch", or leave its kernel out with `select`.'
             )
-        with _shadowed(layer, "activation", None):
+        with shadowed(layer, "activation", None):
             outputs = call(inputs, *args, **kwargs)
             if on_output:
                 noise = _local(layer, linear, inputs, stddevs, ops.shape(outputs), seeds[0])

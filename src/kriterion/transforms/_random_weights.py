@@ -10,8 +10,9 @@ import numpy as np
 from keras import ops
 
 from kriterion import backend
+from kriterion._elementary import single
 from kriterion.backend import Tensor
-from kriterion.transforms._roots import root, single
+from kriterion.transforms._roots import root
 
 DISTRIBUTIONS = ("normal", "uniform", "rademacher", "bernoulli")
 MODES = ("additive", "relative", "layer", "filter")

@@ -2,17 +2,10 @@
 
 from __future__ import annotations
 
-import keras
 import numpy as np
 from keras import ops
 
 from kriterion.backend import Tensor
-
-
-def single(value: Tensor) -> Tensor:
-    """In float32, if it is in half precision, where squares overflow and underflow."""
-    half = keras.backend.standardize_dtype(value.dtype) in ("float16", "bfloat16")
-    return ops.cast(value, "float32") if half else value
 
 
 def root(squares: Tensor) -> Tensor:

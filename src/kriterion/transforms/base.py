@@ -3,32 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import keras
 
+from kriterion._objective import Batch, Objective, Weights
 from kriterion._state import StateLayer
 from kriterion.backend import Tensor
 
-
-class Batch(NamedTuple):
-    """What `fit` hands to one training step; each part a tensor, a structure of tensors, or None."""
-
-    x: Any
-    y: Any = None
-    sample_weight: Any = None
-
-
-Weights = Sequence[Tensor]
-"""Values for the model's trainable variables, in the order of `model.trainable_variables`."""
-
-Objective = Callable[[Weights, Batch], tuple[Tensor, Any]]
-"""`objective(weights, batch)` returns `(loss, outcome)`: a scalar, and what the forward pass left behind.
-
-The outcome (predictions, batch statistics, seeds) is opaque to a transform, which returns that of the pass that
-counts: the unperturbed one where there are several.
-"""
+__all__ = ["Batch", "Objective", "Transform", "Weights"]
 
 
 class Transform:
@@ -84,8 +67,8 @@ class Transform:
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The transform's variables, its seed included."""
-        return self.state.variables
+        """The transform's variables, its seed and those of its metrics included."""
+        return [*self.state.variables, *self.state.metrics_variables]
 
     def add_weight(self, *args: Any, **kwargs: Any) -> keras.Variable:
         """Make a variable of the transform; the arguments are those of `keras.layers.Layer.add_weight`."""

@@ -2,86 +2,161 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
 from keras import ops
 
-from kriterion import backend
-from kriterion._scope import isolated
-from kriterion._validation import check_float, check_int
+from kriterion._elementary import at_least, single
+from kriterion._selection import Select, check_select, selection
+from kriterion._validation import check_choice, check_float, check_int
 from kriterion.backend import Tensor
-from kriterion.transforms._micro_batches import micro_batches
+from kriterion.gradients._exact import exact_sums
+from kriterion.gradients._examples import ExampleGradients
+from kriterion.transforms._gradient_statistics import ESTIMATORS, check_model, check_objective
 from kriterion.transforms.base import Batch, Objective, Transform, Weights
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
 class GradientVariancePenalty(Transform):
-    """A penalty on the variance of the gradient between examples, summed over the weights.
+    """A penalty on the variance of the gradient between examples, or on its differences between groups of examples.
 
-    L(w) -> L(w) + c sum_j Var_i[ dL_i/dw_j ]
+    L(w) -> L(w) + c sum_j V_j, V_j = Var_i[ dL_i/dw_j ]; with `groups` e = 1, ..., E (Fishr)
+    L(w) -> L(w) + c / E sum_e |V_e - mean V|^2
 
-    The variance is estimated without bias, and for any layer, from the gradients G_k of K micro-batches of b
-    examples each: b / (K - 1) sum_k (G_k - mean G)^2. The penalty's own gradient is exact (a gradient of a
-    gradient). A step takes about four times a plain one.
+    The variance is that between the examples of a batch, without bias, and the penalty's own gradient is exact (a
+    gradient of a gradient). The estimators of V are those of `gradients.gradient_moments`:
 
-    A batch of n < K examples gives n micro-batches of one; of a batch that K does not divide, the last n mod K
-    examples count in L alone; a single example has no variance and adds nothing. Layers that mix examples
-    (BatchNormalization) see each micro-batch as their batch, and noise layers draw the same noise for each.
+    - `"probe"`: the squares of one more gradient, in which examples have random signs. About three plain steps.
+    - `"micro_batch"`: the spread of the gradients of K consecutive parts of the batch; the one for models with batch
+      normalisation. A batch of n < K examples gives n parts of one; n mod K examples are left out.
+    - `"exact"`: of all examples; fast for Dense layers and convolutions that a functional or Sequential model calls
+      once, a pass for each example for other weights.
+
+    Noise layers draw the same noise for both gradients. A single example has no variance and adds nothing.
 
     Args:
         strength: coefficient c >= 0.
-        micro_batches: number K >= 2 of micro-batches.
+        estimator: one of the three above. Groups need `"exact"`: a square of a noisy variance would penalise the noise.
+        micro_batches: number K >= 2 of parts.
+        groups: which group each example is in, an integer from 0 to E - 1: the key of an entry (batch,) of the model's
+            inputs, if these are a dictionary (the model may have an input that it does not use), or a function of the
+            `Batch` that returns it. A group of fewer than two examples is left out of a step.
+        num_groups: number E >= 2 of groups.
+        select: which weights count: `"all"`, `"kernels"` (rank 2 or more), a regular expression of paths, or a function
+            of the variable. The last layer alone is much cheaper, and the choice of Fishr's authors.
+        seed: integer seed of the signs, or None.
         name: name of the transform.
 
     Raises:
-        ValueError: `strength` is negative or not finite, `micro_batches` is less than 2.
+        TypeError: `groups` is neither a string nor a function.
+        ValueError: a number is out of its range, `groups` without `num_groups` or `"exact"`; in `compile`, batch
+            normalisation without `"micro_batch"`, or `"exact"` after other transforms.
 
-    Source: the penalty is the trace form of Rame, Dancette and Cord, "Fishr: invariant gradient variances for
-    out-of-distribution generalization", ICML 2022, section 3; the estimate is that of the mean of b examples, whose
-    variance is 1/b of one example's.
+    Source: Rame, Dancette and Cord, "Fishr: invariant gradient variances for out-of-distribution generalization", ICML
+    2022, section 3 (there with biased variances); without groups its trace. The estimate by signs is derived in
+    `docs/gradient-variance.md`.
 
     Example:
-    >>> import kriterion
-    >>> penalty = kriterion.transforms.GradientVariancePenalty(1e-3, micro_batches=4)
+    >>> import keras, numpy as np, kriterion
+    >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+    >>> trainer.compile("adam", "mse", transforms=[kriterion.transforms.GradientVariancePenalty(1e-3)])
+    >>> history = trainer.fit(np.ones((8, 3)), np.zeros((8, 1)), verbose=0)
     """
 
-    def __init__(self, strength: float, *, micro_batches: int = 4, name: str | None = None) -> None:
-        super().__init__(name=name)
-        self.strength = check_float("GradientVariancePenalty", "strength", strength, minimum=0.0)
-        self.micro_batches = check_int("GradientVariancePenalty", "micro_batches", micro_batches, minimum=2)
+    def __init__(
+        self,
+        strength: float,
+        *,
+        estimator: str = "probe",
+        micro_batches: int = 4,
+        groups: str | Callable[[Batch], Tensor] | None = None,
+        num_groups: int | None = None,
+        select: Select = "all",
+        seed: int | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__(seed=seed, name=name)
+        owner = "GradientVariancePenalty"
+        self.strength = check_float(owner, "strength", strength, minimum=0.0)
+        self.estimator = check_choice(owner, "estimator", estimator, ESTIMATORS)
+        self.micro_batches = check_int(owner, "micro_batches", micro_batches, minimum=2)
+        if groups is not None and not isinstance(groups, str) and not callable(groups):
+            raise TypeError(f"{owner}: `groups` must be a key of the inputs or a function. Received: groups={groups!r}")
+        if (groups is None) != (num_groups is None):
+            raise ValueError(
+                f"{owner}: `groups` and `num_groups` go together. "
+                f"Received: groups={groups!r}, num_groups={num_groups!r}"
+            )
+        if groups is not None and estimator != "exact":
+            raise ValueError(
+                f'{owner}: `groups` needs estimator="exact", because the square of a noisy variance has the noise in '
+                f"it. Received: estimator={estimator!r}"
+            )
+        self.groups = groups
+        self.num_groups = None if num_groups is None else check_int(owner, "num_groups", num_groups, minimum=2)
+        self.select = check_select(select, owner)
+
+    def build(self, model: keras.Model) -> None:
+        self.chosen = selection(model.trainable_variables, self.select, "GradientVariancePenalty")
+        check_model(self.estimator, model, "GradientVariancePenalty")
 
     def apply(self, objective: Objective) -> Objective:
+        check_objective(self.estimator, objective, "GradientVariancePenalty")
+
         def penalised(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
             loss, outcome = objective(weights, batch)
-            variance = _total_gradient_variance(isolated(objective), weights, batch, self.micro_batches)
-            return loss + ops.cast(self.strength * variance, loss.dtype), outcome
+            gradients = ExampleGradients(objective, weights, batch.plain(), self.chosen)
+            penalty = self._variance(gradients) if self.groups is None else self._differences(gradients)
+            return loss + ops.cast(self.strength * penalty, loss.dtype), outcome
 
         return penalised
 
+    def _variance(self, gradients: ExampleGradients) -> Tensor:
+        """The sum of V over the weights."""
+        if self.estimator == "probe":
+            return sum(ops.sum(ops.square(single(v))) for v in gradients.probe(self.seed_generator.next()))
+        if self.estimator == "micro_batch":
+            return sum(ops.sum(v) for v in gradients.micro_batches(self.micro_batches).variance())
+        count = ops.cast(gradients.count, gradients.dtype)
+        first, second, _ = exact_sums(gradients)
+        spread = sum(ops.sum(s - ops.square(f) / count) for f, s in zip(first, second, strict=True))
+        return spread / at_least(count - 1.0, 1.0)
+
+    def _differences(self, gradients: ExampleGradients) -> Tensor:
+        """The mean squared distance of the groups' V from the mean V."""
+        batch = gradients.batch
+        index = batch.x[self.groups] if isinstance(self.groups, str) else self.groups(batch)  # type: ignore[misc]
+        index = ops.cast(ops.reshape(index, (-1,)), "int32")
+        members = ops.cast(index[:, None] == ops.arange(self.num_groups, dtype="int32"), gradients.dtype)
+        counts = ops.sum(members, axis=0)
+        present = ops.cast(counts > 1, counts.dtype)
+        number = at_least(ops.sum(present), 1.0)
+        first, second, _ = exact_sums(gradients, members)
+        distance = 0.0
+        for f, s in zip(first, second, strict=True):
+            by_group = (-1, *[1] * (len(f.shape) - 1))
+            size, here = ops.reshape(at_least(counts, 2.0), by_group), ops.reshape(present, by_group)
+            variance = (s - ops.square(f) / size) / (size - 1.0)
+            mean = ops.sum(here * variance, axis=0) / number
+            distance = distance + ops.sum(here * ops.square(variance - mean))
+        return distance / number
+
     def get_config(self) -> dict[str, Any]:
-        return {"strength": self.strength, "micro_batches": self.micro_batches, "name": self.name}
+        groups = self.groups
+        return {
+            "strength": self.strength,
+            "estimator": self.estimator,
+            "micro_batches": self.micro_batches,
+            "groups": groups if groups is None else keras.saving.serialize_keras_object(groups),
+            "num_groups": self.num_groups,
+            "select": self.select,
+            **super().get_config(),
+        }
 
-
-def _total_gradient_variance(objective: Objective, weights: Weights, batch: Batch, count: int) -> Tensor:
-    """B / (K - 1) sum over micro-batches k and weights of (G_k - mean G)^2, in float32 at least."""
-    parts, size, kept = micro_batches(batch, count)
-
-    def gradient(part: Batch) -> list[Tensor]:
-        return backend.value_and_gradient(lambda values: objective(values, part), weights)[1]
-
-    # Mapped over a leading axis, or stacked along one, the K gradients take XLA four times as long.
-    gradients = [gradient(part) for part in parts]
-    # Keras's own promotion gives up float64.
-    double = any(keras.backend.standardize_dtype(g.dtype) == "float64" for g in gradients[0])
-    dtype = "float64" if double else "float32"
-    kept = [ops.cast(share, dtype) for share in kept]
-    used = sum(kept)
-    total = ops.zeros((), dtype)
-    for same_weight in zip(*gradients, strict=True):
-        each = [ops.cast(g, dtype) for g in same_weight]
-        mean = sum(share * g for share, g in zip(kept, each, strict=True)) / used
-        for share, g in zip(kept, each, strict=True):
-            total = total + share * ops.sum(ops.square(g - mean))
-    # A single micro-batch has no spread: total is 0.
-    return ops.cast(size, dtype) * total / ops.cast(ops.maximum(used - 1, 1), dtype)
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> GradientVariancePenalty:
+        config = dict(config)
+        groups = config.pop("groups")
+        return cls(groups=groups if groups is None else keras.saving.deserialize_keras_object(groups), **config)

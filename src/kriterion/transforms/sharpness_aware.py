@@ -8,12 +8,13 @@ import keras
 from keras import ops
 
 from kriterion import backend
+from kriterion._elementary import single
+from kriterion._micro_batches import split
 from kriterion._scope import isolated, record, recorded
 from kriterion._selection import Select, check_select, selection, shifted
 from kriterion._validation import check_float, check_int
 from kriterion.backend import Tensor
-from kriterion.transforms._micro_batches import split
-from kriterion.transforms._roots import root, single
+from kriterion.transforms._roots import root
 from kriterion.transforms.base import Batch, Objective, Transform, Weights
 
 
@@ -104,7 +105,7 @@ class SharpnessAware(Transform):
         def at_worst(weights: Weights, batch: Batch) -> tuple[Tensor, Tensor]:
             """The loss at w + e, and what the clean pass left behind."""
             (_, left), gradients = backend.value_and_gradient(
-                lambda values: clean(values, batch), weights, differentiable=False
+                lambda values: clean(values, batch.plain()), weights, differentiable=False
             )
             return isolated(objective)(self._perturbed(weights, gradients), batch)[0], left
 

@@ -7,8 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
+from kriterion._objective import Batch
 from kriterion._structure import first_leaf
-from kriterion.transforms.base import Batch
 
 
 def micro_batches(batch: Batch, count: int) -> tuple[list[Batch], Any, list[Any]]:
@@ -46,4 +46,4 @@ def split(batch: Batch, count: int) -> list[tuple[Batch, Any]]:
 
 
 def _rows(batch: Batch, start: Any, end: Any) -> Batch:
-    return keras.tree.map_structure(lambda leaf: None if leaf is None else leaf[start:end], batch)
+    return keras.tree.map_structure(lambda leaf: leaf[start:end] if hasattr(leaf, "shape") else leaf, batch)

@@ -1,0 +1,134 @@
+"""The objective that transforms start from: the compiled loss of a batch, as a function of the weights."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+from keras.src.backend import get_keras_mask, set_keras_mask  # Keras has no public names for them.
+
+from kriterion import backend
+from kriterion._scope import forked_scope, isolated
+from kriterion.backend import Tensor
+
+
+class Batch(NamedTuple):
+    """What `fit` hands to one training step; each part a tensor, a structure of tensors, or None.
+
+    With a `gradient_weight` c, a tensor (batch,), an objective's value means nothing and its gradient is
+    sum_i c_i g_i / n, where the g_i are the examples' gradients: what each contributes to that of the compiled loss,
+    through the row of outputs that is its own. Terms that no row has a part in (penalties) keep their gradient. The
+    number 0.0 stands for zeros, and leaves the model out. A transform hands it on, but leaves it out of gradients that
+    it takes itself.
+    """
+
+    x: Any
+    y: Any = None
+    sample_weight: Any = None
+    gradient_weight: Any = None
+
+    def plain(self) -> Batch:
+        """The batch without a `gradient_weight`."""
+        return self._replace(gradient_weight=None)
+
+
+Weights = Sequence[Tensor]
+"""Values for the model's trainable variables, in the order of `model.trainable_variables`."""
+
+Objective = Callable[[Weights, Batch], tuple[Tensor, Any]]
+"""`objective(weights, batch)` returns `(loss, outcome)`: a scalar, and what the forward pass left behind.
+
+The outcome (predictions, batch statistics, seeds) is opaque to a transform, which returns that of the pass that
+counts: the unperturbed one where there are several.
+"""
+
+
+class DataObjective:
+    """D: the loss on a batch at the given weights; `(loss, (predictions, values of variables by their id))`.
+
+    Args:
+        model: what holds the weights.
+        call: `call(x, training)` gives the model's outputs.
+        loss: `loss(x, y, y_pred, sample_weight, training)` gives a scalar, without penalties on the weights.
+        training: whether layers are in training mode.
+    """
+
+    def __init__(self, model: keras.Model, call: Any, loss: Any, *, training: bool = True) -> None:
+        self.model, self.training = model, training
+        self._call, self._loss = call, loss
+
+    def __call__(self, weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
+        if isinstance(batch.gradient_weight, float):
+            return ops.zeros(()), None
+        with self._at(weights) as scope:
+            y_pred = self._call(batch.x, training=self.training)
+            for variable, weight in zip(self.model.trainable_variables, weights, strict=True):
+                if scope.get_current_value(variable) is not weight:
+                    raise NotImplementedError(
+                        "Trainer: transforms do not work with layers that assign a trainable weight when they are "
+                        "called, as SpectralNormalization does: a transform gives the weights values of its own, and "
+                        f"the assignment would be lost. Received: a layer that assigns {variable.path}. Use a "
+                        "kernel_constraint, or leave out the transforms."
+                    )
+            if batch.gradient_weight is None:
+                loss = self._loss(batch.x, batch.y, y_pred, batch.sample_weight, self.training)
+            else:
+                gradients = self.output_gradients(batch, y_pred)
+                loss = pairing(y_pred, weighted_rows(gradients, batch.gradient_weight))
+            return loss, (y_pred, scope.state_mapping)
+
+    def _at(self, weights: Weights) -> keras.StatelessScope:
+        return forked_scope(zip(self.model.trainable_variables, weights, strict=True))
+
+    def outputs(self, weights: Weights, x: Any) -> Any:
+        """The model's outputs for inputs x."""
+        with self._at(weights):
+            return self._call(x, training=self.training)
+
+    def predictions(self, weights: Weights, batch: Batch) -> tuple[Any, list[Tensor], bool]:
+        """The outputs for a batch, the gradients of the loss by them, and whether layers drew random numbers."""
+        with self._at(weights) as scope:
+            seeds = [id(v) for v in self.model.variables if v.name == "seed_generator_state"]
+            before = [scope.state_mapping.get(seed) for seed in seeds]
+            y_pred = self._call(batch.x, training=self.training)
+            drawn = any(scope.state_mapping.get(s) is not old for s, old in zip(seeds, before, strict=True))
+            return y_pred, self.output_gradients(batch, y_pred), drawn
+
+    def output_gradients(self, batch: Batch, y_pred: Any) -> list[Tensor]:
+        """The gradient of the loss by each of the outputs."""
+        outputs = keras.tree.flatten(y_pred)
+        masks = [get_keras_mask(output) for output in outputs]
+
+        def loss(values: Sequence[Tensor]) -> tuple[Tensor, None]:
+            # The loss reads the masks off the outputs.
+            copies = [ops.convert_to_tensor(value) for value in values]
+            for copy, mask in zip(copies, masks, strict=True):
+                if mask is not None:
+                    set_keras_mask(copy, mask)
+            structure = keras.tree.pack_sequence_as(y_pred, copies)
+            return self._loss(batch.x, batch.y, structure, batch.sample_weight, self.training), None
+
+        return backend.value_and_gradient(isolated(loss), outputs)[1]
+
+
+def _product(output: Tensor, factor: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    return output * factor, (factor, ops.zeros_like(output))
+
+
+_held_product = backend.elementwise(_product)
+
+
+def pairing(y_pred: Any, factors: Sequence[Tensor]) -> Tensor:
+    """The sum of outputs times factors, the factors being constants to a first derivative, though not to a second.
+
+    So its gradient is the vector-Jacobian product of `factors`, and can be differentiated once more.
+    """
+    outputs = keras.tree.flatten(y_pred)
+    return sum(ops.sum(_held_product(o, ops.cast(f, o.dtype))) for o, f in zip(outputs, factors, strict=True))
+
+
+def weighted_rows(tensors: Sequence[Tensor], weight: Tensor) -> list[Tensor]:
+    """Each tensor (batch, ...) with its rows multiplied by `weight` (batch,)."""
+    return [t * ops.reshape(ops.cast(weight, t.dtype), (-1, *[1] * (len(t.shape) - 1))) for t in tensors]

@@ -1,0 +1,208 @@
+"""Statistics of the gradient, in the logs of `fit`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from kriterion._elementary import at_least, root_of_squares, single
+from kriterion._selection import Select, check_select, selection
+from kriterion._validation import check_choice, check_int
+from kriterion.backend import Tensor
+from kriterion.gradients._exact import exact_sums
+from kriterion.gradients._examples import ExampleGradients
+from kriterion.transforms._gradient_statistics import ESTIMATORS, check_model, check_objective
+from kriterion.transforms.base import Batch, Objective, Transform, Weights
+
+
+@keras.saving.register_keras_serializable(package="kriterion")
+class MeasureGradient(Transform):
+    """Measures the gradient and its variance between examples, every so many steps, and puts them into the logs.
+
+    L(w) -> L(w). With the gradient mean g of a measured batch of n examples and the variance V_j of one example's
+    gradient by weight j, sums over an epoch's measurements of tr = sum_j V_j and of |G|^2 = |mean g|^2 - tr / n give
+
+    - `gradient_norm`: root of the mean of |mean g|^2, the gradient that training uses;
+    - `gradient_variance`: the mean of tr;
+    - `gradient_signal_to_noise`: |G|^2 / tr, at least 0;
+    - `gradient_noise_scale`: tr / |G|^2, in examples: a batch of this size has as much noise as signal. Infinite where
+      no signal is left above the noise;
+    - `gradient_evidence`, with `"exact"`: the mean of 1 - n / D sum_j (mean g_j)^2 / V_j over the D weights that vary;
+      positive where the gradient is noise alone, a signal to stop.
+
+    These are training metrics like any other, for `CSVLogger`, `TensorBoard`, `EarlyStopping`; `evaluate` leaves them
+    out. An epoch without a measurement repeats the last. Steps that do not measure cost nothing. The gradient is that
+    of the objective that earlier transforms make of the loss, without what they add for all examples together.
+
+    Args:
+        every: number >= 1 of steps from one measurement to the next; the first step measures.
+        estimator: `"probe"`, `"micro_batch"` or `"exact"`, as in `gradients.gradient_moments`.
+        micro_batches: number K >= 2 of parts.
+        select: which weights count: `"all"`, `"kernels"` (rank 2 or more), a regular expression of paths, or a function
+            of the variable.
+        seed: integer seed of the probe's signs, or None.
+        name: name of the transform, and what the keys begin with.
+
+    Raises:
+        ValueError: a number is out of its range; in `compile`, batch normalisation without `"micro_batch"`, or
+            `"exact"` after other transforms.
+
+    Source: McCandlish et al., "An empirical model of large-batch training", 2018, section 2 and appendix A.1;
+    evidence: Mahsereci et al., "Early stopping without a validation set", 2017, equation 8.
+
+    Example:
+    >>> import keras, numpy as np, kriterion
+    >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+    >>> trainer.compile("adam", "mse", transforms=[kriterion.transforms.MeasureGradient(every=10)])
+    >>> x = np.random.default_rng(0).normal(size=(64, 3))
+    >>> history = trainer.fit(x, x[:, :1], epochs=2, verbose=0)
+    >>> sorted(history.history)
+    ['gradient_noise_scale', 'gradient_norm', 'gradient_signal_to_noise', 'gradient_variance', 'loss']
+    """
+
+    def __init__(
+        self,
+        *,
+        every: int = 50,
+        estimator: str = "probe",
+        micro_batches: int = 8,
+        select: Select = "all",
+        seed: int | None = None,
+        name: str = "gradient",
+    ) -> None:
+        super().__init__(seed=seed, name=name)
+        self.every = check_int("MeasureGradient", "every", every, minimum=1)
+        self.estimator = check_choice("MeasureGradient", "estimator", estimator, ESTIMATORS)
+        self.micro_batches = check_int("MeasureGradient", "micro_batches", micro_batches, minimum=2)
+        self.select = check_select(select, "MeasureGradient")
+        self.step = self.add_weight((), "zeros", "int32", trainable=False, name="step")
+
+    def build(self, model: keras.Model) -> None:
+        self.chosen = selection(model.trainable_variables, self.select, "MeasureGradient")
+        check_model(self.estimator, model, "MeasureGradient")
+        if not hasattr(self.state, "statistics"):
+            # A metric of the layer that holds the transform's variables is one of the trainer's.
+            self.state.statistics = GradientStatistics(
+                self.name, tensors=sum(self.chosen), evidence=self.estimator == "exact"
+            )
+
+    @property
+    def statistics(self) -> GradientStatistics:
+        """The sums of the epoch's measurements, in a trainer."""
+        return self.state.statistics
+
+    def apply(self, objective: Objective) -> Objective:
+        check_objective(self.estimator, objective, "MeasureGradient")
+
+        def measured(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
+            loss, outcome = objective(weights, batch)
+            if batch.gradient_weight is None:
+                fixed = [ops.stop_gradient(weight) for weight in weights]
+                self._measure(ExampleGradients(objective, fixed, batch, self.chosen, differentiable=False))
+            return loss, outcome
+
+        return measured
+
+    def _measure(self, gradients: ExampleGradients) -> None:
+        step, seed = self.step.value, self.seed_generator.next()
+        self.step.assign(step + 1)
+        if self.every == 1:
+            self.statistics.update_state(*self._found(gradients, seed))
+            return
+        due = ops.equal(step % self.every, 0)
+        nothing = ops.zeros((3, sum(self.chosen))), ops.zeros((2,))
+        sums, others = ops.cond(due, lambda: self._found(gradients, seed), lambda: nothing)
+        self.statistics.update_state(sums, others, due)
+
+    def _found(self, gradients: ExampleGradients, seed: Tensor) -> tuple[Tensor, Tensor]:
+        """By tensor |mean g|^2, tr and tr / n, (3, tensors); and the evidence and 1."""
+        n = ops.cast(gradients.count, gradients.dtype)
+        if self.estimator == "exact":
+            first, second, _ = exact_sums(gradients)
+            mean = [f / n for f in first]
+            # Rounding may make the difference negative where gradients hardly differ.
+            variance = [
+                ops.relu(s - n * ops.square(m)) / at_least(n - 1.0, 1.0) for s, m in zip(second, mean, strict=True)
+            ]
+        elif self.estimator == "probe":
+            mean, variance = gradients.mean(), [ops.square(single(v)) for v in gradients.probe(seed)]
+        else:
+            parts = gradients.micro_batches(self.micro_batches)
+            mean, variance = parts.mean(), parts.variance()
+        norms = ops.stack([ops.sum(ops.square(single(m))) for m in mean])
+        traces = ops.stack([ops.sum(v) for v in variance])
+        evidence = _evidence(mean, variance, n) if self.estimator == "exact" else ops.zeros(())
+        rows = ops.cast(ops.stack([norms, traces, traces / n]), "float32")
+        return rows, ops.stack([ops.cast(evidence, "float32"), ops.ones(())])
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "every": self.every,
+            "estimator": self.estimator,
+            "micro_batches": self.micro_batches,
+            "select": self.select,
+            **super().get_config(),
+        }
+
+
+def _evidence(mean: list[Tensor], variance: list[Tensor], n: Tensor) -> Tensor:
+    """1 - n / D sum_j (mean g_j)^2 / V_j over the D weights whose gradients vary."""
+    total, count = 0.0, 0.0
+    for m, v in zip(mean, variance, strict=True):
+        varies = v > 0
+        total = total + ops.sum(ops.where(varies, ops.square(m) / ops.where(varies, v, 1.0), 0.0))
+        count = count + ops.sum(ops.cast(varies, n.dtype))
+    return 1.0 - n * total / at_least(count, 1.0)
+
+
+class GradientStatistics(keras.metrics.Metric):
+    """Sums over the measurements of an epoch; they stay until the first one of the next.
+
+    Args:
+        name: what the keys begin with.
+        tensors: number of weight tensors.
+        evidence: whether the evidence is one of the results.
+    """
+
+    def __init__(self, name: str, *, tensors: int, evidence: bool) -> None:
+        super().__init__(name=f"{name}_statistics")
+        self.prefix, self.with_evidence = name, evidence
+        self.sums = self.add_variable((3, tensors), "zeros", name="sums")
+        self.others = self.add_variable((2,), "zeros", name="others")
+        self.stale = self.add_variable((), "zeros", name="stale")
+
+    def update_state(self, sums: Tensor, others: Tensor, measured: Any = True) -> None:
+        """Add a measurement, if it is one."""
+        new = ops.cast(measured, "float32")
+        kept = 1.0 - new * self.stale.value
+        self.sums.assign(kept * self.sums.value + sums)
+        self.others.assign(kept * self.others.value + others)
+        self.stale.assign((1.0 - new) * self.stale.value)
+
+    def reset_state(self) -> None:
+        """Replace the sums at the next measurement."""
+        self.stale.assign(1.0)
+
+    def result(self) -> dict[str, Tensor]:
+        """The keys of the logs."""
+        evidence, count = self.others.value[0], at_least(self.others.value[1], 1.0)
+        totals = ops.sum(self.sums.value, axis=1)
+        norms, trace, noise = totals[0], totals[1], totals[2]
+        signal = norms - noise
+        positive = signal > 0
+        found = {
+            "norm": root_of_squares(norms / count),
+            "variance": trace / count,
+            "signal_to_noise": ops.where(positive & (trace > 0), signal / at_least(trace, 1e-30), 0.0),
+            "noise_scale": ops.where(positive, trace / ops.where(positive, signal, 1.0), np.inf),
+        }
+        if self.with_evidence:
+            found["evidence"] = evidence / count
+        return {f"{self.prefix}_{key}": value for key, value in found.items()}
+
+    def by_tensor(self) -> np.ndarray:
+        """The means of |mean g|^2, tr and tr / n of each weight tensor, (3, tensors)."""
+        return ops.convert_to_numpy(self.sums) / max(float(ops.convert_to_numpy(self.others)[1]), 1.0)
