@@ -94,7 +94,7 @@ class DataObjective:
             before = [scope.state_mapping.get(seed) for seed in seeds]
             y_pred = self._call(batch.x, training=self.training)
             drawn = any(scope.state_mapping.get(s) is not old for s, old in zip(seeds, before, strict=True))
-            return y_pred, self.output_gradients(batch, y_pred), drawn
+            return y_pred, self.output_gradients(batch, y_pred), drawn or (self.training and _drops(self.model))
 
     def output_gradients(self, batch: Batch, y_pred: Any) -> list[Tensor]:
         """The gradient of the loss by each of the outputs."""
@@ -111,6 +111,14 @@ class DataObjective:
             return self._loss(batch.x, batch.y, structure, batch.sample_weight, self.training), None
 
         return backend.value_and_gradient(isolated(loss), outputs)[1]
+
+
+def _drops(model: keras.Model) -> bool:
+    """Whether a layer drops inputs: Keras's unseeded dropout on PyTorch has no seed that would tell."""
+    return any(
+        hasattr(layer, "seed_generator") and any(getattr(layer, name, 0) for name in ("rate", "dropout"))
+        for layer in model._flatten_layers()
+    )
 
 
 def _product(output: Tensor, factor: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:

@@ -22,10 +22,11 @@ class LossVariablesOptimizer(keras.optimizers.MultiOptimizer):
         cls, optimizer: keras.optimizers.Optimizer, learning_rate: Any, state: StateLayer
     ) -> LossVariablesOptimizer:
         """Wrap an optimizer; variables found in `state` when the optimizer is built get `learning_rate`."""
-        if isinstance(optimizer, IVON):
+        if isinstance(optimizer, IVON) or getattr(optimizer, "variance", None) == "mini_batch":
             raise ValueError(
-                "Trainer.compile: `loss_learning_rate` does not go with the optimizer IVON, which trains its noise "
-                f"together with the weights. Received: loss_learning_rate={learning_rate!r}. Leave it out."
+                "Trainer.compile: `loss_learning_rate` does not go with the optimizer "
+                f"{type(optimizer).__name__}, which keeps variables of its transform together with the weights. "
+                f"Received: loss_learning_rate={learning_rate!r}. Leave it out."
             )
         if isinstance(optimizer, (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)):
             raise ValueError(

@@ -1,9 +1,8 @@
 """Statistics of gradients: their mean and variance between examples, and what follows from these."""
 
 from kriterion.gradients.moments import GradientMoments, gradient_moments
+from kriterion.gradients.running import RunningMoments
 from kriterion.gradients.statistics import (
-    BatchTest,
-    TrainingCost,
     cabs_batch_size,
     critical_batch_size,
     evidence,
@@ -17,9 +16,8 @@ from kriterion.gradients.statistics import (
 )
 
 __all__ = [
-    "BatchTest",
     "GradientMoments",
-    "TrainingCost",
+    "RunningMoments",
     "cabs_batch_size",
     "critical_batch_size",
     "evidence",

@@ -7,6 +7,7 @@ from kriterion.transforms.gradient_variance_penalty import GradientVariancePenal
 from kriterion.transforms.ivon_noise import IVONNoise
 from kriterion.transforms.learned_weight_noise import LearnedWeightNoise
 from kriterion.transforms.measure_gradient import MeasureGradient
+from kriterion.transforms.mini_batch_variance import MiniBatchVariance
 from kriterion.transforms.sharpness_aware import SharpnessAware
 from kriterion.transforms.weight_noise import WeightNoise
 from kriterion.transforms.weight_penalty import WeightPenalty
@@ -18,6 +19,7 @@ __all__ = [
     "IVONNoise",
     "LearnedWeightNoise",
     "MeasureGradient",
+    "MiniBatchVariance",
     "ScaleMixturePrior",
     "SharpnessAware",
     "Transform",

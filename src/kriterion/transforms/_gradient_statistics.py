@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import keras
+from keras import ops
 
+from kriterion._elementary import at_least, single
 from kriterion._objective import DataObjective, Objective
-from kriterion.gradients._exact import check_separable
+from kriterion.backend import Tensor
+from kriterion.gradients._exact import check_separable, exact_sums
+from kriterion.gradients._examples import ExampleGradients
 from kriterion.gradients.moments import ESTIMATORS
 
-__all__ = ["ESTIMATORS", "check_model", "check_objective"]
+__all__ = ["ESTIMATORS", "check_model", "check_objective", "mean_and_variance"]
 
 
 def check_model(estimator: str, model: keras.Model, owner: str) -> None:
@@ -24,3 +28,20 @@ def check_objective(estimator: str, objective: Objective, owner: str) -> None:
             f'{owner}: estimator="exact" needs the loss of the data as it is. Received: earlier transforms. Put it '
             'first in `transforms`, or use estimator="probe".'
         )
+
+
+def mean_and_variance(
+    gradients: ExampleGradients, estimator: str, micro_batches: int, seed: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradient of a batch, and the variance V of one example's, by weight tensor."""
+    if estimator == "probe":
+        return gradients.mean(), [ops.square(single(v)) for v in gradients.probe(seed)]
+    if estimator == "micro_batch":
+        parts = gradients.micro_batches(micro_batches)
+        return parts.mean(), parts.variance()
+    n = ops.cast(gradients.count, gradients.dtype)
+    first, second, _ = exact_sums(gradients)
+    mean = [f / n for f in first]
+    # Rounding may make the difference negative where gradients hardly differ.
+    variance = [ops.relu(s - n * ops.square(m)) / at_least(n - 1.0, 1.0) for s, m in zip(second, mean, strict=True)]
+    return mean, variance

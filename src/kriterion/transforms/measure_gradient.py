@@ -12,9 +12,8 @@ from kriterion._elementary import at_least, root_of_squares, single
 from kriterion._selection import Select, check_select, selection
 from kriterion._validation import check_choice, check_int
 from kriterion.backend import Tensor
-from kriterion.gradients._exact import exact_sums
 from kriterion.gradients._examples import ExampleGradients
-from kriterion.transforms._gradient_statistics import ESTIMATORS, check_model, check_objective
+from kriterion.transforms._gradient_statistics import ESTIMATORS, check_model, check_objective, mean_and_variance
 from kriterion.transforms.base import Batch, Objective, Transform, Weights
 
 
@@ -120,18 +119,7 @@ class MeasureGradient(Transform):
     def _found(self, gradients: ExampleGradients, seed: Tensor) -> tuple[Tensor, Tensor]:
         """By tensor |mean g|^2, tr and tr / n, (3, tensors); and the evidence and 1."""
         n = ops.cast(gradients.count, gradients.dtype)
-        if self.estimator == "exact":
-            first, second, _ = exact_sums(gradients)
-            mean = [f / n for f in first]
-            # Rounding may make the difference negative where gradients hardly differ.
-            variance = [
-                ops.relu(s - n * ops.square(m)) / at_least(n - 1.0, 1.0) for s, m in zip(second, mean, strict=True)
-            ]
-        elif self.estimator == "probe":
-            mean, variance = gradients.mean(), [ops.square(single(v)) for v in gradients.probe(seed)]
-        else:
-            parts = gradients.micro_batches(self.micro_batches)
-            mean, variance = parts.mean(), parts.variance()
+        mean, variance = mean_and_variance(gradients, self.estimator, self.micro_batches, seed)
         norms = ops.stack([ops.sum(ops.square(single(m))) for m in mean])
         traces = ops.stack([ops.sum(v) for v in variance])
         evidence = _evidence(mean, variance, n) if self.estimator == "exact" else ops.zeros(())
