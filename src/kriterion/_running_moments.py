@@ -20,7 +20,8 @@ from kriterion.backend import Tensor
 
 def newest_weight(beta: float, count: Tensor) -> Tensor:
     """The weight of the newest of `count` >= 1 gradients."""
-    return (1 - beta) / one_minus_power(beta, count)
+    # Rounding must not make it more than 1, and a spread negative.
+    return ops.minimum((1 - beta) / one_minus_power(beta, count), 1.0)
 
 
 def sum_of_squared_weights(beta: float, count: Tensor) -> Tensor:

@@ -27,6 +27,8 @@ def value_and_gradient(
         # The other implementations of attention cannot be differentiated twice.
         with sdpa_kernel(SDPBackend.MATH) if differentiable else contextlib.nullcontext():
             value, aux = function(values)
+        if not value.requires_grad:
+            return (value, aux), [torch.zeros_like(v) for v in values]
         gradients = torch.autograd.grad(
             value, values, create_graph=differentiable, allow_unused=True, materialize_grads=True
         )

@@ -87,11 +87,12 @@ class AdaBelief(keras.optimizers.Optimizer):
         count = self.update_count.value
         rho = ops.where(count > 1, sum_of_squared_weights(self.beta_1, ops.where(count > 1, count - 1, 1)), 0.0)
         first, second = (ops.cast(newest_weight(beta, count), variable.dtype) for beta in (self.beta_1, self.beta_2))
-        difference = gradient - mean.value
-        mean.assign(mean.value + first * difference)
+        difference = gradient - mean
+        # By Keras's methods: TensorFlow's own variables arrive here.
+        self.assign_add(mean, first * difference)
         square = ops.square(difference) / ops.cast(1 + rho, variable.dtype)
-        belief.assign((1 - second) * belief.value + second * square)
-        variable.assign(variable.value - rate * mean.value / (ops.sqrt(belief.value) + self.epsilon))
+        self.assign(belief, (1 - second) * belief + second * square)
+        self.assign_sub(variable, rate * mean / (ops.sqrt(belief) + self.epsilon))
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "beta_1": self.beta_1, "beta_2": self.beta_2, "epsilon": self.epsilon}

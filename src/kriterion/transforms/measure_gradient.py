@@ -112,7 +112,8 @@ class MeasureGradient(Transform):
             self.statistics.update_state(*self._found(gradients, seed))
             return
         due = ops.equal(step % self.every, 0)
-        nothing = ops.zeros((3, sum(self.chosen))), ops.zeros((2,))
+        dtype = gradients.dtype
+        nothing = ops.zeros((3, sum(self.chosen)), dtype), ops.zeros((2,), dtype)
         sums, others = ops.cond(due, lambda: self._found(gradients, seed), lambda: nothing)
         self.statistics.update_state(sums, others, due)
 
@@ -122,9 +123,8 @@ class MeasureGradient(Transform):
         mean, variance = mean_and_variance(gradients, self.estimator, self.micro_batches, seed)
         norms = ops.stack([ops.sum(ops.square(single(m))) for m in mean])
         traces = ops.stack([ops.sum(v) for v in variance])
-        evidence = _evidence(mean, variance, n) if self.estimator == "exact" else ops.zeros(())
-        rows = ops.cast(ops.stack([norms, traces, traces / n]), "float32")
-        return rows, ops.stack([ops.cast(evidence, "float32"), ops.ones(())])
+        evidence = _evidence(mean, variance, n) if self.estimator == "exact" else ops.zeros_like(n)
+        return ops.stack([norms, traces, traces / n]), ops.stack([evidence, ops.ones_like(evidence)])
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -156,7 +156,7 @@ class GradientStatistics(keras.metrics.Metric):
     """
 
     def __init__(self, name: str, *, tensors: int, evidence: bool) -> None:
-        super().__init__(name=f"{name}_statistics")
+        super().__init__(name=f"{name}_statistics", dtype="float32")
         self.prefix, self.with_evidence = name, evidence
         self.sums = self.add_variable((3, tensors), "zeros", name="sums")
         self.others = self.add_variable((2,), "zeros", name="others")
@@ -164,7 +164,7 @@ class GradientStatistics(keras.metrics.Metric):
 
     def update_state(self, sums: Tensor, others: Tensor, measured: Any = True) -> None:
         """Add a measurement, if it is one."""
-        new = ops.cast(measured, "float32")
+        new, sums, others = (ops.cast(value, "float32") for value in (measured, sums, others))
         kept = 1.0 - new * self.stale.value
         self.sums.assign(kept * self.sums.value + sums)
         self.others.assign(kept * self.others.value + others)

@@ -1,0 +1,423 @@
+"""Transforms that measure, penalise and hand on the gradient and its variance between examples."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers, ops
+
+import kriterion
+from kriterion.gradients import GradientMoments, evidence, gradient_moments
+from kriterion.optimizers import VarianceAware
+from kriterion.transforms import (
+    Batch,
+    GradientNormPenalty,
+    GradientVariancePenalty,
+    MeasureGradient,
+    MiniBatchVariance,
+    SharpnessAware,
+    WeightNoise,
+    WeightPenalty,
+)
+from tests.helpers import data, finite_difference, gradient, network, numpy, told
+
+
+def small_network(*more, activation="tanh"):
+    keras.utils.set_random_seed(4)
+    return keras.Sequential([keras.Input((3,)), layers.Dense(4, activation), *more, layers.Dense(2)])
+
+
+class Linear(layers.Layer):
+    """A dense layer that computes in float64 on every backend, which Keras's activations do not."""
+
+    def build(self, shape):
+        self.kernel = self.add_weight((shape[-1], 2))
+        self.bias = self.add_weight((2,), "ones")
+
+    def call(self, x):
+        z = ops.sum(x[:, :, None] * self.kernel, axis=1) + self.bias
+        return z + 0.2 * z * z
+
+
+def double_network():
+    keras.utils.set_random_seed(4)
+    return keras.Sequential([keras.Input((3,)), Linear(), Linear()])
+
+
+def sequence_network():
+    """Layers without a closed form, and layers with one that see several positions."""
+    keras.utils.set_random_seed(4)
+    parts = [layers.Conv1D(4, 2), layers.LayerNormalization(), layers.Dense(3, "tanh"), layers.LSTM(3)]
+    return keras.Sequential([keras.Input((5, 3)), *parts, layers.Dense(2)])
+
+
+def batch_for(model, random, rows=7):
+    return random.normal(size=(rows, *model.input_shape[1:])), random.normal(size=(rows, *model.output_shape[1:]))
+
+
+def example_gradients(trainer, x, y):
+    """For each weight (n, ...), by a pass for each example."""
+    each = []
+    for row in range(len(x)):
+        found = trainer.value_and_gradient(x[row : row + 1], y[row : row + 1])[1]
+        each.append([numpy(g).astype("float64") for g in found])
+    return [np.stack(same) for same in zip(*each, strict=True)]
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def squares(y_true, y_pred):
+    """Keras's mean squared error computes in float32."""
+    return ops.sum(ops.square(y_true - y_pred), axis=-1)
+
+
+class SumOfSquares(keras.losses.Loss):
+    """Without a mean over the batch, which Keras takes in float32 on PyTorch."""
+
+    def __init__(self):
+        super().__init__(reduction="sum")
+
+    def call(self, y_true, y_pred):
+        return squares(y_true, y_pred)
+
+
+def trainer_of(model, *transforms, optimizer="sgd", loss=squares, **arguments):
+    trainer = kriterion.Trainer(model)
+    trainer.compile(optimizer, loss, transforms=transforms, **arguments)
+    return trainer
+
+
+def value_of(trainer, x, y, values=None):
+    """The objective at given weights, from the same seeds each time."""
+    state = {id(v): v.value for v in trainer.non_trainable_variables}
+    current = [v.value for v in trainer.trainable_variables] if values is None else values
+    rest = [v.value for v in trainer.non_trainable_variables], [v.value for v in trainer.metrics_variables]
+    assert len(state) == len(rest[0])
+    return trainer.evaluate_objective(current, *rest, (x, y, None))[0]
+
+
+PENALTIES = {
+    "probe": lambda: GradientVariancePenalty(0.7, seed=1),
+    "micro_batch": lambda: GradientVariancePenalty(0.7, estimator="micro_batch", micro_batches=3),
+    "exact": lambda: GradientVariancePenalty(0.7, estimator="exact"),
+    "groups": lambda: GradientVariancePenalty(
+        0.7, estimator="exact", groups=lambda batch: batch.x[:, 0] > 0, num_groups=2
+    ),
+    "norm": lambda: GradientNormPenalty(0.7),
+    "root": lambda: GradientNormPenalty(0.7, squared=False),
+    "after_noise": lambda: [WeightNoise(0.3, seed=2), GradientVariancePenalty(0.7, seed=1)],
+    "after_a_penalty": lambda: [WeightPenalty("l2"), GradientVariancePenalty(0.7, seed=1)],
+    "norm_after_variance": lambda: [GradientVariancePenalty(0.7, seed=1, select="kernels"), GradientNormPenalty(0.2)],
+}
+
+
+@pytest.mark.parametrize("name", PENALTIES)
+def test_the_gradient_of_each_penalised_objective(name, random, float64):
+    """By finite differences in float64, at the same draws."""
+    made = PENALTIES[name]()
+    model = double_network()
+    trainer = trainer_of(model, *(made if isinstance(made, list) else [made]), loss=SumOfSquares())
+    x, y = (ops.convert_to_tensor(part) for part in batch_for(model, random))
+    trainer.prepare(x, y)
+    values = [v.numpy() for v in trainer.trainable_variables]
+    for index in (0, 3):
+
+        def at(value, index=index):
+            changed = [ops.convert_to_tensor(v) for v in values]
+            changed[index] = value
+            return value_of(trainer, x, y, changed)
+
+        found = gradient(at, values[index])[0]
+        expected = finite_difference(lambda v, at=at: numpy(at(ops.convert_to_tensor(v))), values[index], step=1e-5)
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("make", [sequence_network, small_network])
+def test_the_gradient_of_the_exact_penalty_in_closed_form(make, random):
+    """That of micro-batches of one example, which is the same function, in float32."""
+    x, y = (part.astype("float32") for part in batch_for(make(), random, rows=5))
+    found = []
+    for arguments in ({"estimator": "exact"}, {"estimator": "micro_batch", "micro_batches": 5}):
+        loss, gradients = trainer_of(make(), GradientVariancePenalty(0.7, **arguments)).value_and_gradient(x, y)
+        found.append([numpy(loss), *map(numpy, gradients)])
+    for a, b in zip(*found, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5 * np.abs(b).max())
+
+
+def test_penalties_have_their_values(random, float64):
+    model = small_network()
+    x, y = batch_for(model, random, rows=6)
+    moments = GradientMoments.of_examples(example_gradients(trainer_of(model), x, y))
+    plain = float(numpy(trainer_of(model).value_and_gradient(x, y)[0]))
+    squared_norm = sum(np.sum(m**2) for m in moments.mean)
+    kernels = sum(np.sum(v) for v in moments.variance if v.ndim == 2)
+    for transform, expected in (
+        (GradientVariancePenalty(0.7, estimator="exact"), 0.7 * moments.trace),
+        (GradientVariancePenalty(0.7, estimator="micro_batch", micro_batches=6), 0.7 * moments.trace),
+        (GradientVariancePenalty(0.7, estimator="exact", select="kernels"), 0.7 * kernels),
+        (GradientNormPenalty(0.7), 0.7 * squared_norm),
+        (GradientNormPenalty(0.7, squared=False), 0.7 * np.sqrt(squared_norm)),
+    ):
+        loss = trainer_of(model, transform).value_and_gradient(x, y)[0]
+        assert float(numpy(loss)) == pytest.approx(plain + expected, rel=1e-5)
+
+
+def test_probe_penalty_is_unbiased(random):
+    """Over 400 steps without an update, the mean penalty is the exact one within 4 standard errors."""
+    model = small_network()
+    x, y = (part.astype("float32") for part in batch_for(model, random, rows=12))
+    exact = gradient_moments(trainer_of(model), x, y).trace
+    trainer = trainer_of(model, GradientVariancePenalty(1.0, seed=3), optimizer=keras.optimizers.SGD(0.0))
+    plain = trainer.evaluate(x, y, verbose=0)
+    draws = np.array([float(trainer.train_on_batch(x, y)) for _ in range(400)])
+    # Keras returns the running mean of the loss: undo it.
+    draws = np.diff(np.concatenate([[0.0], draws * np.arange(1, 401)])) - plain
+    assert abs(draws.mean() - exact) < 4 * draws.std() / np.sqrt(400)
+
+
+def test_differences_of_variances_between_groups(random, float64):
+    """Fishr's penalty by hand, by a key of the inputs; a group of one example is left out."""
+    keras.utils.set_random_seed(4)
+    features, domain = keras.Input((3,), name="x"), keras.Input((), dtype="int32", name="domain")
+    model = keras.Model({"x": features, "domain": domain}, layers.Dense(2)(layers.Dense(4, "tanh")(features)))
+    x, y = random.normal(size=(9, 3)), random.normal(size=(9, 2))
+    for groups in ([0, 1, 1, 0, 2, 2, 0, 1, 2], [0, 1, 1, 0, 2, 1, 0, 1, 1]):
+        inputs = {"x": x, "domain": np.array(groups, "int32")}
+        plain = trainer_of(model)
+        each = [
+            plain.value_and_gradient({"x": x[k : k + 1], "domain": np.zeros(1, "int32")}, y[k : k + 1])[1]
+            for k in range(9)
+        ]
+        last = [np.stack([numpy(g[index]) for g in each]) for index in (2, 3)]
+        present = [e for e in range(3) if groups.count(e) > 1]
+        variances = [
+            np.concatenate([g[np.array(groups) == e].var(axis=0, ddof=1).ravel() for g in last]) for e in present
+        ]
+        expected = np.mean([np.sum((v - np.mean(variances, axis=0)) ** 2) for v in variances])
+        for spec in ("domain", lambda batch: batch.x["domain"]):
+            penalty = GradientVariancePenalty(
+                0.7,
+                estimator="exact",
+                groups=spec,
+                num_groups=3,
+                select=lambda v: any(v is last for last in model.trainable_variables[2:]),
+            )
+            loss = trainer_of(model, penalty).value_and_gradient(inputs, y)[0]
+            clean = plain.value_and_gradient(inputs, y)[0]
+            assert float(numpy(loss) - numpy(clean)) == pytest.approx(0.7 * expected, rel=1e-5)
+
+
+def test_a_single_example_adds_nothing(random):
+    model = small_network()
+    x, y = batch_for(model, random, rows=1)
+    plain = float(numpy(trainer_of(model).value_and_gradient(x, y)[0]))
+    for estimator in ("probe", "micro_batch", "exact"):
+        loss = trainer_of(model, GradientVariancePenalty(10.0, estimator=estimator)).value_and_gradient(x, y)[0]
+        assert float(numpy(loss)) == pytest.approx(plain, rel=1e-5)
+
+
+# Weights of examples' gradients
+
+
+@pytest.mark.parametrize(
+    "transforms",
+    [
+        lambda: [WeightNoise(0.3, seed=1)],
+        lambda: [WeightPenalty("l2"), WeightNoise(0.3, antithetic=True, seed=1)],
+        lambda: [SharpnessAware(0.1)],
+        lambda: [GradientNormPenalty(0.1)],
+        lambda: [MeasureGradient(every=1)],
+    ],
+    ids=["noise", "penalty_and_noise", "sharpness_aware", "norm", "measured"],
+)
+def test_example_weights_reach_through_transforms(transforms, random, float64):
+    """Equal weights give the gradient of the data's part; sums over one-hot weights are that of equal ones."""
+    from kriterion.gradients._examples import ExampleGradients
+
+    model = small_network()
+    trainer = trainer_of(model, *transforms())
+    x, y, _ = trainer.prepare(*batch_for(model, random, rows=4))
+    weights = [v.value for v in model.trainable_variables]
+    state = [(v, v.value) for v in trainer.variables]
+    with keras.StatelessScope(state):
+        gradients = ExampleGradients(trainer._composed, weights, Batch(x, y), [True] * 4, differentiable=False)
+        total = [numpy(g) for g in gradients.sum(ops.convert_to_tensor(np.ones(4)))]
+        alone = [[numpy(g) for g in gradients.sum(ops.convert_to_tensor(row))] for row in np.eye(4)]
+        everything = [numpy(g) for g in gradients.of(Batch(x, y))]
+        shared = [numpy(g) for g in gradients.of(Batch(x, y, gradient_weight=0.0))]
+    for t, e, s, parts in zip(total, everything, shared, zip(*alone, strict=True), strict=True):
+        np.testing.assert_allclose(t, sum(parts), rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(t / 4 + s, e, rtol=1e-5, atol=1e-7)
+
+
+# MeasureGradient
+
+
+@pytest.mark.parametrize("estimator", ["probe", "micro_batch", "exact"])
+def test_what_is_measured(estimator, random):
+    """An epoch of one measured step: the keys are functions of that batch's moments."""
+    model = small_network()
+    x, y = (part.astype("float32") for part in batch_for(model, random, rows=12))
+    exact = gradient_moments(trainer_of(model), x, y)
+    measure = MeasureGradient(every=3, estimator=estimator, micro_batches=12, seed=1)
+    trainer = trainer_of(model, measure, optimizer=keras.optimizers.SGD(0.0), steps_per_execution=1)
+    logs = trainer.fit(x, y, batch_size=12, epochs=1, verbose=0).history
+    squared_norm = sum(np.sum(np.square(m)) for m in exact.mean)
+    assert logs["gradient_norm"][0] == pytest.approx(np.sqrt(squared_norm), rel=1e-5)
+    trace = logs["gradient_variance"][0]
+    if estimator != "probe":
+        assert trace == pytest.approx(exact.trace, rel=1e-5)
+    signal = squared_norm - trace / 12
+    assert logs["gradient_signal_to_noise"][0] == pytest.approx(max(signal, 0) / trace, rel=1e-4)
+    assert logs["gradient_noise_scale"][0] == pytest.approx(trace / signal if signal > 0 else np.inf, rel=1e-4)
+    assert ("gradient_evidence" in logs) == (estimator == "exact")
+    if estimator == "exact":
+        assert logs["gradient_evidence"][0] == pytest.approx(evidence(exact), rel=1e-4)
+    by_tensor = measure.statistics.by_tensor()
+    assert by_tensor[1].sum() == pytest.approx(trace, rel=1e-5)
+    assert by_tensor[0] == pytest.approx([np.sum(np.square(m)) for m in exact.mean], rel=1e-4)
+
+
+def test_measuring_changes_nothing_and_happens_when_it_should(random):
+    """The same losses and weights; sums over the measured steps of an epoch; `evaluate` leaves the keys out."""
+    x, y = data(random, rows=64)
+    histories, weights = [], []
+    for transforms in ([], [MeasureGradient(every=3, estimator="micro_batch", micro_batches=2)]):
+        model = network()
+        trainer = trainer_of(model, *transforms, optimizer=keras.optimizers.Adam(0.01))
+        histories.append(trainer.fit(x, y, batch_size=16, epochs=3, shuffle=False, verbose=0, validation_data=(x, y)))
+        weights.append([v.numpy() for v in model.trainable_variables])
+        assert not any("gradient" in key for key in trainer.evaluate(x, y, verbose=0, return_dict=True))
+    for a, b in zip(*weights, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    plain, measured = (h.history for h in histories)
+    np.testing.assert_allclose(measured["loss"], plain["loss"], rtol=1e-5)
+    assert {key for key in measured if key not in plain} == {
+        f"gradient_{key}" for key in ("norm", "variance", "signal_to_noise", "noise_scale")
+    }
+    # Of 12 steps, 0, 3, 6 and 9 are measured: two in the first epoch, one in the others.
+    assert int(measure_count(trainer)) == 1
+    assert len(set(measured["gradient_variance"])) == 3
+
+
+def measure_count(trainer):
+    return numpy(trainer.transforms[0].statistics.others)[1]
+
+
+def test_an_epoch_without_a_measurement_repeats_the_last(random):
+    x, y = data(random, rows=32)
+    trainer = trainer_of(network(), MeasureGradient(every=5, estimator="micro_batch", micro_batches=2))
+    found = trainer.fit(x, y, batch_size=16, epochs=3, verbose=0).history["gradient_variance"]
+    assert found[0] == found[1] > 0
+    assert found[2] != found[1]
+
+
+def test_measurements_are_restored_from_a_file_and_used_by_callbacks(random, tmp_path):
+    x, y = data(random, rows=64)
+    model = small_network()
+    x = x[:, :3]
+    trainer = trainer_of(model, MeasureGradient(every=2, seed=1))
+    stop = keras.callbacks.EarlyStopping("gradient_signal_to_noise", mode="max", patience=1)
+    log = keras.callbacks.CSVLogger(tmp_path / "log.csv")
+    trainer.fit(x, y, batch_size=16, epochs=4, verbose=0, callbacks=[stop, log])
+    assert "gradient_noise_scale" in (tmp_path / "log.csv").read_text().splitlines()[0]
+    trainer.save(tmp_path / "t.keras")
+    loaded = keras.saving.load_model(tmp_path / "t.keras")
+    histories = [t.fit(x, y, batch_size=16, verbose=0, shuffle=False).history for t in (trainer, loaded)]
+    for key, value in histories[0].items():
+        assert histories[1][key] == pytest.approx(value, rel=1e-5), key
+
+
+def test_loss_scaling_has_no_part_in_what_is_measured(random):
+    """In mixed precision the variance is that of float32, to float16's rounding."""
+    x, y = (part.astype("float32") for part in batch_for(small_network(), random, rows=16))
+    found = []
+    for policy in ("float32", "mixed_float16"):
+        keras.config.set_dtype_policy(policy)
+        try:
+            model = small_network()
+        finally:
+            keras.config.set_dtype_policy("float32")
+        trainer = trainer_of(model, MeasureGradient(every=1, estimator="exact"))
+        assert isinstance(trainer.optimizer, keras.optimizers.LossScaleOptimizer) == (policy != "float32")
+        found.append(trainer.fit(x, y, batch_size=16, verbose=0).history)
+    for key in ("gradient_variance", "gradient_norm"):
+        assert found[1][key] == pytest.approx(found[0][key], rel=0.02)
+
+
+# MiniBatchVariance
+
+
+def test_the_optimizer_gets_the_variance_of_the_batch(random):
+    """M-SVAG with mini-batch variance by a NumPy transcription, over five steps of different batches."""
+    model = small_network()
+    x, y = (part.astype("float32") for part in batch_for(model, random, rows=40))
+    reference = trainer_of(small_network())
+    optimizer = VarianceAware(0.1, beta=0.8, variance="mini_batch", clipvalue=100.0)
+    trainer = trainer_of(model, MiniBatchVariance(estimator="exact"), optimizer=optimizer)
+    w = [v.numpy().astype("float64") for v in model.trainable_variables]
+    m, noise = [0.0 * v for v in w], [0.0 * v for v in w]
+    for step in range(5):
+        rows = slice(8 * step, 8 * step + 8)
+        for variable, value in zip(reference.model.trainable_variables, w, strict=True):
+            variable.assign(value)
+        moments = gradient_moments(reference, x[rows], y[rows])
+        trainer.train_on_batch(x[rows], y[rows])
+        total = 1 - 0.8 ** (step + 1)
+        for k in range(len(w)):
+            m[k] = 0.8 * m[k] + 0.2 * moments.mean[k]
+            noise[k] = 0.64 * noise[k] + 0.04 * moments.variance[k] / 8
+            mean = m[k] / total
+            w[k] = w[k] - 0.1 * mean**3 / (mean**2 + noise[k] / total**2)
+    for variable, value in zip(model.trainable_variables, w, strict=True):
+        np.testing.assert_allclose(variable.numpy(), value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("estimator", ["probe", "micro_batch"])
+def test_mini_batch_variance_in_fit_and_from_a_file(estimator, random, tmp_path):
+    x, y = data(random)
+    model = network() if estimator == "micro_batch" else small_network()
+    x = x if estimator == "micro_batch" else x[:, :3]
+    optimizer = VarianceAware(0.05, variance="mini_batch", weight_decay=0.01)
+    trainer = trainer_of(model, MiniBatchVariance(estimator=estimator, seed=1), optimizer=optimizer)
+    losses = trainer.fit(x, y, batch_size=16, epochs=4, verbose=0).history["loss"]
+    assert losses[-1] < losses[0]
+    trainer.save(tmp_path / "t.keras")
+    loaded = keras.saving.load_model(tmp_path / "t.keras")
+    again = [t.fit(x, y, batch_size=16, shuffle=False, verbose=0).history["loss"] for t in (trainer, loaded)]
+    assert again[1] == pytest.approx(again[0], rel=1e-5)
+
+
+def batch_normalised():
+    return small_network(layers.BatchNormalization())
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: GradientVariancePenalty(float("inf")), ["`strength`", "inf"]),
+        (lambda: GradientVariancePenalty(1.0, estimator="all"), ["`estimator`", "'probe'", "'all'"]),
+        (lambda: GradientVariancePenalty(1.0, micro_batches=1), ["`micro_batches`", ">= 2", "1"]),
+        (lambda: GradientVariancePenalty(1.0, groups="d"), ["`groups`", "`num_groups`", "None"]),
+        (lambda: GradientVariancePenalty(1.0, groups="d", num_groups=2), ["`groups`", '"exact"', "'probe'"]),
+        (lambda: GradientVariancePenalty(1.0, estimator="exact", groups="d", num_groups=1), ["`num_groups`", ">= 2"]),
+        (lambda: GradientNormPenalty(-1.0), ["`strength`", ">= 0", "-1.0"]),
+        (lambda: MeasureGradient(every=0), ["`every`", ">= 1", "0"]),
+        (lambda: MeasureGradient(estimator="none"), ["`estimator`", "'none'"]),
+        (lambda: MiniBatchVariance(micro_batches=0), ["`micro_batches`", ">= 2", "0"]),
+        (lambda: trainer_of(batch_normalised(), GradientVariancePenalty(1.0)), ["batch_normalization", '"micro_batch"']),
+        (lambda: trainer_of(batch_normalised(), MeasureGradient()), ["batch_normalization", '"micro_batch"']),
+        (lambda: trainer_of(small_network(), WeightNoise(0.1), MeasureGradient(estimator="exact")), ["first", '"exact"']),
+        (lambda: trainer_of(small_network(), WeightNoise(0.1), GradientVariancePenalty(1.0, estimator="exact")), ["first", '"exact"']),
+        (lambda: trainer_of(small_network(), MiniBatchVariance()), ["MiniBatchVariance", "VarianceAware", "SGD"]),
+        (lambda: trainer_of(small_network(), MiniBatchVariance(), optimizer=VarianceAware(variance="mini_batch"), loss_learning_rate=0.1), ["`loss_learning_rate`", "VarianceAware"]),
+    ],
+)  # fmt: skip
+def test_bad_arguments_are_told(make, words):
+    with told(ValueError, words):
+        make()
+
+
+def test_wrong_types_are_told():
+    with told(TypeError, ["`groups`", "3"]):
+        GradientVariancePenalty(1.0, estimator="exact", groups=3, num_groups=2)
+    with told(TypeError, ["`squared`", "1"]):
+        GradientNormPenalty(1.0, squared=1)
