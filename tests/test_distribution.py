@@ -60,6 +60,28 @@ print(
 )
 """
 
+GRADIENT_STATISTICS = """
+def statistics(distribution):
+    keras.utils.clear_session()
+    keras.distribution.set_distribution(distribution)
+    found = []
+    for estimator in ("exact", "probe", "micro_batch"):
+        measured = trainer(
+            keras.layers.LayerNormalization(),
+            loss=lambda: "mse",
+            transforms=[kriterion.transforms.MeasureGradient(every=2, estimator=estimator, seed=1)],
+        )
+        history = measured.fit(x, x[:, :1], batch_size=32, shuffle=False, verbose=0).history
+        found += [history[f"gradient_{key}"][0] for key in ("norm", "variance", "signal_to_noise")]
+        moments = kriterion.gradients.gradient_moments(measured, x, x[:, :1], estimator=estimator, seed=2)
+        found += [moments.trace, moments.squared_norm, moments.variance_along_mean]
+    return len(measured.model.weights[0].value.sharding.device_set), *found
+
+devices = keras.distribution.list_devices()
+print(*statistics(None))
+print(*statistics(keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False)))
+"""
+
 TF_DISTRIBUTE = """
 import tensorflow as tf
 
@@ -112,6 +134,13 @@ def test_data_and_model_parallel_training_is_training_on_one_device():
     assert_same_losses(one, one, devices=1)
     assert_same_losses(data_parallel, one, devices=2)
     assert_same_losses(model_parallel, one, devices=2)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution is for JAX")
+def test_statistics_of_gradients_are_those_of_one_device():
+    one, four = lines(GRADIENT_STATISTICS, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    assert_same_losses(one, one, devices=1)
+    assert_same_losses(four, one, devices=4)
 
 
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="tf.distribute is for TensorFlow")

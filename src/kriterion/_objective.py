@@ -51,13 +51,19 @@ class DataObjective:
     Args:
         model: what holds the weights.
         call: `call(x, training)` gives the model's outputs.
-        loss: `loss(x, y, y_pred, sample_weight, training)` gives a scalar, without penalties on the weights.
+        loss: `loss(x, y, y_pred, sample_weight, training)` gives a scalar.
         training: whether layers are in training mode.
+        penalties_apart: whether the scalar is without penalties on the weights.
     """
 
-    def __init__(self, model: keras.Model, call: Any, loss: Any, *, training: bool = True) -> None:
+    def __init__(
+        self, model: keras.Model, call: Any, loss: Any, *, training: bool = True, penalties_apart: bool = True
+    ) -> None:
         self.model, self.training = model, training
         self._call, self._loss = call, loss
+        self._penalties_apart = penalties_apart
+        # Whether the loss was that of the rows of outputs alone, in the last call.
+        self.of_rows_alone = False
 
     def __call__(self, weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
         if isinstance(batch.gradient_weight, float):
@@ -72,6 +78,7 @@ class DataObjective:
                         f"the assignment would be lost. Received: a layer that assigns {variable.path}. Use a "
                         "kernel_constraint, or leave out the transforms."
                     )
+            self.of_rows_alone = self._penalties_apart and not scope.losses
             if batch.gradient_weight is None:
                 loss = self._loss(batch.x, batch.y, y_pred, batch.sample_weight, self.training)
             else:

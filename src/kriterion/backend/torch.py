@@ -13,6 +13,7 @@ import torch
 from keras.src.backend.torch.core import get_device
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from kriterion.backend._counting import counted, periodic
 from kriterion.backend._in_place import minimise, stacked
 from kriterion.backend._laws import normal_quantiles
 from kriterion.backend._protocol import Tensor
@@ -169,8 +170,13 @@ def _differentiate(objective: Callable[[list[Tensor]], tuple[Tensor, Any]], vari
 class TrainStep:
     """Keras's PyTorch train step, minimising the composed objective where there are transforms."""
 
+    def make_train_function(self: Any, force: bool = False) -> Any:
+        for transform in periodic(self):
+            transform.start_counting()
+        return super().make_train_function(force)  # type: ignore[misc]
+
     def train_step(self: Any, data: Any) -> dict[str, Tensor]:
         if not self.transforms:
             return super().train_step(data)  # type: ignore[misc]
-        with torch.no_grad():
+        with torch.no_grad(), counted(periodic(self)):
             return minimise(self, data, _differentiate)

@@ -57,13 +57,13 @@ def exact_sums(gradients: ExampleGradients, members: Tensor | None = None) -> tu
     layers = tapped_layers(objective.model, chosen)
     shadows = [shadows_of(part, shares.shape[1], powers, dtype) for part in layers]
     sizes = [len(weights), *map(len, shadows)]
-    each = gradients.batch._replace(gradient_weight=ones * ops.cast(gradients.count, dtype))
+    batch, factor = gradients.whole()
     calls: list[int] = []
 
     def total(values: Sequence[Tensor]) -> tuple[Tensor, None]:
         parts = _split(values, sizes)
         with taps(layers, parts[1:], shares, powers) as counted:
-            loss = isolated(objective)(parts[0], each)[0]
+            loss = isolated(objective)(parts[0], batch)[0]
         calls.extend(counted)
         return loss, None
 
@@ -73,8 +73,8 @@ def exact_sums(gradients: ExampleGradients, members: Tensor | None = None) -> tu
     sums: dict[int, list[Tensor]] = {}
     for part, found, called in zip(layers, of_layers, calls, strict=True):
         if called == 1:
-            per_weight = _split(found, [len(powers)] * len(part.indices))
-            sums.update(zip(part.indices, per_weight, strict=True))
+            scaled = [factor**power * s for s, power in zip(found, powers * len(part.indices), strict=True)]
+            sums.update(zip(part.indices, _split(scaled, [len(powers)] * len(part.indices)), strict=True))
     rest = [c and k not in sums for k, c in enumerate(chosen)]
     mismatch = ops.zeros((), dtype)
     if any(rest):
@@ -82,7 +82,7 @@ def exact_sums(gradients: ExampleGradients, members: Tensor | None = None) -> tu
         sums.update(zip(compress(range(len(chosen)), rest), found, strict=True))
     second = [sums[k][-1] for k in sorted(sums)]
     if members is None:
-        return [single(g) for g in compress(of_weights, chosen)], [s[0] for s in second], mismatch
+        return [factor * single(g) for g in compress(of_weights, chosen)], [s[0] for s in second], mismatch
     return [sums[k][0] for k in sorted(sums)], second, mismatch
 
 

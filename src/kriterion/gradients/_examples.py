@@ -47,6 +47,18 @@ class ExampleGradients:
         """Name of the type to compute squares in: float64 for float64, else float32."""
         return keras.backend.standardize_dtype(single(self.weights[0]).dtype)
 
+    def whole(self) -> tuple[Batch, Tensor]:
+        """A batch and a factor: the gradient of the objective on it, times the factor, is sum_i g_i.
+
+        Where it can it is the plain batch, whose gradient training takes too: a compiler computes it once.
+        """
+        count = ops.cast(self.count, self.dtype)
+        double = keras.backend.standardize_dtype(self.weights[0].dtype) == self.dtype
+        if isinstance(self.objective, DataObjective) and self.objective.of_rows_alone and double:
+            return self.batch.plain(), count
+        # In half precision the gradients of single outputs might vanish without the factor n.
+        return self.batch._replace(gradient_weight=count * ops.ones((self.count,), self.dtype)), ops.ones_like(count)
+
     def of(self, batch: Batch) -> list[Tensor]:
         """The gradient of the objective on another batch."""
         function = isolated(self.objective)
@@ -68,6 +80,9 @@ class ExampleGradients:
 
     def mean(self) -> list[Tensor]:
         """The gradient of the batch, without that of terms that no example has a part in."""
+        if isinstance(self.objective, DataObjective):
+            batch, factor = self.whole()
+            return [g * ops.cast(factor / ops.cast(self.count, self.dtype), g.dtype) for g in self.of(batch)]
         return self.sum(ops.ones((self.count,), "float32") / ops.cast(self.count, "float32"))
 
     def inner_products(self, direction: Sequence[Tensor]) -> Tensor:

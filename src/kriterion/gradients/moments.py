@@ -179,7 +179,7 @@ def _data_objective(model: Any, training: bool) -> DataObjective:
     """A trainer's own, or that of a plain model."""
     if hasattr(model, "data_objective"):
         return model.data_objective(training)
-    return DataObjective(model, model.__call__, model.compute_loss, training=training)
+    return DataObjective(model, model.__call__, model.compute_loss, training=training, penalties_apart=False)
 
 
 class _Evaluation:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import keras
@@ -14,11 +15,12 @@ from kriterion._validation import check_choice, check_int
 from kriterion.backend import Tensor
 from kriterion.gradients._examples import ExampleGradients
 from kriterion.transforms._gradient_statistics import ESTIMATORS, check_model, check_objective, mean_and_variance
-from kriterion.transforms.base import Batch, Objective, Transform, Weights
+from kriterion.transforms._periodic import PeriodicTransform
+from kriterion.transforms.base import Batch, Objective, Weights
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
-class MeasureGradient(Transform):
+class MeasureGradient(PeriodicTransform):
     """Measures the gradient and its variance between examples, every so many steps, and puts them into the logs.
 
     L(w) -> L(w). With the gradient mean g of a measured batch of n examples and the variance V_j of one example's
@@ -72,12 +74,10 @@ class MeasureGradient(Transform):
         seed: int | None = None,
         name: str = "gradient",
     ) -> None:
-        super().__init__(seed=seed, name=name)
-        self.every = check_int("MeasureGradient", "every", every, minimum=1)
+        super().__init__(every=check_int("MeasureGradient", "every", every, minimum=1), seed=seed, name=name)
         self.estimator = check_choice("MeasureGradient", "estimator", estimator, ESTIMATORS)
         self.micro_batches = check_int("MeasureGradient", "micro_batches", micro_batches, minimum=2)
         self.select = check_select(select, "MeasureGradient")
-        self.step = self.add_weight((), "zeros", "int32", trainable=False, name="step")
 
     def build(self, model: keras.Model) -> None:
         self.chosen = selection(model.trainable_variables, self.select, "MeasureGradient")
@@ -99,19 +99,20 @@ class MeasureGradient(Transform):
         def measured(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
             loss, outcome = objective(weights, batch)
             if batch.gradient_weight is None:
-                fixed = [ops.stop_gradient(weight) for weight in weights]
-                self._measure(ExampleGradients(objective, fixed, batch, self.chosen, differentiable=False))
+                self._measure(ExampleGradients(objective, weights, batch, self.chosen, differentiable=False))
             return loss, outcome
 
         return measured
 
     def _measure(self, gradients: ExampleGradients) -> None:
-        step, seed = self.step.value, self.seed_generator.next()
-        self.step.assign(step + 1)
-        if self.every == 1:
+        due = self.due_now()
+        if due is False:
+            return
+        gradients = replace(gradients, weights=[ops.stop_gradient(weight) for weight in gradients.weights])
+        seed = self.seed_generator.next()
+        if due is True:
             self.statistics.update_state(*self._found(gradients, seed))
             return
-        due = ops.equal(step % self.every, 0)
         dtype = gradients.dtype
         nothing = ops.zeros((3, sum(self.chosen)), dtype), ops.zeros((2,), dtype)
         sums, others = ops.cond(due, lambda: self._found(gradients, seed), lambda: nothing)
