@@ -1,11 +1,11 @@
-"""Sparsity in the logs, along a path of strengths, and the stop before a kernel is all zero."""
+"""Sparsity in the logs and the stop before a kernel is all zero; the report of gradients."""
 
 import keras
 import numpy as np
 import pytest
 
 import kriterion
-from kriterion.callbacks import Sparsity
+from kriterion.callbacks import GradientReport, Sparsity
 from kriterion.optimizers import Proximal
 from kriterion.regularizers import GroupSparsity
 from tests.helpers import data, network, numpy, told
@@ -67,3 +67,34 @@ def test_variables_of_losses_and_transforms_get_no_proximal_step(random):
 def test_bad_arguments_are_told(make, error, words):
     with told(error, words):
         make()
+
+
+def measured_trainer(**arguments):
+    keras.utils.set_random_seed(4)
+    trainer = kriterion.Trainer(keras.Sequential([keras.Input((5,)), keras.layers.Dense(4), keras.layers.Dense(2)]))
+    trainer.compile("sgd", "mse", transforms=[kriterion.transforms.MeasureGradient(estimator="exact", **arguments)])
+    return trainer
+
+
+def test_the_report_holds_what_was_measured(random, tmp_path):
+    """Sums over its tensors are the keys of the logs; the file is a figure."""
+    x, y = data(random, rows=64)
+    report = GradientReport(tmp_path / "gradient.png")
+    trainer = measured_trainer(every=2, select="kernels")
+    history = trainer.fit(x, y, batch_size=16, epochs=3, verbose=0, callbacks=[report]).history
+    assert report.weights == [v.path for v in trainer.model.trainable_variables if len(v.shape) == 2]
+    norms, traces, noises = report.values.sum(axis=2).T
+    np.testing.assert_allclose(np.sqrt(norms), history["gradient_norm"], rtol=1e-5)
+    np.testing.assert_allclose(traces, history["gradient_variance"], rtol=1e-5)
+    np.testing.assert_allclose(noises, traces / 16, rtol=1e-5)
+    assert (tmp_path / "gradient.png").read_bytes().startswith(b"\x89PNG")
+    labels = [label.get_text() for axes in report.figure().axes for label in axes.get_yticklabels()]
+    assert set(report.weights) <= set(labels)
+
+
+def test_a_report_without_measurements_is_told(random):
+    x, y = data(random)
+    model = network()
+    model.compile("sgd", "mse")
+    with told(ValueError, ["GradientReport", "MeasureGradient"]):
+        model.fit(x, y, verbose=0, callbacks=[GradientReport(None)])

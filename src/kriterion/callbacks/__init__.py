@@ -1,5 +1,6 @@
 """Keras callbacks: what no metric can do."""
 
+from kriterion.callbacks.gradient_report import GradientReport
 from kriterion.callbacks.sparsity import Sparsity
 
-__all__ = ["Sparsity"]
+__all__ = ["GradientReport", "Sparsity"]

@@ -13,8 +13,8 @@ from kriterion import backend
 from kriterion._validation import check_rows
 from kriterion.backend import Tensor
 
-# Numbers of gradients that are held at once.
-_CHUNK = 16_000_000
+# Numbers of gradients that are held at once, and rows whose squares are summed in float32.
+_CHUNK, _ROWS = 2**22, 1024
 
 
 def fisher_information(model: keras.Model, x: Any, y: Any, loss: Any) -> dict[str, np.ndarray]:
@@ -58,22 +58,26 @@ def fisher_information(model: keras.Model, x: Any, y: Any, loss: Any) -> dict[st
     criterion = keras.losses.get(loss)
     variables = model.trainable_variables
 
-    def squared(index: Tensor, data: Any, trainable: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
-        inputs, targets = keras.tree.map_structure(lambda leaf: ops.take(leaf, ops.reshape(index, (1,)), axis=0), data)
+    leaves = keras.tree.flatten(data)
 
-        def example_loss(values: Sequence[Tensor]) -> tuple[Tensor, None]:
-            outputs, _ = model.stateless_call(values, other, inputs, training=False)
-            return ops.sum(criterion(targets, outputs)), None
+    def total(rows: list[Tensor], trainable: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
+        def squared(row: list[Tensor]) -> list[Tensor]:
+            inputs, targets = keras.tree.pack_sequence_as(data, [leaf[None] for leaf in row])
 
-        _, gradients = backend.value_and_gradient(example_loss, trainable, differentiable=False)
-        return [ops.square(gradient) for gradient in gradients]
+            def example_loss(values: Sequence[Tensor]) -> tuple[Tensor, None]:
+                outputs, _ = model.stateless_call(values, other, inputs, training=False)
+                return ops.sum(criterion(targets, outputs)), None
 
-    mapped = backend.mapped(squared)
+            _, gradients = backend.value_and_gradient(example_loss, trainable, differentiable=False)
+            return [ops.square(gradient) for gradient in gradients]
+
+        return backend.summed(squared, rows, max(1, _CHUNK // max(model.count_params(), 1)))
+
     state = [v.value for v in variables], [v.value for v in model.non_trainable_variables]
-    size = max(1, _CHUNK // max(model.count_params(), 1))
+    compiled = backend.compiled(total)
     sums: list[Any] = [0.0] * len(variables)
-    for rows in np.split(np.arange(count, dtype="int32"), range(size, count, size)):
-        found = mapped(ops.convert_to_tensor(rows), data, *state)
-        # In double precision over the chunks.
-        sums = [s + ops.convert_to_numpy(f).sum(axis=0, dtype="float64") for s, f in zip(sums, found, strict=True)]
+    for start in range(0, count, _ROWS):
+        found = compiled([leaf[start : start + _ROWS] for leaf in leaves], *state)
+        # In double precision over the parts.
+        sums = [s + ops.convert_to_numpy(f).astype("float64") for s, f in zip(sums, found, strict=True)]
     return {v.path: np.asarray(s / count, dtype=v.dtype) for v, s in zip(variables, sums, strict=True)}
