@@ -67,10 +67,6 @@ VARIANTS = {
     ),
     "ivon": (trainer(kriterion.transforms.IVONNoise), kriterion.optimizers.IVON),
     "sharpness_aware": (trainer(lambda: kriterion.transforms.SharpnessAware(0.05)), keras.optimizers.Adam),
-    "gradient_variance": (
-        trainer(lambda: kriterion.transforms.GradientVariancePenalty(1e-3)),
-        keras.optimizers.Adam,
-    ),
 }
 
 
@@ -100,12 +96,14 @@ def take_turns(epochs):
     return {name: np.array(values) for name, values in seconds.items()}
 
 
+def heading():
+    backend, load = keras.backend.backend(), os.getloadavg()[0]
+    print(f"backend {backend}, keras {keras.__version__}, load {load:.2f} before, {os.cpu_count()} cores")
+
+
 def compare(variants, *models):
     """Print the time of each variant over that of the first, for each model."""
-    load = os.getloadavg()[0]
-    print(
-        f"backend {keras.backend.backend()}, keras {keras.__version__}, load {load:.2f} before, {os.cpu_count()} cores"
-    )
+    heading()
     for make_model in models:
         x, y = batches_of(make_model().input_shape[1:])
         seconds = take_turns({name: epoch_of(variant, make_model(), x, y) for name, variant in variants.items()})

@@ -205,6 +205,22 @@ def test_differences_of_variances_between_groups(random, float64):
             assert float(numpy(loss) - numpy(clean)) == pytest.approx(0.7 * expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("make", [GradientVariancePenalty, GradientNormPenalty])
+def test_a_schedule_of_the_strength(make, random, tmp_path):
+    """Off for two steps, then on; counted from a file on."""
+    x, y = (part.astype("float32") for part in batch_for(small_network(), random, rows=8))
+    schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.0, 1.0])
+    seed = {"seed": 1} if make is GradientVariancePenalty else {}
+    plain = trainer_of(small_network(), optimizer=keras.optimizers.SGD(0.0)).train_on_batch(x, y)
+    trainer = trainer_of(small_network(), make(schedule, **seed), optimizer=keras.optimizers.SGD(0.0))
+    losses = [float(numpy(trainer.value_and_gradient(x, y)[0])) for _ in range(3)]
+    assert losses[:2] == pytest.approx([float(plain)] * 2, rel=1e-6)
+    assert losses[2] > losses[1] + 0.01
+    trainer.save(tmp_path / "t.keras")
+    loaded = keras.saving.load_model(tmp_path / "t.keras")
+    assert float(numpy(loaded.value_and_gradient(x, y)[0])) > losses[1] + 0.01
+
+
 def test_a_single_example_adds_nothing(random):
     model = small_network()
     x, y = batch_for(model, random, rows=1)
@@ -300,6 +316,20 @@ def test_measuring_changes_nothing_and_happens_when_it_should(random):
 
 def measure_count(trainer):
     return numpy(trainer.transforms[0].statistics.others)[1]
+
+
+@pytest.mark.parametrize("mode", [{"steps_per_execution": 3}, {"jit_compile": False}, {"run_eagerly": True}], ids=str)
+def test_measuring_in_every_mode_of_execution(mode, random):
+    """The same values as by default, from the same seeds."""
+    if keras.backend.backend() == "torch" and "steps_per_execution" in mode:
+        pytest.skip("Keras has no steps_per_execution on PyTorch")
+    x, y = (part.astype("float32") for part in batch_for(small_network(), random, rows=96))
+    histories = []
+    for arguments in ({}, mode):
+        trainer = trainer_of(small_network(), MeasureGradient(every=4, seed=1), **arguments)
+        histories.append(trainer.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0).history)
+    for key in ("gradient_norm", "gradient_variance"):
+        assert histories[1][key] == pytest.approx(histories[0][key], rel=1e-4), key
 
 
 def test_an_epoch_without_a_measurement_repeats_the_last(random):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -128,12 +129,12 @@ class TrainStep:
         if not transforms:
             super().make_train_function(force)  # type: ignore[misc]
         elif force or self.train_function is None:
-            steps: dict[tuple[bool, ...], Any] = {}
+            # Made now, since in training Keras empties the variables that tell how they are distributed.
+            every = itertools.product((False, True), repeat=len(transforms))
+            steps = {due: self._compiled_train_step() for due in every}
 
             def step(state: Any, data: Any) -> Any:
                 with counted(transforms) as due:
-                    if due not in steps:
-                        steps[due] = self._compiled_train_step()
                     return steps[due](state, data)
 
             self.train_function = self._make_function(step)
@@ -141,11 +142,10 @@ class TrainStep:
     def _compiled_train_step(self: Any) -> Callable[..., Any]:
         """Keras's, of a function of its own, since JAX would take what it has compiled for an equal one."""
         made: list[Any] = []
-        train_step, train_function = self.train_step, self.train_function
+        train_step = self.train_step
         own = shadowed(self, "train_step", lambda state, data: train_step(state, data))
         with own, shadowed(self, "_make_function", made.append):
             super().make_train_function(force=True)  # type: ignore[misc]
-        self.train_function = train_function
         return made[0]
 
     def compute_loss_and_updates(

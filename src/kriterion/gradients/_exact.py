@@ -45,30 +45,28 @@ def exact_sums(gradients: ExampleGradients, members: Tensor | None = None) -> tu
     where no example was taken by itself.
     """
     objective, weights, chosen = gradients.objective, gradients.weights, gradients.chosen
-    if not isinstance(objective, DataObjective):
-        raise ValueError(
-            'estimator="exact" takes the loss of the data apart, without transforms. Received: an objective that '
-            'earlier transforms have changed. Put this one first in the list, or use estimator="probe".'
-        )
+    assert isinstance(objective, DataObjective), "checked by what lets users choose the estimator"
     dtype = gradients.dtype
     ones = ops.ones((gradients.count,), dtype)
     shares = ops.reshape(ones, (-1, 1)) if members is None else members
     powers = (2,) if members is None else (1, 2)
     layers = tapped_layers(objective.model, chosen)
     shadows = [shadows_of(part, shares.shape[1], powers, dtype) for part in layers]
-    sizes = [len(weights), *map(len, shadows)]
+    # Sums of gradients by group come from the shadows: the weights need no gradients of their own.
+    wanted = chosen if members is None else [False] * len(weights)
+    sizes = [sum(wanted), *map(len, shadows)]
     batch, factor = gradients.whole()
     calls: list[int] = []
 
     def total(values: Sequence[Tensor]) -> tuple[Tensor, None]:
         parts = _split(values, sizes)
         with taps(layers, parts[1:], shares, powers) as counted:
-            loss = isolated(objective)(parts[0], batch)[0]
+            loss = isolated(objective)(merged(weights, wanted, parts[0]), batch)[0]
         calls.extend(counted)
         return loss, None
 
-    start = [*weights, *(shadow for part in shadows for shadow in part)]
-    of_all = backend.value_and_gradient(total, start, differentiable=gradients.differentiable)[1]
+    start = [*compress(weights, wanted), *(shadow for part in shadows for shadow in part)]
+    of_all = backend.value_and_gradient(total, start, differentiable=gradients.differentiable)[1] if start else []
     of_weights, *of_layers = _split(of_all, sizes)
     sums: dict[int, list[Tensor]] = {}
     for part, found, called in zip(layers, of_layers, calls, strict=True):
@@ -82,7 +80,7 @@ def exact_sums(gradients: ExampleGradients, members: Tensor | None = None) -> tu
         sums.update(zip(compress(range(len(chosen)), rest), found, strict=True))
     second = [sums[k][-1] for k in sorted(sums)]
     if members is None:
-        return [factor * single(g) for g in compress(of_weights, chosen)], [s[0] for s in second], mismatch
+        return [factor * single(g) for g in of_weights], [s[0] for s in second], mismatch
     return [sums[k][0] for k in sorted(sums)], second, mismatch
 
 

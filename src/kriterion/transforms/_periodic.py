@@ -44,6 +44,6 @@ class PeriodicTransform(Transform):
 
     def due_now(self) -> bool | Tensor:
         """Whether this step is one of them; counts it."""
-        step = self.step.value
-        self.step.assign(step + 1)
-        return ops.equal(step % self.every, 0) if self._due is None else self._due
+        due = ops.equal(self.step.value % self.every, 0) if self._due is None else self._due
+        self.step.assign(self.step.value + 1)
+        return due

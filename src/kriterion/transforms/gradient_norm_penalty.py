@@ -12,13 +12,14 @@ from kriterion import backend
 from kriterion._elementary import root_of_squares, single
 from kriterion._scope import record, recorded
 from kriterion._selection import Select, check_select, merged, selection
-from kriterion._validation import check_bool, check_float
+from kriterion._validation import check_bool
 from kriterion.backend import Tensor
-from kriterion.transforms.base import Batch, Objective, Transform, Weights
+from kriterion.transforms._penalty import PenaltyTransform, Strength
+from kriterion.transforms.base import Batch, Objective, Weights
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
-class GradientNormPenalty(Transform):
+class GradientNormPenalty(PenaltyTransform):
     """A penalty on the norm of the objective's gradient by the weights.
 
     L(w) -> L(w) + c |grad L(w)|^2, or L(w) + c |grad L(w)| with `squared=False`
@@ -27,8 +28,8 @@ class GradientNormPenalty(Transform):
     batch: that it is small says nothing of its variance between examples, which is `GradientVariancePenalty`'s.
 
     Args:
-        strength: coefficient c >= 0. Gradient descent with rate a acts, to first order, as if c were a / 4 without any
-            penalty.
+        strength: coefficient c >= 0, or a `keras.optimizers.schedules.LearningRateSchedule` of it by training step.
+            Gradient descent with rate a acts, to first order, as if c were a / 4 without any penalty.
         squared: whether the norm is squared.
         select: which weights count: `"all"`, `"kernels"` (rank 2 or more), a regular expression of paths, or a function
             of the variable.
@@ -49,10 +50,9 @@ class GradientNormPenalty(Transform):
     """
 
     def __init__(
-        self, strength: float, *, squared: bool = True, select: Select = "all", name: str | None = None
+        self, strength: Strength, *, squared: bool = True, select: Select = "all", name: str | None = None
     ) -> None:
-        super().__init__(name=name)
-        self.strength = check_float("GradientNormPenalty", "strength", strength, minimum=0.0)
+        super().__init__(strength, name=name)
         self.squared = check_bool("GradientNormPenalty", "squared", squared)
         self.select = check_select(select, "GradientNormPenalty")
 
@@ -69,7 +69,7 @@ class GradientNormPenalty(Transform):
             (loss, (outcome, assigned)), gradients = backend.value_and_gradient(at, chosen)
             record(assigned)
             squares = sum(ops.sum(ops.square(single(g))) for g in gradients)
-            penalty = self.strength * (squares if self.squared else root_of_squares(squares))
+            penalty = self.strength_now() * (squares if self.squared else root_of_squares(squares))
             if batch.gradient_weight is not None:
                 loss, outcome = objective(weights, batch)
             return loss + ops.cast(penalty, loss.dtype), outcome
@@ -77,4 +77,7 @@ class GradientNormPenalty(Transform):
         return penalised
 
     def get_config(self) -> dict[str, Any]:
-        return {"strength": self.strength, "squared": self.squared, "select": self.select, "name": self.name}
+        config = {**super().get_config(), "squared": self.squared, "select": self.select}
+        # It draws nothing.
+        del config["seed"]
+        return config

@@ -10,16 +10,17 @@ from keras import ops
 
 from kriterion._elementary import at_least, single
 from kriterion._selection import Select, check_select, selection
-from kriterion._validation import check_choice, check_float, check_int
+from kriterion._validation import check_choice, check_int
 from kriterion.backend import Tensor
 from kriterion.gradients._exact import exact_sums
 from kriterion.gradients._examples import ExampleGradients
 from kriterion.transforms._gradient_statistics import ESTIMATORS, check_model, check_objective
-from kriterion.transforms.base import Batch, Objective, Transform, Weights
+from kriterion.transforms._penalty import PenaltyTransform, Strength
+from kriterion.transforms.base import Batch, Objective, Weights
 
 
 @keras.saving.register_keras_serializable(package="kriterion")
-class GradientVariancePenalty(Transform):
+class GradientVariancePenalty(PenaltyTransform):
     """A penalty on the variance of the gradient between examples, or on its differences between groups of examples.
 
     L(w) -> L(w) + c sum_j V_j, V_j = Var_i[ dL_i/dw_j ]; with `groups` e = 1, ..., E (Fishr)
@@ -37,7 +38,7 @@ class GradientVariancePenalty(Transform):
     Noise layers draw the same noise for both gradients. A single example has no variance and adds nothing.
 
     Args:
-        strength: coefficient c >= 0.
+        strength: coefficient c >= 0, or a `keras.optimizers.schedules.LearningRateSchedule` of it by training step.
         estimator: one of the three above. Groups need `"exact"`: a square of a noisy variance would penalise the noise.
         micro_batches: number K >= 2 of parts.
         groups: which group each example is in, an integer from 0 to E - 1: the key of an entry (batch,) of the model's
@@ -67,7 +68,7 @@ class GradientVariancePenalty(Transform):
 
     def __init__(
         self,
-        strength: float,
+        strength: Strength,
         *,
         estimator: str = "probe",
         micro_batches: int = 4,
@@ -77,9 +78,8 @@ class GradientVariancePenalty(Transform):
         seed: int | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(seed=seed, name=name)
+        super().__init__(strength, seed=seed, name=name)
         owner = "GradientVariancePenalty"
-        self.strength = check_float(owner, "strength", strength, minimum=0.0)
         self.estimator = check_choice(owner, "estimator", estimator, ESTIMATORS)
         self.micro_batches = check_int(owner, "micro_batches", micro_batches, minimum=2)
         if groups is not None and not isinstance(groups, str) and not callable(groups):
@@ -109,7 +109,7 @@ class GradientVariancePenalty(Transform):
             loss, outcome = objective(weights, batch)
             gradients = ExampleGradients(objective, weights, batch.plain(), self.chosen)
             penalty = self._variance(gradients) if self.groups is None else self._differences(gradients)
-            return loss + ops.cast(self.strength * penalty, loss.dtype), outcome
+            return loss + ops.cast(self.strength_now() * penalty, loss.dtype), outcome
 
         return penalised
 
@@ -146,17 +146,17 @@ class GradientVariancePenalty(Transform):
     def get_config(self) -> dict[str, Any]:
         groups = self.groups
         return {
-            "strength": self.strength,
+            **super().get_config(),
             "estimator": self.estimator,
             "micro_batches": self.micro_batches,
             "groups": groups if groups is None else keras.saving.serialize_keras_object(groups),
             "num_groups": self.num_groups,
             "select": self.select,
-            **super().get_config(),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> GradientVariancePenalty:
         config = dict(config)
         groups = config.pop("groups")
-        return cls(groups=groups if groups is None else keras.saving.deserialize_keras_object(groups), **config)
+        config["groups"] = groups if groups is None else keras.saving.deserialize_keras_object(groups)
+        return super().from_config(config)

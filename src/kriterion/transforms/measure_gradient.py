@@ -159,9 +159,9 @@ class GradientStatistics(keras.metrics.Metric):
     def __init__(self, name: str, *, tensors: int, evidence: bool) -> None:
         super().__init__(name=f"{name}_statistics", dtype="float32")
         self.prefix, self.with_evidence = name, evidence
-        self.sums = self.add_variable((3, tensors), "zeros", name="sums")
-        self.others = self.add_variable((2,), "zeros", name="others")
-        self.stale = self.add_variable((), "zeros", name="stale")
+        self.sums = self.add_variable((3, tensors), "zeros", "float32", name="sums")
+        self.others = self.add_variable((2,), "zeros", "float32", name="others")
+        self.stale = self.add_variable((), "zeros", "float32", name="stale")
 
     def update_state(self, sums: Tensor, others: Tensor, measured: Any = True) -> None:
         """Add a measurement, if it is one."""

@@ -1,0 +1,183 @@
+"""Step time and memory with the variance of the examples' gradients, over a plain step; on PyTorch beside packages.
+
+    pip install --no-deps backpack-for-pytorch unfoldNd opacus  (optional, for PyTorch; what is absent is left out)
+    KERAS_BACKEND=... python benchmarks/gradient_variance_cost.py
+
+MLP 784-256-256-10, batches of 128, and a convnet 28 x 28, batches of 64, Adam. Kriterion runs in Keras's `fit`, the
+peers in a plain loop as their documentation has it; each over the plain step of its side, in the same round. Medians
+over the rounds, and the quartiles. Then the peak memory of a process that takes ten steps, over that of the plain one.
+"""
+
+import contextlib
+import importlib
+import resource
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import step_time
+from step_time import convnet, epoch_of, plain, take_turns, trainer
+
+from kriterion import optimizers, transforms
+
+SIZES = {"mlp": 128, "convnet": 64}
+
+
+def mlp():
+    layers = [keras.layers.Dense(256, "relu"), keras.layers.Dense(256, "relu"), keras.layers.Dense(10)]
+    return keras.Sequential([keras.Input((784,)), *layers])
+
+
+def measured(**arguments):
+    return trainer(lambda: transforms.MeasureGradient(**arguments)), keras.optimizers.Adam
+
+
+def penalised(make):
+    return trainer(make), keras.optimizers.Adam
+
+
+OURS = {
+    "plain": (plain, keras.optimizers.Adam),
+    "measured, probe": measured(every=1),
+    "measured, exact": measured(every=1, estimator="exact"),
+    "measured, 8 micro-batches": measured(every=1, estimator="micro_batch"),
+    "measured, every 50th step": measured(every=50),
+    "penalty, probe": penalised(lambda: transforms.GradientVariancePenalty(1e-3)),
+    "penalty, exact": penalised(lambda: transforms.GradientVariancePenalty(1e-3, estimator="exact")),
+    "penalty, 4 micro-batches": penalised(lambda: transforms.GradientVariancePenalty(1e-3, estimator="micro_batch")),
+    "penalty on the norm": penalised(lambda: transforms.GradientNormPenalty(1e-3)),
+    "VarianceScaling(Adam)": (plain, lambda: optimizers.VarianceScaling("adam")),
+    "M-SVAG": (plain, optimizers.VarianceAware),
+    "M-SVAG, mini-batch": (
+        trainer(lambda: transforms.MiniBatchVariance(estimator="exact")),
+        lambda: optimizers.VarianceAware(variance="mini_batch"),
+    ),
+    "AdaBelief": (plain, optimizers.AdaBelief),
+}
+
+
+def peers(shape):
+    """For each package a function that makes `(model, step(inputs, targets))`."""
+    import torch
+
+    def network():
+        linear, relu = torch.nn.Linear, torch.nn.ReLU
+        if len(shape) == 1:
+            return torch.nn.Sequential(linear(784, 256), relu(), linear(256, 256), relu(), linear(256, 10))
+        conv, pool = torch.nn.Conv2d, torch.nn.MaxPool2d
+        parts = [conv(1, 16, 3), relu(), pool(2), conv(16, 32, 3), relu(), pool(2), torch.nn.Flatten(), linear(800, 10)]
+        return torch.nn.Sequential(*parts)
+
+    def plain_loop():
+        model, loss = network(), torch.nn.CrossEntropyLoss()
+        optimizer = torch.optim.Adam(model.parameters())
+
+        def step(inputs, targets):
+            optimizer.zero_grad()
+            loss(model(inputs), targets).backward()
+            optimizer.step()
+
+        return step
+
+    def backpack():
+        module, extensions = (importlib.import_module(f"backpack{part}") for part in ("", ".extensions"))
+        model, loss = module.extend(network()), module.extend(torch.nn.CrossEntropyLoss())
+        optimizer = torch.optim.Adam(model.parameters())
+
+        def step(inputs, targets):
+            optimizer.zero_grad()
+            with module.backpack(extensions.Variance()):
+                loss(model(inputs), targets).backward()
+            optimizer.step()
+
+        return step
+
+    def opacus():
+        model = importlib.import_module("opacus").GradSampleModule(network())
+        loss, optimizer = torch.nn.CrossEntropyLoss(), torch.optim.Adam(model.parameters())
+
+        def step(inputs, targets):
+            optimizer.zero_grad()
+            loss(model(inputs), targets).backward()
+            for weight in model.parameters():
+                weight.grad_sample.var(dim=0)
+                weight.grad_sample = None
+            optimizer.step()
+
+        return step
+
+    def vmapped():
+        model = network()
+        optimizer = torch.optim.Adam(model.parameters())
+
+        def loss(weights, inputs, target):
+            outputs = torch.func.functional_call(model, weights, (inputs[None],))
+            return torch.nn.functional.cross_entropy(outputs, target[None])
+
+        each = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0, 0))
+
+        def step(inputs, targets):
+            found = each({name: weight.detach() for name, weight in model.named_parameters()}, inputs, targets)
+            for name, weight in model.named_parameters():
+                found[name].var(dim=0)
+                weight.grad = found[name].mean(dim=0)
+            optimizer.step()
+
+        return step
+
+    made = {"plain loop": plain_loop, "BackPACK Variance": backpack, "Opacus": opacus, "torch.func.vmap": vmapped}
+    for name, make in made.items():
+        with contextlib.suppress(ImportError):
+            yield name, make()
+
+
+def peer_epoch(step, x, y):
+    import torch
+
+    x = x.reshape(len(x), 1, 28, 28) if x.ndim == 4 else x
+    batches = list(zip(*(torch.from_numpy(a).split(step_time.BATCH) for a in (x, y)), strict=True))
+
+    def epoch():
+        for inputs, targets in batches:
+            step(inputs, targets)
+
+    return epoch
+
+
+def epochs_of(make_model, only=None):
+    step_time.BATCH = SIZES[make_model.__name__]
+    x, y = step_time.batches_of(make_model().input_shape[1:])
+    epochs = {name: epoch_of(v, make_model(), x, y) for name, v in OURS.items() if only in (None, name)}
+    if keras.backend.backend() == "torch":
+        found = {name: peer_epoch(step, x, y) for name, step in peers(x.shape[1:]) if only in (None, name)}
+        epochs.update(found)
+    return epochs
+
+
+def peak(make_model, name):
+    """Megabytes of a process of its own."""
+    command = [sys.executable, __file__, make_model.__name__, name]
+    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+
+
+def main():
+    if len(sys.argv) > 1:
+        step_time.STEPS = 10
+        for epoch in epochs_of(globals()[sys.argv[1]], sys.argv[2]).values():
+            epoch()
+        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+        return
+    step_time.heading()
+    for make_model in (mlp, convnet):
+        seconds = take_turns(epochs_of(make_model))
+        print(f"{make_model.__name__}: plain step {1e3 * np.median(seconds['plain']):.2f} ms")
+        for name, found in seconds.items():
+            side = "plain" if name in OURS else "plain loop"
+            low, middle, high = np.percentile(found / seconds[side], [25, 50, 75])
+            more = peak(make_model, name) - peak(make_model, side) if name != side else 0.0
+            print(f"  {name:<28} {middle:6.2f} x {side:<10} ({low:.2f} to {high:.2f})  {more:+8.0f} MB", flush=True)
+
+
+if __name__ == "__main__":
+    main()
