@@ -332,6 +332,18 @@ def test_measuring_in_every_mode_of_execution(mode, random):
         assert histories[1][key] == pytest.approx(histories[0][key], rel=1e-4), key
 
 
+def test_weights_that_are_frozen_between_trainings_are_left_out(random):
+    x, y = (part.astype("float32") for part in batch_for(small_network(), random, rows=32))
+    measure = MeasureGradient(every=1, estimator="exact")
+    trainer = trainer_of(small_network(), measure)
+    trainer.fit(x, y, verbose=0)
+    trainer.model.layers[0].trainable = False
+    trainer.compile(keras.optimizers.SGD(0.0), squares, transforms=[measure])
+    found = trainer.fit(x, y, batch_size=32, verbose=0).history
+    assert measure.statistics.by_tensor().shape == (3, 2)
+    assert found["gradient_variance"][0] == pytest.approx(gradient_moments(trainer, x, y).trace, rel=1e-5)
+
+
 def test_an_epoch_without_a_measurement_repeats_the_last(random):
     x, y = data(random, rows=32)
     trainer = trainer_of(network(), MeasureGradient(every=5, estimator="micro_batch", micro_batches=2))

@@ -490,6 +490,21 @@ def test_bad_arguments_are_told(call, error, words, random):
         call(model, random.normal(size=(8, 5)).astype("float32"))
 
 
+def test_micro_batches_need_a_mean(random):
+    """A sum over a part is not the part's share of a sum over the batch; the other estimators take shares."""
+    x, y = random.normal(size=(8, 5)).astype("float32"), random.normal(size=(8, 2)).astype("float32")
+    keras.utils.set_random_seed(4)
+    model = keras.Sequential([keras.Input((5,)), layers.Dense(2)])
+    found = []
+    for reduction in ("sum", "sum_over_batch_size"):
+        model.compile("sgd", keras.losses.MeanSquaredError(reduction=reduction))
+        found.append(gradient_moments(model, x, y).trace)
+    assert found[0] == pytest.approx(64 * found[1], rel=1e-5)
+    model.compile("sgd", keras.losses.MeanSquaredError(reduction="sum"))
+    with told(ValueError, ['"micro_batch"', 'reduction="sum"']):
+        gradient_moments(model, x, y, estimator="micro_batch")
+
+
 def test_examples_that_depend_on_each_other_are_found_out(random):
     """By a layer of the user's own, and dropout where examples pass by themselves."""
 

@@ -171,8 +171,17 @@ def gradient_moments(
     objective = _data_objective(model, training)
     if training and estimator != "micro_batch":
         check_separable(objective.model, f'{owner}: estimator="{estimator}"')
-    estimate = {"exact": _exact, "probe": _probes, "micro_batch": _micro_batches}[estimator]
-    return estimate(_Evaluation(model, objective, data, count), seed, samples, micro_batches)
+    evaluate = partial(_Evaluation(model, objective), data)
+    if estimator == "exact":
+        return _exact(evaluate, count)
+    if estimator == "probe":
+        return _probes(evaluate, count, samples, seed)
+    if any(getattr(loss, "reduction", None) == "sum" for loss in keras.tree.flatten(model.loss)):
+        raise ValueError(
+            f'{owner}: estimator="micro_batch" needs losses that are means over a batch, since parts are smaller than '
+            'it. Received: a loss with reduction="sum". Use estimator="probe" or "exact".'
+        )
+    return _micro_batches(evaluate, count, micro_batches, seed)
 
 
 def _data_objective(model: Any, training: bool) -> DataObjective:
@@ -183,17 +192,17 @@ def _data_objective(model: Any, training: bool) -> DataObjective:
 
 
 class _Evaluation:
-    """Evaluates functions of `ExampleGradients` and further tensors at the values and the batch of now."""
+    """Evaluates functions of `ExampleGradients` and further tensors, at the values of now; compiles each once."""
 
-    def __init__(self, owner: keras.Model, objective: DataObjective, data: Any, count: int) -> None:
-        self.owner, self.objective, self.data, self.count = owner, objective, data, count
+    def __init__(self, owner: keras.Model, objective: DataObjective) -> None:
+        self.owner, self.objective = owner, objective
 
     def _others(self) -> list[keras.Variable]:
         own = {id(v) for v in self.objective.model.trainable_variables}
         return [v for v in self.owner.variables if id(v) not in own]
 
-    def __call__(self, function: Callable[..., Any], *tensors: Tensor) -> Any:
-        """`function(gradients, *tensors)`, as NumPy arrays."""
+    def __call__(self, data: Any, function: Callable[..., Any], *tensors: Tensor) -> Any:
+        """`function(gradients, *tensors)` on a batch, as NumPy arrays."""
         # Not through Keras, which would track what is in it.
         made = vars(self.owner).setdefault("_gradient_functions", {})
         key = function, self.objective.training
@@ -201,7 +210,7 @@ class _Evaluation:
         if key not in made or made[key][0] is not loss:
             made[key] = loss, backend.compiled(partial(self._at, function))
         weights = [v.value for v in self.objective.model.trainable_variables]
-        found = made[key][1](weights, [v.value for v in self._others()], self.data, *tensors)
+        found = made[key][1](weights, [v.value for v in self._others()], data, *tensors)
         return keras.tree.map_structure(ops.convert_to_numpy, found)
 
     def _at(self, function: Callable[..., Any], weights: Any, others: Any, data: Any, *tensors: Tensor) -> Any:
@@ -215,15 +224,14 @@ def _exact_sums(gradients: ExampleGradients) -> tuple[Any, Tensor]:
     return exact_sums(gradients), gradients.inner_products(gradients.mean())
 
 
-def _exact(evaluation: _Evaluation, seed: int | None, samples: int, micro_batches: int) -> GradientMoments:
-    (first, second, mismatch), products = evaluation(_exact_sums)
+def _exact(evaluate: Callable[..., Any], n: int) -> GradientMoments:
+    (first, second, mismatch), products = evaluate(_exact_sums)
     if mismatch > _MISMATCH:
         raise ValueError(
             'gradient_moments: estimator="exact" needs examples that do not depend on each other. Received: a model '
             "whose outputs for examples by themselves are not those in the batch (relative difference "
             f'{math.sqrt(mismatch):.1e}). Use estimator="probe" or "micro_batch".'
         )
-    n = evaluation.count
     mean = [f / n for f in first]
     # Rounding may make the difference negative where gradients hardly differ.
     spread = [np.maximum(s - n * np.square(m, dtype="float64"), 0.0) for s, m in zip(second, mean, strict=True)]
@@ -235,18 +243,18 @@ def _probe(gradients: ExampleGradients, seed: Tensor) -> list[Tensor]:
     return [single(v) for v in gradients.probe(seed)]
 
 
-def _probes(evaluation: _Evaluation, seed: int | None, samples: int, micro_batches: int) -> GradientMoments:
-    mean = evaluation(ExampleGradients.mean)
+def _probes(evaluate: Callable[..., Any], n: int, samples: int, seed: int | None) -> GradientMoments:
+    mean = evaluate(ExampleGradients.mean)
     total, traces, along = [np.zeros_like(m) for m in mean], [], []
     for words in np.random.SeedSequence(seed).generate_state(2 * samples).reshape(samples, 2) >> 1:
-        found = evaluation(_probe, ops.convert_to_tensor(words.astype("int32")))
+        found = evaluate(_probe, ops.convert_to_tensor(words.astype("int32")))
         squares = [np.square(v) for v in found]
         total = [t + s for t, s in zip(total, squares, strict=True)]
         traces.append(sum(np.sum(s, dtype="float64") for s in squares))
         along.append(sum(np.sum(v * m, dtype="float64") for v, m in zip(found, mean, strict=True)) ** 2)
     error = np.std(traces, ddof=1) / math.sqrt(samples) if samples > 1 else math.inf
     variance = [t / samples for t in total]
-    return _moments(mean, variance, evaluation.count, np.mean(along), math.sqrt(2 / samples), error)
+    return _moments(mean, variance, n, np.mean(along), math.sqrt(2 / samples), error)
 
 
 def _of_parts(gradients: ExampleGradients, rows: Tensor) -> tuple[Any, ...]:
@@ -259,11 +267,10 @@ def _of_parts(gradients: ExampleGradients, rows: Tensor) -> tuple[Any, ...]:
     return parts.mean(), parts.variance(), parts.distances(), parts.inner_products(parts.mean())
 
 
-def _micro_batches(evaluation: _Evaluation, seed: int | None, samples: int, micro_batches: int) -> GradientMoments:
-    n, parts = evaluation.count, micro_batches
+def _micro_batches(evaluate: Callable[..., Any], n: int, parts: int, seed: int | None) -> GradientMoments:
     size = n // parts
     rows = np.random.default_rng(seed).permutation(n)[: size * parts].reshape(parts, size)
-    mean, variance, distances, products = evaluation(_of_parts, ops.convert_to_tensor(rows.astype("int32")))
+    mean, variance, distances, products = evaluate(_of_parts, ops.convert_to_tensor(rows.astype("int32")))
     left = (n - parts) / (n + 1)
     # Jackknife over the parts, for that share of the variance that comes from how a batch is divided.
     spread = np.sum(np.square(distances - distances.mean(), dtype="float64"))

@@ -82,11 +82,12 @@ class MeasureGradient(PeriodicTransform):
     def build(self, model: keras.Model) -> None:
         self.chosen = selection(model.trainable_variables, self.select, "MeasureGradient")
         check_model(self.estimator, model, "MeasureGradient")
-        if not hasattr(self.state, "statistics"):
+        tensors, found = sum(self.chosen), getattr(self.state, "statistics", None)
+        if found is None or found.sums.shape[1] != tensors:
             # A metric of the layer that holds the transform's variables is one of the trainer's.
-            self.state.statistics = GradientStatistics(
-                self.name, tensors=sum(self.chosen), evidence=self.estimator == "exact"
-            )
+            if found is not None:
+                del self.state.statistics
+            self.state.statistics = GradientStatistics(self.name, tensors=tensors, evidence=self.estimator == "exact")
 
     @property
     def statistics(self) -> GradientStatistics:
