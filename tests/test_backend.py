@@ -37,6 +37,26 @@ def test_gradient_of_a_gradient():
     np.testing.assert_allclose(gradient(squared_gradient_norm, [1.0, -2.0])[0], [36.0, -288.0], rtol=1e-6)
 
 
+def test_value_aux_and_gradient_are_differentiated_by_values_and_by_what_the_function_holds():
+    def penalised(v, a):
+        (value, (aux, _)), (g,) = backend.value_and_gradient(lambda w: (a * w[0] ** 3, (w[0] ** 2, ops.arange(2))), [v])
+        return value + aux + g**2
+
+    # a v^3 + v^2 + (3 a v^2)^2 at v = 2, a = 3
+    by_value, by_held = gradient(penalised, 2.0, 3.0)
+    np.testing.assert_allclose(by_value, 3 * 3 * 4 + 2 * 2 + 36 * 9 * 8, rtol=1e-6)
+    np.testing.assert_allclose(by_held, 8 + 18 * 3 * 16, rtol=1e-6)
+
+
+def test_gradient_of_a_gradient_of_a_gradient():
+    def squared_gradient(function):
+        return lambda v: backend.value_and_gradient(lambda w: (function(w[0]), None), [v])[1][0] ** 2
+
+    # v^3, 9 v^4, (36 v^3)^2
+    found = gradient(squared_gradient(squared_gradient(lambda v: v**3)), 2.0)[0]
+    np.testing.assert_allclose(found, 6 * 36**2 * 2.0**5, rtol=1e-6)
+
+
 @pytest.mark.skipif(keras.backend.backend() == "torch", reason="eager only")
 def test_compiles():
     def function(v):

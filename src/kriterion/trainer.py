@@ -329,7 +329,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
             return self.evaluate_objective(values, current[:count], current[count:], data)
 
         values = [variable.value for variable in self.trainable_variables]
-        (loss, (_, new, _)), gradients = backend.value_and_gradient(objective, values)
+        (loss, (_, new, _)), gradients = backend.value_and_gradient(objective, values, differentiable=False)
         for variable, value in zip(self.non_trainable_variables, new, strict=True):
             variable.assign(value)
         return loss, gradients

@@ -11,6 +11,7 @@ import jax
 import keras
 
 from kriterion._layer_calls import shadowed
+from kriterion.backend import _second_order
 from kriterion.backend._counting import counted, periodic
 from kriterion.backend._laws import hashed_noise
 from kriterion.backend._protocol import Tensor
@@ -19,9 +20,9 @@ from kriterion.backend._protocol import Tensor
 def value_and_gradient(
     function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor], *, differentiable: bool = True
 ) -> tuple[tuple[Tensor, Any], list[Tensor]]:
-    return jax.value_and_grad(function, has_aux=True)(
-        list(values) if differentiable else [jax.lax.stop_gradient(value) for value in values]
-    )
+    if differentiable:
+        return _second_order.value_and_gradient(function, list(values))
+    return jax.value_and_grad(function, has_aux=True)([jax.lax.stop_gradient(value) for value in values])
 
 
 def elementwise(function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> Callable[..., Tensor]:

@@ -1,0 +1,62 @@
+"""JAX: gradients whose own derivative is a forward pass and one backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+
+from kriterion.backend._protocol import Tensor
+
+_within: ContextVar[bool] = ContextVar("within a function that is differentiated", default=False)
+
+
+@contextmanager
+def _inside() -> Iterator[None]:
+    token = _within.set(True)
+    try:
+        yield
+    finally:
+        _within.reset(token)
+
+
+def value_and_gradient(
+    function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: list[Tensor]
+) -> tuple[tuple[Tensor, Any], list[Tensor]]:
+    """As in the protocol, differentiable.
+
+    The derivative of g = grad L along a gradient u by it, H u, is the gradient of the slope L' u. So it takes plain
+    convolutions and their gradients, where the gradient of a backward pass takes convolutions whose layout XLA has no
+    fast code for on the CPU (six times as slow in a network of two, with pooling).
+
+    A function within a function, and what can be differentiated backwards only, goes the way through the backward pass.
+    """
+    if _within.get():
+        return jax.value_and_grad(function, has_aux=True)(values)
+    with _inside():
+        pure, held = jax.closure_convert(function, values)
+    plain = jax.value_and_grad(pure, has_aux=True)
+
+    @jax.custom_vjp
+    def value_and_own_gradient(values: list[Tensor], held: list[Tensor]) -> Any:
+        return plain(values, *held)
+
+    def backward(inputs: Any, cotangents: Any) -> Any:
+        (of_value, of_aux), direction = cotangents
+
+        def with_slope(values: list[Tensor], held: list[Tensor]) -> tuple[Any, Tensor]:
+            (value, aux), (slope, _) = jax.jvp(lambda v: pure(v, *held), (values,), (direction,))
+            return (value, aux), slope
+
+        (_, slope), pull = jax.vjp(with_slope, *inputs)
+        return pull(((of_value, of_aux), jax.numpy.ones_like(slope)))
+
+    value_and_own_gradient.defvjp(lambda *inputs: (value_and_own_gradient(*inputs), inputs), backward)
+    try:
+        jax.eval_shape(lambda v: jax.jvp(lambda v: pure(v, *held), (v,), (v,)), values)
+    except TypeError:
+        return plain(values, *held)
+    return value_and_own_gradient(values, held)
