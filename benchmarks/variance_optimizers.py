@@ -6,7 +6,8 @@ Each optimizer gets the same budget: one run of each of seven learning rates, a 
 (seed 0); the best on the validation rows, at the epoch's end that was best, is trained with seeds 1 to 5. MNIST: 20,000
 training examples, an MLP 784-128-64-10, batches of 64, 10 epochs. UCI: MLPs of two layers of 50, batches of 32, 100
 epochs. Prints the test error (percent, or root mean squared error in units of the target's deviation) at that epoch and
-the training loss at the end: means and standard errors.
+the training loss at the end: means and standard errors over
+the seeds that did not diverge.
 """
 
 import gzip
@@ -115,10 +116,12 @@ def main():
             tried = [run(name, rate, load(0), 0)[0] for rate in rates]
             rate = rates[int(np.argmin(tried))]
             found = np.array([run(name, rate, load(seed), seed)[1:] for seed in range(1, 6)])
-            mean, error = found.mean(axis=0), found.std(axis=0, ddof=1) / np.sqrt(5)
-            edge = " (an end of the grid)" if rate in (rates[0], rates[-1]) else ""
+            kept = found[np.isfinite(found).all(axis=1)]
+            mean, error = kept.mean(axis=0), kept.std(axis=0, ddof=1) / np.sqrt(len(kept))
+            remark = " (an end of the grid)" if rate in (rates[0], rates[-1]) else ""
+            remark += f" ({5 - len(kept)} of 5 diverged)" if len(kept) < 5 else ""
             print(
-                f"{where:<9} {name:<26} rate {rate:.2g}{edge}: test {mean[0]:.3f} +- {error[0]:.3f}, "
+                f"{where:<9} {name:<26} rate {rate:.2g}{remark}: test {mean[0]:.3f} +- {error[0]:.3f}, "
                 f"training loss {mean[1]:.4f} +- {error[1]:.4f}",
                 flush=True,
             )

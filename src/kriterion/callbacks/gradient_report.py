@@ -92,7 +92,7 @@ class GradientReport(keras.callbacks.Callback):
         size.plot(epochs, np.sqrt(norms), color=_BLUE, label="norm of a batch's gradient", **style)
         size.plot(epochs, np.sqrt(noises), color=_RED, label="its standard deviation", **style)
         size.set(xlabel="epoch", yscale="log")
-        size.legend(frameon=False, loc="upper right")
+        size.legend(frameon=False, loc="lower left", bbox_to_anchor=(0.0, 1.0))
         scale.plot(epochs, _ratio(traces, norms - noises), color=_BLUE, **style)
         scale.set(xlabel="epoch", ylabel="noise scale (examples)", yscale="log")
         for axes in (size, scale):
