@@ -6,8 +6,7 @@ Each optimizer gets the same budget: one run of each of seven learning rates, a 
 (seed 0); the best on the validation rows, at the epoch's end that was best, is trained with seeds 1 to 5. MNIST: 20,000
 training examples, an MLP 784-128-64-10, batches of 64, 10 epochs. UCI: MLPs of two layers of 50, batches of 32, 100
 epochs. Prints the test error (percent, or root mean squared error in units of the target's deviation) at that epoch and
-the training loss at the end: means and standard errors over
-the seeds that did not diverge.
+the training loss at the end: means and standard errors over the seeds that did not diverge.
 """
 
 import gzip
