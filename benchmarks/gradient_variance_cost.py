@@ -1,16 +1,15 @@
 """Step time and memory with the variance of the examples' gradients, over a plain step; on PyTorch beside packages.
 
     pip install --no-deps backpack-for-pytorch unfoldNd opacus  (optional, for PyTorch; what is absent is left out)
-    KERAS_BACKEND=... python benchmarks/gradient_variance_cost.py
+    KERAS_BACKEND=... python benchmarks/gradient_variance_cost.py [time | memory]
 
 MLP 784-256-256-10, batches of 128, and a convnet 28 x 28, batches of 64, Adam. Kriterion runs in Keras's `fit`, the
 peers in a plain loop as their documentation has it; each over the plain step of its side, in the same round. Medians
-over the rounds, and the quartiles. Then the peak memory of a process that takes ten steps, over that of the plain one.
+over the rounds, and the quartiles. Then the peak memory of processes that take ten steps.
 Two peers that write every example's gradient take hundreds of steps' time, and get fewer of them.
 """
 
 import contextlib
-import functools
 import importlib
 import pathlib
 import subprocess
@@ -158,31 +157,16 @@ def epochs_of(make_model, wanted):
     return epochs
 
 
-@functools.cache
-def peak(model, name):
-    """Megabytes of a process of its own."""
-    command = [sys.executable, __file__, model, name]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
 def compare(make_model, wanted):
     seconds = take_turns(epochs_of(make_model, wanted))
     for name, found in seconds.items():
         side = "plain" if name in OURS else "plain loop"
         low, middle, high = np.percentile(found / seconds[side], [25, 50, 75])
-        more = peak(make_model.__name__, name) - peak(make_model.__name__, side)
         step = f"{1e3 * np.median(found):7.2f} ms"
-        print(f"  {name:<28} {step} {middle:7.2f} x {side:<10} ({low:.2f} to {high:.2f}) {more:+6.0f} MB", flush=True)
+        print(f"  {name:<28} {step} {middle:7.2f} x {side:<10} ({low:.2f} to {high:.2f})", flush=True)
 
 
-def main():
-    if len(sys.argv) > 1:
-        step_time.STEPS = 10
-        for epoch in epochs_of(globals()[sys.argv[1]], lambda name: name == sys.argv[2]).values():
-            epoch()
-        # Not `getrusage`: its peak is the parent's where that is larger.
-        print(int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024)
-        return
+def time():
     step_time.heading()
     for make_model in (mlp, convnet):
         print(make_model.__name__)
@@ -192,6 +176,29 @@ def main():
         for make_model in (mlp, convnet):
             print(make_model.__name__)
             compare(make_model, lambda name: name in ("plain loop", *SLOW))
+
+
+def memory():
+    names = [*OURS, "plain loop", "BackPACK Variance", *SLOW] if keras.backend.backend() == "torch" else list(OURS)
+    for make_model in (mlp, convnet):
+        print(make_model.__name__)
+        for name in names:
+            command = [sys.executable, __file__, make_model.__name__, name]
+            printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            print(f"  {name:<28} {float(printed.split()[-1]):7.0f} MB", flush=True)
+
+
+def main():
+    if len(sys.argv) == 3:
+        step_time.STEPS = 10
+        for epoch in epochs_of(globals()[sys.argv[1]], lambda name: name == sys.argv[2]).values():
+            epoch()
+        # Not `getrusage`: its peak is the parent's where that is larger.
+        print(int(pathlib.Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024)
+        return
+    for part in (time, memory):
+        if part.__name__ in (sys.argv[1:] or ("time", "memory")):
+            part()
 
 
 if __name__ == "__main__":
