@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any, NamedTuple
 
 import keras
@@ -103,7 +104,27 @@ class DataObjective:
             drawn = any(scope.state_mapping.get(s) is not old for s, old in zip(seeds, before, strict=True))
             return y_pred, self.output_gradients(batch, y_pred), drawn or (self.training and _drops(self.model))
 
-    def output_gradients(self, batch: Batch, y_pred: Any) -> list[Tensor]:
+    def kept_gradient(
+        self, weights: Weights, batch: Batch, outcome: Any
+    ) -> Callable[[Tensor | None], list[Tensor]] | None:
+        """The gradient by some of the weights, for the batch with a `gradient_weight`, from the outcome of a call.
+
+        None where the framework does not keep a pass.
+        """
+        pull = backend.pullback(keras.tree.flatten(outcome[0]), weights)
+        if pull is None:
+            return None
+
+        @cache
+        def factors() -> list[Tensor]:
+            return self.output_gradients(batch.plain(), outcome[0], differentiable=False)
+
+        def gradient(weight: Tensor | None) -> list[Tensor]:
+            return pull(factors() if weight is None else weighted_rows(factors(), weight))
+
+        return gradient
+
+    def output_gradients(self, batch: Batch, y_pred: Any, *, differentiable: bool = True) -> list[Tensor]:
         """The gradient of the loss by each of the outputs."""
         outputs = keras.tree.flatten(y_pred)
         masks = [get_keras_mask(output) for output in outputs]
@@ -117,7 +138,7 @@ class DataObjective:
             structure = keras.tree.pack_sequence_as(y_pred, copies)
             return self._loss(batch.x, batch.y, structure, batch.sample_weight, self.training), None
 
-        return backend.value_and_gradient(isolated(loss), outputs)[1]
+        return backend.value_and_gradient(isolated(loss), outputs, differentiable=differentiable)[1]
 
 
 def _drops(model: keras.Model) -> bool:

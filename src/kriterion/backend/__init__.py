@@ -21,6 +21,7 @@ _module = cast(Backend, importlib.import_module(f"kriterion.backend.{name}"))
 
 TrainStep = _module.TrainStep
 value_and_gradient = _module.value_and_gradient
+pullback = _module.pullback
 elementwise = _module.elementwise
 tap = _module.tap
 noise = _module.noise
@@ -40,6 +41,7 @@ __all__ = [
     "mapped",
     "name",
     "noise",
+    "pullback",
     "put",
     "replicas",
     "summed",

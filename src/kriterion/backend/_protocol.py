@@ -31,6 +31,16 @@ class Backend(Protocol):
         """
         ...
 
+    def pullback(
+        self, outputs: Sequence[Tensor], values: Sequence[Tensor]
+    ) -> Callable[[Sequence[Tensor]], list[Tensor]] | None:
+        """The vector-Jacobian product of a pass from values to outputs that has taken place, as often as wanted.
+
+        From the gradients by the outputs to those by the values, which cannot be differentiated. None where the
+        framework does not keep a pass, but finds out itself that a second one is the same.
+        """
+        ...
+
     def elementwise(self, function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> Callable[..., Tensor]:
         """The function, entry by entry, of which `function(*tensors)` gives the value and the partial derivatives.
 

@@ -8,6 +8,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import jax
+from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from kriterion.backend._protocol import Tensor
 
@@ -37,26 +38,29 @@ def value_and_gradient(
     if _within.get():
         return jax.value_and_grad(function, has_aux=True)(values)
     with _inside():
-        pure, held = jax.closure_convert(function, values)
+        program, shape = jax.make_jaxpr(function, return_shape=True)(values)
+
+    def pure(values: list[Tensor], held: list[Tensor]) -> tuple[Tensor, Any]:
+        found = jaxpr_as_fun(ClosedJaxpr(program.jaxpr, held))(*values)
+        return jax.tree.unflatten(jax.tree.structure(shape), found)
+
     plain = jax.value_and_grad(pure, has_aux=True)
+    if "custom_vjp_call" in str(program):
+        return plain(values, program.consts)
 
     @jax.custom_vjp
     def value_and_own_gradient(values: list[Tensor], held: list[Tensor]) -> Any:
-        return plain(values, *held)
+        return plain(values, held)
 
     def backward(inputs: Any, cotangents: Any) -> Any:
         (of_value, of_aux), direction = cotangents
 
         def with_slope(values: list[Tensor], held: list[Tensor]) -> tuple[Any, Tensor]:
-            (value, aux), (slope, _) = jax.jvp(lambda v: pure(v, *held), (values,), (direction,))
+            (value, aux), (slope, _) = jax.jvp(lambda v: pure(v, held), (values,), (direction,))
             return (value, aux), slope
 
         (_, slope), pull = jax.vjp(with_slope, *inputs)
         return pull(((of_value, of_aux), jax.numpy.ones_like(slope)))
 
     value_and_own_gradient.defvjp(lambda *inputs: (value_and_own_gradient(*inputs), inputs), backward)
-    try:
-        jax.eval_shape(lambda v: jax.jvp(lambda v: pure(v, *held), (v,), (v,)), values)
-    except TypeError:
-        return plain(values, *held)
-    return value_and_own_gradient(values, held)
+    return value_and_own_gradient(values, program.consts)

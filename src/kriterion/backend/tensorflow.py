@@ -26,6 +26,10 @@ def value_and_gradient(
     return (value, aux), [tf.convert_to_tensor(gradient) for gradient in gradients]
 
 
+def pullback(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+    return None
+
+
 def elementwise(function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> Callable[..., Tensor]:
     @tf.custom_gradient
     def value_of(*tensors: Tensor) -> Any:

@@ -36,6 +36,19 @@ def value_and_gradient(
     return (value, aux), list(gradients)
 
 
+def pullback(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], list[Tensor]] | None:
+    if not all(tensor.requires_grad for tensor in (*outputs, *values)):
+        return None
+
+    def pull(cotangents: Sequence[Tensor]) -> list[Tensor]:
+        found = torch.autograd.grad(
+            outputs, values, cotangents, retain_graph=True, allow_unused=True, materialize_grads=True
+        )
+        return list(found)
+
+    return pull
+
+
 class _Elementwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, function: Any, *tensors: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import compress
 
@@ -29,6 +29,7 @@ class ExampleGradients:
         batch: the examples.
         chosen: which weights' gradients are wanted.
         differentiable: whether what follows from the gradients can be differentiated by the weights.
+        kept: the gradient for the batch with a `gradient_weight`, by a pass that has taken place.
     """
 
     objective: Objective
@@ -36,6 +37,7 @@ class ExampleGradients:
     batch: Batch
     chosen: Sequence[bool]
     differentiable: bool = True
+    kept: Callable[[Tensor | None], list[Tensor]] | None = None
 
     @property
     def count(self) -> Tensor:
@@ -60,7 +62,9 @@ class ExampleGradients:
         return self.batch._replace(gradient_weight=count * ops.ones((self.count,), self.dtype)), ops.ones_like(count)
 
     def of(self, batch: Batch) -> list[Tensor]:
-        """The gradient of the objective on another batch."""
+        """The gradient of the objective, on the batch, with another `gradient_weight`, or on another batch."""
+        if self.kept is not None and batch.x is self.batch.x:
+            return self.kept(batch.gradient_weight)
         function = isolated(self.objective)
         return backend.value_and_gradient(
             lambda values: function(merged(self.weights, self.chosen, values), batch),

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import compress
+from typing import Any
+
 import keras
 from keras import ops
 
 from kriterion._elementary import at_least, single
-from kriterion._objective import DataObjective, Objective
+from kriterion._objective import Batch, DataObjective, Objective, Weights
 from kriterion.backend import Tensor
 from kriterion.gradients._exact import check_separable, exact_sums
 from kriterion.gradients._examples import ExampleGradients
 from kriterion.gradients.moments import ESTIMATORS
 
-__all__ = ["ESTIMATORS", "check_model", "check_objective", "mean_and_variance"]
+__all__ = ["ESTIMATORS", "check_model", "check_objective", "estimated_variance", "fixed_gradients", "mean_and_variance"]
 
 
 def check_model(estimator: str, model: keras.Model, owner: str) -> None:
@@ -30,12 +34,30 @@ def check_objective(estimator: str, objective: Objective, owner: str) -> None:
         )
 
 
+def fixed_gradients(
+    objective: Objective, weights: Weights, batch: Batch, outcome: Any, chosen: Sequence[bool]
+) -> ExampleGradients:
+    """The examples' gradients to take constants from, after the pass whose outcome is given."""
+    fixed = [ops.stop_gradient(weight) for weight in weights]
+    kept = None
+    if isinstance(objective, DataObjective):
+        kept = objective.kept_gradient(list(compress(weights, chosen)), batch, outcome)
+    return ExampleGradients(objective, fixed, batch, chosen, differentiable=False, kept=kept)
+
+
+def estimated_variance(gradients: ExampleGradients, estimator: str, micro_batches: int, seed: Tensor) -> list[Tensor]:
+    """The variance V of one example's gradient, by weight tensor."""
+    if estimator == "probe":
+        return [ops.square(single(v)) for v in gradients.probe(seed)]
+    return mean_and_variance(gradients, estimator, micro_batches, seed)[1]
+
+
 def mean_and_variance(
     gradients: ExampleGradients, estimator: str, micro_batches: int, seed: Tensor
 ) -> tuple[list[Tensor], list[Tensor]]:
     """The gradient of a batch, and the variance V of one example's, by weight tensor."""
     if estimator == "probe":
-        return gradients.mean(), [ops.square(single(v)) for v in gradients.probe(seed)]
+        return gradients.mean(), estimated_variance(gradients, estimator, micro_batches, seed)
     if estimator == "micro_batch":
         parts = gradients.micro_batches(micro_batches)
         return parts.mean(), parts.variance()

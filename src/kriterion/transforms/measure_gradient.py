@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -14,7 +14,13 @@ from kriterion._selection import Select, check_select, selection
 from kriterion._validation import check_choice, check_int
 from kriterion.backend import Tensor
 from kriterion.gradients._examples import ExampleGradients
-from kriterion.transforms._gradient_statistics import ESTIMATORS, check_model, check_objective, mean_and_variance
+from kriterion.transforms._gradient_statistics import (
+    ESTIMATORS,
+    check_model,
+    check_objective,
+    fixed_gradients,
+    mean_and_variance,
+)
 from kriterion.transforms._periodic import PeriodicTransform
 from kriterion.transforms.base import Batch, Objective, Weights
 
@@ -100,16 +106,16 @@ class MeasureGradient(PeriodicTransform):
         def measured(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
             loss, outcome = objective(weights, batch)
             if batch.gradient_weight is None:
-                self._measure(ExampleGradients(objective, weights, batch, self.chosen, differentiable=False))
+                self._measure(lambda: fixed_gradients(objective, weights, batch, outcome, self.chosen))
             return loss, outcome
 
         return measured
 
-    def _measure(self, gradients: ExampleGradients) -> None:
+    def _measure(self, make: Callable[[], ExampleGradients]) -> None:
         due = self.due_now()
         if due is False:
             return
-        gradients = replace(gradients, weights=[ops.stop_gradient(weight) for weight in gradients.weights])
+        gradients = make()
         seed = self.seed_generator.next()
         if due is True:
             self.statistics.update_state(*self._found(gradients, seed))
@@ -159,10 +165,13 @@ class GradientStatistics(keras.metrics.Metric):
 
     def __init__(self, name: str, *, tensors: int, evidence: bool) -> None:
         super().__init__(name=f"{name}_statistics", dtype="float32")
-        self.prefix, self.with_evidence = name, evidence
+        keys = ["norm", "variance", "signal_to_noise", "noise_scale", *(["evidence"] if evidence else [])]
+        self.keys = [f"{name}_{key}" for key in keys]
         self.sums = self.add_variable((3, tensors), "zeros", "float32", name="sums")
         self.others = self.add_variable((2,), "zeros", "float32", name="others")
         self.stale = self.add_variable((), "zeros", "float32", name="stale")
+        # Kept, since Keras asks for them at every step.
+        self.found = self.add_variable((len(keys),), "zeros", "float32", name="found")
 
     def update_state(self, sums: Tensor, others: Tensor, measured: Any = True) -> None:
         """Add a measurement, if it is one."""
@@ -171,6 +180,7 @@ class GradientStatistics(keras.metrics.Metric):
         self.sums.assign(kept * self.sums.value + sums)
         self.others.assign(kept * self.others.value + others)
         self.stale.assign((1.0 - new) * self.stale.value)
+        self.found.assign(self._results()[: len(self.keys)])
 
     def reset_state(self) -> None:
         """Replace the sums at the next measurement."""
@@ -178,20 +188,17 @@ class GradientStatistics(keras.metrics.Metric):
 
     def result(self) -> dict[str, Tensor]:
         """The keys of the logs."""
+        return dict(zip(self.keys, ops.unstack(self.found.value), strict=True))
+
+    def _results(self) -> Tensor:
         evidence, count = self.others.value[0], at_least(self.others.value[1], 1.0)
         totals = ops.sum(self.sums.value, axis=1)
         norms, trace, noise = totals[0], totals[1], totals[2]
         signal = norms - noise
         positive = signal > 0
-        found = {
-            "norm": root_of_squares(norms / count),
-            "variance": trace / count,
-            "signal_to_noise": ops.where(positive & (trace > 0), signal / at_least(trace, 1e-30), 0.0),
-            "noise_scale": ops.where(positive, trace / ops.where(positive, signal, 1.0), np.inf),
-        }
-        if self.with_evidence:
-            found["evidence"] = evidence / count
-        return {f"{self.prefix}_{key}": value for key, value in found.items()}
+        to_noise = ops.where(positive & (trace > 0), signal / at_least(trace, 1e-30), 0.0)
+        noise_scale = ops.where(positive, trace / ops.where(positive, signal, 1.0), np.inf)
+        return ops.stack([root_of_squares(norms / count), trace / count, to_noise, noise_scale, evidence / count])
 
     def by_tensor(self) -> np.ndarray:
         """The means of |mean g|^2, tr and tr / n of each weight tensor, (3, tensors)."""

@@ -9,9 +9,14 @@ from keras import ops
 
 from kriterion._validation import check_choice, check_int
 from kriterion.backend import Tensor
-from kriterion.gradients._examples import ExampleGradients
 from kriterion.optimizers import VarianceAware
-from kriterion.transforms._gradient_statistics import ESTIMATORS, check_model, check_objective, mean_and_variance
+from kriterion.transforms._gradient_statistics import (
+    ESTIMATORS,
+    check_model,
+    check_objective,
+    estimated_variance,
+    fixed_gradients,
+)
 from kriterion.transforms.base import Batch, Objective, Transform, Weights
 
 
@@ -75,9 +80,8 @@ class MiniBatchVariance(Transform):
             loss, outcome = objective(weights, batch)
             if batch.gradient_weight is not None:
                 return loss, outcome
-            fixed = [ops.stop_gradient(weight) for weight in weights]
-            gradients = ExampleGradients(objective, fixed, batch, [True] * len(fixed), differentiable=False)
-            found = mean_and_variance(gradients, self.estimator, self.micro_batches, self.seed_generator.next())[1]
+            gradients = fixed_gradients(objective, weights, batch, outcome, [True] * len(weights))
+            found = estimated_variance(gradients, self.estimator, self.micro_batches, self.seed_generator.next())
             for weight, variance in zip(self.weights, found, strict=True):
                 noise = self.noises[weight.path].value
                 of_mean = ops.cast(ops.stop_gradient(variance) / ops.cast(gradients.count, variance.dtype), noise.dtype)
