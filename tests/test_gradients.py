@@ -1,5 +1,7 @@
 """Moments of the gradients of single examples: exact ones, estimates of them, and what follows from them."""
 
+from dataclasses import replace
+
 import keras
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from kriterion.gradients import (
 )
 from kriterion.gradients._exact import exact_sums
 from kriterion.gradients._examples import ExampleGradients
+from kriterion.transforms._gradient_statistics import fixed_gradients
 from tests.helpers import network, numpy, told
 
 
@@ -172,6 +175,25 @@ def test_exact_moments_are_those_of_a_loop_over_examples(name, random, float64):
     assert found.trace_error == 0.0
     for variable, value in zip(model.variables, before, strict=True):
         np.testing.assert_array_equal(variable.numpy(), value)
+
+
+@pytest.mark.skipif(backend.name != "torch", reason="compilers merge the passes by themselves")
+@pytest.mark.parametrize("name", MODELS)
+def test_gradients_by_the_pass_of_training_are_those_by_another(name, random, float64):
+    model, data = compiled(name, random)
+    trainer = kriterion.Trainer(model)
+    trainer.compile("sgd", "mse")
+    batch = Batch(*trainer.prepare(*data))
+    weights = [v.value for v in model.trainable_variables]
+    state = [(v, v.value) for v in trainer.variables]
+    coefficients = ops.convert_to_tensor(random.normal(size=ROWS))
+    with keras.StatelessScope(state):
+        objective = trainer.data_objective()
+        outcome = objective(weights, batch)[1]
+        kept = fixed_gradients(objective, weights, batch, outcome, [True] * len(weights))
+        assert kept.kept is not None
+        for found, expected in zip(kept.sum(coefficients), replace(kept, kept=None).sum(coefficients), strict=True):
+            np.testing.assert_allclose(numpy(found), numpy(expected), rtol=1e-6, atol=1e-8)
 
 
 def test_moments_are_of_the_compiled_loss_alone(random):
