@@ -18,6 +18,7 @@ from kriterion.transforms import (
     WeightNoise,
     WeightPenalty,
 )
+from kriterion.transforms.measure_gradient import GradientStatistics
 from tests.helpers import data, finite_difference, gradient, network, numpy, told
 
 
@@ -265,6 +266,17 @@ def test_example_weights_reach_through_transforms(transforms, random, float64):
 
 
 # MeasureGradient
+
+
+def test_without_a_measurement_there_is_no_signal():
+    found = GradientStatistics("g", tensors=2, evidence=True).result()
+    assert {key: float(numpy(value)) for key, value in found.items()} == {
+        "g_norm": 0.0,
+        "g_variance": 0.0,
+        "g_signal_to_noise": 0.0,
+        "g_noise_scale": np.inf,
+        "g_evidence": 0.0,
+    }
 
 
 @pytest.mark.parametrize("estimator", ["probe", "micro_batch", "exact"])

@@ -24,7 +24,7 @@ class GradientNormPenalty(PenaltyTransform):
 
     L(w) -> L(w) + c |grad L(w)|^2, or L(w) + c |grad L(w)| with `squared=False`
 
-    Its own gradient is exact, 2 c H grad L with the Hessian H, in about three plain steps. This is the gradient of the
+    Its own gradient is exact, 2 c H grad L with the Hessian H, in about two plain steps. This is the gradient of the
     batch: that it is small says nothing of its variance between examples, which is `GradientVariancePenalty`'s.
 
     Args:

@@ -29,7 +29,7 @@ class GradientVariancePenalty(PenaltyTransform):
     The variance is that between the examples of a batch, without bias, and the penalty's own gradient is exact (a
     gradient of a gradient). The estimators of V are those of `gradients.gradient_moments`:
 
-    - `"probe"`: the squares of one more gradient, in which examples have random signs. About three plain steps.
+    - `"probe"`: the squares of one more gradient, in which examples have random signs. Two to three plain steps.
     - `"micro_batch"`: the spread of the gradients of K consecutive parts of the batch; the one for models with batch
       normalisation. A batch of n < K examples gives n parts of one; n mod K examples are left out.
     - `"exact"`: of all examples; fast for Dense layers and convolutions that a functional or Sequential model calls

@@ -154,6 +154,11 @@ def _evidence(mean: list[Tensor], variance: list[Tensor], n: Tensor) -> Tensor:
     return 1.0 - n * total / at_least(count, 1.0)
 
 
+def _nothing_found(shape: tuple[int, ...], dtype: str) -> Tensor:
+    """The results without a measurement: no signal, so the noise scale is infinite."""
+    return ops.cast(ops.where(ops.arange(shape[0]) == 3, np.inf, 0.0), dtype)
+
+
 class GradientStatistics(keras.metrics.Metric):
     """Sums over the measurements of an epoch; they stay until the first one of the next.
 
@@ -171,7 +176,7 @@ class GradientStatistics(keras.metrics.Metric):
         self.others = self.add_variable((2,), "zeros", "float32", name="others")
         self.stale = self.add_variable((), "zeros", "float32", name="stale")
         # Kept, since Keras asks for them at every step.
-        self.found = self.add_variable((len(keys),), "zeros", "float32", name="found")
+        self.found = self.add_variable((len(keys),), _nothing_found, "float32", name="found")
 
     def update_state(self, sums: Tensor, others: Tensor, measured: Any = True) -> None:
         """Add a measurement, if it is one."""
