@@ -28,18 +28,25 @@ def test_embedding_gradient_is_dense():
     np.testing.assert_array_equal(result, [[0, 0], [2, 2], [0, 0], [1, 1]])
 
 
-def test_gradient_of_a_gradient():
+DIFFERENTIABLE = pytest.mark.parametrize(
+    "value_and_gradient", [backend.value_and_gradient, backend.pure_value_and_gradient]
+)
+
+
+@DIFFERENTIABLE
+def test_gradient_of_a_gradient(value_and_gradient):
     def squared_gradient_norm(v):
-        _, (g,) = backend.value_and_gradient(lambda w: (ops.sum(w[0] ** 3), None), [v])
+        _, (g,) = value_and_gradient(lambda w: (ops.sum(w[0] ** 3), None), [v])
         return ops.sum(g**2)
 
     # g = 3 v^2, so d/dv of g^2 = 36 v^3
     np.testing.assert_allclose(gradient(squared_gradient_norm, [1.0, -2.0])[0], [36.0, -288.0], rtol=1e-6)
 
 
-def test_value_aux_and_gradient_are_differentiated_by_values_and_by_what_the_function_holds():
+@DIFFERENTIABLE
+def test_value_aux_and_gradient_are_differentiated_by_values_and_by_what_the_function_holds(value_and_gradient):
     def penalised(v, a):
-        (value, (aux, _)), (g,) = backend.value_and_gradient(lambda w: (a * w[0] ** 3, (w[0] ** 2, ops.arange(2))), [v])
+        (value, (aux, _)), (g,) = value_and_gradient(lambda w: (a * w[0] ** 3, (w[0] ** 2, ops.arange(2))), [v])
         return value + aux + g**2
 
     # a v^3 + v^2 + (3 a v^2)^2 at v = 2, a = 3
@@ -48,9 +55,10 @@ def test_value_aux_and_gradient_are_differentiated_by_values_and_by_what_the_fun
     np.testing.assert_allclose(by_held, 8 + 18 * 3 * 16, rtol=1e-6)
 
 
-def test_gradient_of_a_gradient_of_a_gradient():
+@DIFFERENTIABLE
+def test_gradient_of_a_gradient_of_a_gradient(value_and_gradient):
     def squared_gradient(function):
-        return lambda v: backend.value_and_gradient(lambda w: (function(w[0]), None), [v])[1][0] ** 2
+        return lambda v: value_and_gradient(lambda w: (function(w[0]), None), [v])[1][0] ** 2
 
     # v^3, 9 v^4, (36 v^3)^2
     found = gradient(squared_gradient(squared_gradient(lambda v: v**3)), 2.0)[0]

@@ -21,6 +21,7 @@ _module = cast(Backend, importlib.import_module(f"kriterion.backend.{name}"))
 
 TrainStep = _module.TrainStep
 value_and_gradient = _module.value_and_gradient
+pure_value_and_gradient = _module.pure_value_and_gradient
 pullback = _module.pullback
 elementwise = _module.elementwise
 tap = _module.tap
@@ -42,6 +43,7 @@ __all__ = [
     "name",
     "noise",
     "pullback",
+    "pure_value_and_gradient",
     "put",
     "replicas",
     "summed",

@@ -31,6 +31,15 @@ class Backend(Protocol):
         """
         ...
 
+    def pure_value_and_gradient(
+        self, function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor]
+    ) -> tuple[tuple[Tensor, Any], list[Tensor]]:
+        """The same for a function without side effects, whose aux is a structure of tensors.
+
+        Where that helps, the gradients can be differentiated again at a lower price.
+        """
+        ...
+
     def pullback(
         self, outputs: Sequence[Tensor], values: Sequence[Tensor]
     ) -> Callable[[Sequence[Tensor]], list[Tensor]] | None:

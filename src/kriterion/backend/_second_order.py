@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -12,33 +10,20 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from kriterion.backend._protocol import Tensor
 
-_within: ContextVar[bool] = ContextVar("within a function that is differentiated", default=False)
 
-
-@contextmanager
-def _inside() -> Iterator[None]:
-    token = _within.set(True)
-    try:
-        yield
-    finally:
-        _within.reset(token)
-
-
-def value_and_gradient(
-    function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: list[Tensor]
+def pure_value_and_gradient(
+    function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor]
 ) -> tuple[tuple[Tensor, Any], list[Tensor]]:
-    """As in the protocol, differentiable.
+    """As in the protocol.
 
     The derivative of g = grad L along a gradient u by it, H u, is the gradient of the slope L' u. So it takes plain
     convolutions and their gradients, where the gradient of a backward pass takes convolutions whose layout XLA has no
     fast code for on the CPU (a network of two, with and without pooling, took 2.5 and 6 times as long).
 
-    A function within a function, and what can be differentiated backwards only, goes the way through the backward pass.
+    What can be differentiated backwards only goes the way through the backward pass.
     """
-    if _within.get():
-        return jax.value_and_grad(function, has_aux=True)(values)
-    with _inside():
-        program, shape = jax.make_jaxpr(function, return_shape=True)(values)
+    values = list(values)
+    program, shape = jax.make_jaxpr(function, return_shape=True)(values)
 
     def pure(values: list[Tensor], held: list[Tensor]) -> tuple[Tensor, Any]:
         found = jaxpr_as_fun(ClosedJaxpr(program.jaxpr, held))(*values)

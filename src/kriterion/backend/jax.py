@@ -11,18 +11,34 @@ import jax
 import keras
 
 from kriterion._layer_calls import shadowed
-from kriterion.backend import _second_order
 from kriterion.backend._counting import counted, periodic
 from kriterion.backend._laws import hashed_noise
 from kriterion.backend._protocol import Tensor
+from kriterion.backend._second_order import pure_value_and_gradient
+
+__all__ = [
+    "TrainStep",
+    "compiled",
+    "devices",
+    "elementwise",
+    "mapped",
+    "noise",
+    "pullback",
+    "pure_value_and_gradient",
+    "put",
+    "replicas",
+    "summed",
+    "tap",
+    "value_and_gradient",
+]
 
 
 def value_and_gradient(
     function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor], *, differentiable: bool = True
 ) -> tuple[tuple[Tensor, Any], list[Tensor]]:
-    if differentiable:
-        return _second_order.value_and_gradient(function, list(values))
-    return jax.value_and_grad(function, has_aux=True)([jax.lax.stop_gradient(value) for value in values])
+    return jax.value_and_grad(function, has_aux=True)(
+        list(values) if differentiable else [jax.lax.stop_gradient(value) for value in values]
+    )
 
 
 def pullback(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> None:

@@ -26,6 +26,9 @@ def value_and_gradient(
     return (value, aux), [tf.convert_to_tensor(gradient) for gradient in gradients]
 
 
+pure_value_and_gradient = value_and_gradient
+
+
 def pullback(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     return None
 

@@ -36,6 +36,9 @@ def value_and_gradient(
     return (value, aux), list(gradients)
 
 
+pure_value_and_gradient = value_and_gradient
+
+
 def pullback(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], list[Tensor]] | None:
     if not all(tensor.requires_grad for tensor in (*outputs, *values)):
         return None

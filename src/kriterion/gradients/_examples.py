@@ -66,11 +66,14 @@ class ExampleGradients:
         if self.kept is not None and batch.x is self.batch.x:
             return self.kept(batch.gradient_weight)
         function = isolated(self.objective)
-        return backend.value_and_gradient(
-            lambda values: function(merged(self.weights, self.chosen, values), batch),
-            list(compress(self.weights, self.chosen)),
-            differentiable=self.differentiable,
-        )[1]
+
+        def loss(values: Sequence[Tensor]) -> tuple[Tensor, None]:
+            return function(merged(self.weights, self.chosen, values), batch)[0], None
+
+        chosen = list(compress(self.weights, self.chosen))
+        if self.differentiable:
+            return backend.pure_value_and_gradient(loss, chosen)[1]
+        return backend.value_and_gradient(loss, chosen, differentiable=False)[1]
 
     def sum(self, example_weights: Tensor) -> list[Tensor]:
         """sum_i c_i g_i for weights c (n,)."""

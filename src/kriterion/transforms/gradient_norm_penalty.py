@@ -66,7 +66,7 @@ class GradientNormPenalty(PenaltyTransform):
                 return loss, (outcome, assigned)
 
             chosen = list(compress(weights, self.chosen))
-            (loss, (outcome, assigned)), gradients = backend.value_and_gradient(at, chosen)
+            (loss, (outcome, assigned)), gradients = backend.pure_value_and_gradient(at, chosen)
             record(assigned)
             squares = sum(ops.sum(ops.square(single(g))) for g in gradients)
             penalty = self.strength_now() * (squares if self.squared else root_of_squares(squares))
