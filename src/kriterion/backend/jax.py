@@ -14,23 +14,7 @@ from kriterion._layer_calls import shadowed
 from kriterion.backend._counting import counted, periodic
 from kriterion.backend._laws import hashed_noise
 from kriterion.backend._protocol import Tensor
-from kriterion.backend._second_order import pure_value_and_gradient
-
-__all__ = [
-    "TrainStep",
-    "compiled",
-    "devices",
-    "elementwise",
-    "mapped",
-    "noise",
-    "pullback",
-    "pure_value_and_gradient",
-    "put",
-    "replicas",
-    "summed",
-    "tap",
-    "value_and_gradient",
-]
+from kriterion.backend._second_order import pure_value_and_gradient as pure_value_and_gradient
 
 
 def value_and_gradient(
