@@ -15,6 +15,7 @@ import pathlib
 import subprocess
 import sys
 
+import kriterion  # noqa: F401  first: it chooses the default backend
 import keras
 import numpy as np
 import step_time
@@ -31,12 +32,12 @@ def mlp():
     return keras.Sequential([keras.Input((784,)), *layers])
 
 
-def measured(**arguments):
-    return trainer(lambda: transforms.MeasureGradient(**arguments)), keras.optimizers.Adam
-
-
-def penalised(make):
+def transformed(make):
     return trainer(make), keras.optimizers.Adam
+
+
+def measured(**arguments):
+    return transformed(lambda: transforms.MeasureGradient(**arguments))
 
 
 OURS = {
@@ -45,10 +46,10 @@ OURS = {
     "measured, exact": measured(every=1, estimator="exact"),
     "measured, 8 micro-batches": measured(every=1, estimator="micro_batch"),
     "measured, every 50th step": measured(every=50),
-    "penalty, probe": penalised(lambda: transforms.GradientVariancePenalty(1e-3)),
-    "penalty, exact": penalised(lambda: transforms.GradientVariancePenalty(1e-3, estimator="exact")),
-    "penalty, 4 micro-batches": penalised(lambda: transforms.GradientVariancePenalty(1e-3, estimator="micro_batch")),
-    "penalty on the norm": penalised(lambda: transforms.GradientNormPenalty(1e-3)),
+    "penalty, probe": transformed(lambda: transforms.GradientVariancePenalty(1e-3)),
+    "penalty, exact": transformed(lambda: transforms.GradientVariancePenalty(1e-3, estimator="exact")),
+    "penalty, 4 micro-batches": transformed(lambda: transforms.GradientVariancePenalty(1e-3, estimator="micro_batch")),
+    "penalty on the norm": transformed(lambda: transforms.GradientNormPenalty(1e-3)),
     "VarianceScaling(Adam)": (plain, lambda: optimizers.VarianceScaling("adam")),
     "M-SVAG": (plain, optimizers.VarianceAware),
     "M-SVAG, mini-batch": (
