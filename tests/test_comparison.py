@@ -7,8 +7,8 @@ import pytest
 
 from kriterion.study.candidates import Candidate
 from kriterion.study.comparison import Comparison
-from kriterion.study.engine import DIVERGED, FINISHED, Run
 from kriterion.study.metrics import metrics_of
+from kriterion.study.run import DIVERGED, FINISHED, Run
 from kriterion.study.statistics import corrected_resampled_t, holm
 
 SEEDS, OVERLAP = 10, 0.25

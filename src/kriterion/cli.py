@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,6 +67,9 @@ _EPOCHS = typer.Option(help="Epochs of each training.")
 _BATCH_SIZE = typer.Option(help="Examples a step.")
 _CANDIDATES = typer.Option(help="Names to compare, with commas between; all by default.")
 _FILE = typer.Option(help="TOML file with candidates of your own.")
+_PATIENCE = typer.Option(help="Epochs without a better one that end a training; by default none do.")
+_ENGINE = typer.Option(help="auto, local, processes (on this machine) or ray (a cluster: RAY_ADDRESS).")
+_WORKERS = typer.Option(help="Processes of --engine processes; by default one for each core.")
 _MODEL = typer.Option(help="module:function(features, outputs) that returns a Keras model.")
 _CORRUPT = typer.Option(help="Fraction of the training targets to corrupt.")
 _METRIC = typer.Option(help="Metric that the verdict is about: mae, rmse, accuracy, ...")
@@ -86,15 +90,22 @@ def study(
     model: Annotated[str | None, _MODEL] = None,
     corrupt_targets: Annotated[float, _CORRUPT] = 0.0,
     metric: Annotated[str | None, _METRIC] = None,
+    patience: Annotated[int | None, _PATIENCE] = None,
+    engine: Annotated[str, _ENGINE] = "auto",
+    workers: Annotated[int | None, _WORKERS] = None,
     out: Annotated[Path | None, _OUT] = None,
     as_json: Annotated[bool, _JSON] = False,
 ) -> None:
     """Compare training objectives on DATA against the plain one; resumes where it was interrupted."""
+    from kriterion import backend
     from kriterion.report import write_page
-    from kriterion.study import Settings, Study, StudyError, default_candidates, load_data
+    from kriterion.study import Settings, Study, StudyError, default_candidates, load_data, mlp
     from kriterion.study.candidates import choose, read_candidates
+    from kriterion.study.engines import engine_named
 
-    settings = Settings(seeds, epochs, batch_size, corrupt_targets, model, metric)
+    backend.keep_compiled_programs(_cache())
+    settings = Settings(seeds, epochs, batch_size, corrupt_targets, metric, patience)
+    training = engine_named(engine, workers)
     available = default_candidates()
     if candidates_file is not None:
         own = read_candidates(candidates_file)
@@ -107,7 +118,7 @@ def study(
     suffix = f"-corrupt-{corrupt_targets:g}" if corrupt_targets else ""
     folder = out or Path("studies") / f"{table.name}{suffix}"
     console = Console(stderr=as_json, highlight=False)
-    comparing = Study(table, chosen, settings, folder)
+    comparing = Study(model or mlp, table, chosen, settings, folder=folder, engine=training)
     console.print(
         f"[bold]{table.name}[/]: {table.task}, {len(table.target)} rows, {table.features.width} features"
         + (f", {len(table.classes)} classes" if table.classes else "")
@@ -115,7 +126,7 @@ def study(
     )
     for note in table.notes:
         console.print(f"note: {_escaped(note)}")
-    comparison = _train(comparing)
+    comparison = _train(comparing, console)
     page = write_page(comparing, comparison, command=_command())
     if as_json:
         print(json.dumps(_as_json(comparing, comparison, page), indent=2))
@@ -124,13 +135,20 @@ def study(
         console.print(f"\n{_escaped(comparison.verdict)}\n\nReport: {page}", soft_wrap=True)
 
 
-def _train(comparing: Study) -> Comparison:
+def _cache() -> Path:
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kriterion"
+
+
+def _train(comparing: Study, console: Console) -> Comparison:
     columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"),
                TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"))  # fmt: skip
     total = len(comparing.candidates) * comparing.settings.seeds * comparing.settings.epochs
     with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as progress:
         bar = progress.add_task(comparing.candidates[0].name, total=total)
-        return comparing.run(lambda name, epochs: progress.update(bar, advance=epochs, description=name))
+        return comparing.run(
+            lambda name, epochs: progress.update(bar, advance=epochs, description=name),
+            lambda: console.print("Another process works on this study. Waiting for it ..."),
+        )
 
 
 def _print_table(comparing: Study, comparison: Comparison, console: Console) -> None:
@@ -240,8 +258,11 @@ _PACKAGES = {
     "jax": {"jax": "jax"},
     "tensorflow": {"tensorflow": "tensorflow"},
     "torch": {"torch": "torch"},
+    "ray": {"ray": "ray"},
     "study": {
+        "filelock": "filelock",
         "jinja2": "jinja2",
+        "loky": "loky",
         "matplotlib": "matplotlib",
         "polars": "polars",
         "rich": "rich",

@@ -32,6 +32,8 @@ compiled = _module.compiled
 put = _module.put
 devices = _module.devices
 replicas = _module.replicas
+keep_compiled_programs = _module.keep_compiled_programs
+many_fits = _module.many_fits
 
 __all__ = [
     "Tensor",
@@ -39,6 +41,8 @@ __all__ = [
     "compiled",
     "devices",
     "elementwise",
+    "keep_compiled_programs",
+    "many_fits",
     "mapped",
     "name",
     "noise",

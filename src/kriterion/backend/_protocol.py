@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Protocol
 
 Tensor = Any
@@ -16,6 +17,9 @@ class Backend(Protocol):
     """
 
     TrainStep: type
+
+    many_fits: Any
+    """The module `_many_fits`, which trains many networks at once; None where the framework cannot map a step."""
 
     def value_and_gradient(
         self,
@@ -101,6 +105,10 @@ class Backend(Protocol):
 
     def put(self, array: Tensor, positions: Tensor, values: Tensor) -> Tensor:
         """The array (n,) with values (k,) at positions (k,), for loops: its memory may be used again. No gradient."""
+        ...
+
+    def keep_compiled_programs(self, folder: Path) -> None:
+        """Keep them there for other processes, where the framework takes long to compile and the user keeps none."""
         ...
 
     def devices(self) -> list[str]:

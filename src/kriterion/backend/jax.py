@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import itertools
 import math
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import keras
 
 from kriterion._layer_calls import shadowed
+from kriterion.backend import _many_fits as many_fits  # noqa: F401
 from kriterion.backend._counting import counted, periodic
 from kriterion.backend._laws import hashed_noise
 from kriterion.backend._protocol import Tensor
 from kriterion.backend._second_order import pure_value_and_gradient as pure_value_and_gradient
+
+_CACHED_BYTES = 2**30
 
 
 def value_and_gradient(
@@ -113,6 +118,20 @@ def devices() -> list[str]:
 
 def replicas() -> int:
     return 1
+
+
+def keep_compiled_programs(folder: Path) -> None:
+    if jax.config.jax_compilation_cache_dir is None:
+        settings = {
+            "jax_compilation_cache_dir": str(folder / "jax"),
+            "jax_compilation_cache_max_size": _CACHED_BYTES,
+            "jax_persistent_cache_min_compile_time_secs": 0,
+            "jax_persistent_cache_min_entry_size_bytes": -1,
+        }
+        for name, value in settings.items():
+            jax.config.update(name, value)
+            # For processes that this one starts.
+            os.environ.setdefault(name.upper(), str(value))
 
 
 class TrainStep:

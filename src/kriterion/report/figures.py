@@ -5,6 +5,8 @@ from __future__ import annotations
 import io
 import math
 import re
+from collections.abc import Callable
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
@@ -12,8 +14,8 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from kriterion.study.comparison import Row
-from kriterion.study.engine import Run
 from kriterion.study.metrics import selection_metric
+from kriterion.study.run import Run
 from kriterion.study.study import Study
 
 # Okabe and Ito's palette, that colour-blind readers can tell apart; the baseline is grey.
@@ -80,23 +82,30 @@ def curves_figure(study: Study) -> str:
         return _svg(figure)
 
 
-def learned_figure(study: Study) -> str | None:
-    """Shape and scale of an adaptive loss by epoch, a line a seed; None where nothing is learned."""
-    learning = [c.name for c in study.candidates if any("alpha" in r.epochs[0] for r in _runs(study, c.name))]
-    if not learning:
+def logs_figure(study: Study) -> str | None:
+    """What else is logged by epoch, as shapes of a loss or noise scales of gradients, a line a seed; or None."""
+    usual = {"epoch", "loss", selection_metric(study.data.task).key}
+    keys = {c.name: [k for k in _first_epoch(study, c.name) if k not in usual] for c in study.candidates}
+    panels = [(index, c.name, key) for index, c in enumerate(study.candidates) for key in keys[c.name]]
+    if not panels:
         return None
+    rows = math.ceil(len(panels) / 2)
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(8.0, 2.8), layout="constrained")
-        for axes, key in zip(figure.subplots(1, 2), ("alpha", "scale"), strict=True):
-            for index, candidate in enumerate(study.candidates):
-                if candidate.name in learning:
-                    for line, curve in enumerate(_curves(study, candidate.name, key)):
-                        label = candidate.name if line == 0 else None
-                        axes.plot(np.arange(1, len(curve) + 1), curve, color=_colour(index), alpha=0.6, label=label)
+        figure = Figure(figsize=(8.0, 2.8 * rows), layout="constrained")
+        every = figure.subplots(rows, 2, squeeze=False).ravel()
+        for axes, (index, name, key) in zip(every, panels, strict=False):
+            for curve in _curves(study, name, key):
+                axes.plot(np.arange(1, len(curve) + 1), curve, color=_colour(index), alpha=0.6)
+            axes.set_title(name, fontsize=10)
             axes.set_xlabel("epoch")
-            axes.set_ylabel(f"learned {key}")
-            axes.legend(fontsize=9)
+            axes.set_ylabel(key)
+        for axes in every[len(panels) :]:
+            axes.set_axis_off()
         return _svg(figure)
+
+
+def _first_epoch(study: Study, candidate: str) -> dict[str, Any]:
+    return next((run.epochs[0] for run in _runs(study, candidate)), {})
 
 
 def _colour(index: int) -> str:
@@ -118,6 +127,13 @@ def _curves(study: Study, candidate: str, key: str) -> np.ndarray:
         values = [row.get(key, math.nan) for row in run.epochs]
         curves[index, : len(values)] = values
     return curves
+
+
+FIGURES: dict[str, Callable[[Study, list[Row]], str | None]] = {
+    "differences": differences_figure,
+    "curves": lambda study, rows: curves_figure(study),
+    "logs": lambda study, rows: logs_figure(study),
+}
 
 
 def _svg(figure: Figure) -> str:

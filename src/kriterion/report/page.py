@@ -11,9 +11,10 @@ import jinja2
 import keras
 
 import kriterion
-from kriterion.report.figures import curves_figure, differences_figure, learned_figure
+from kriterion.report.figures import curves_figure, differences_figure, logs_figure
 from kriterion.study.candidates import Candidate
 from kriterion.study.comparison import Comparison
+from kriterion.study.models import mlp, model_identity
 from kriterion.study.storage import whole_file
 from kriterion.study.study import Study
 
@@ -37,8 +38,10 @@ def write_page(study: Study, comparison: Comparison, *, command: str) -> Path:
         figures=[
             ("Differences to the baseline", differences_figure(study, comparison.rows), _DIFFERENCES),
             ("Learning curves", curves_figure(study), _CURVES),
-            ("What the adaptive loss learned", learned_figure(study), _LEARNED),
+            ("What else was logged", logs_figure(study), _LOGS),
         ],
+        model="mlp (64-64, dropout 0.1)" if study.build_model is mlp else model_identity(study.build_model),
+        notes=_notes(study),
         versions=_versions(),
     )
     page = study.storage.folder / "index.html"
@@ -47,13 +50,25 @@ def write_page(study: Study, comparison: Comparison, *, command: str) -> Path:
     return page
 
 
+def _notes(study: Study) -> dict[str, list[str]]:
+    """What was not as usual in training, and with which candidates."""
+    notes: dict[str, list[str]] = {}
+    for run in study.runs:
+        if run.note and run.candidate not in notes.setdefault(run.note, []):
+            notes[run.note].append(run.candidate)
+    return notes
+
+
 _DIFFERENCES = (
     "Each dot is one split: the candidate's test result minus the baseline's on the same split, from the same initial "
     "weights and order of batches. The diamond is the mean, the bar its 95 % interval by the corrected resampled "
     "t-test (Nadeau and Bengio 2003), which allows for the overlap of the training sets."
 )
 _CURVES = "Median over the seeds and the band between the quartiles. Test results are taken at each run's best epoch."
-_LEARNED = "Shape 2 is squared error, 1 pseudo-Huber, 0 Cauchy; the scale is in units of the standardised target."
+_LOGS = (
+    "A line for each seed. Of an adaptive robust loss, shape 2 is squared error, 1 pseudo-Huber, 0 Cauchy; the scale "
+    "is in units of the standardised target."
+)
 
 
 def code_for(candidate: Candidate, study: Study) -> str:
@@ -61,11 +76,8 @@ def code_for(candidate: Candidate, study: Study) -> str:
     data, settings = study.data, study.settings
     source = repr(data.source)
     arguments = f", target={data.target_name!r}, task={data.task!r}" if data.target_name else ""
-    if settings.model:
-        module, _, function = settings.model.partition(":")
-        import_model, model = f"from {module} import {function}", function
-    else:
-        import_model, model = "from kriterion.study import mlp", "mlp"
+    module, model = study.build_model.__module__, study.build_model.__name__
+    import_model = "from kriterion.study import mlp" if study.build_model is mlp else f"from {module} import {model}"
     return "\n".join(
         [
             "import os",

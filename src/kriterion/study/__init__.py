@@ -1,7 +1,9 @@
 """Comparing objectives on data, honestly."""
 
 try:
+    import filelock  # noqa: F401
     import jinja2  # noqa: F401
+    import loky  # noqa: F401
     import matplotlib  # noqa: F401
     import polars  # noqa: F401
     import rich  # noqa: F401
@@ -14,17 +16,22 @@ except ImportError as error:
 
 from kriterion.study.candidates import Candidate, Part, default_candidates, read_candidates
 from kriterion.study.data import BUILT_IN, Data, Fold, load_data
-from kriterion.study.engine import build_trainer
+from kriterion.study.engines import ENGINES, LocalEngine, ProcessesEngine, RayEngine
 from kriterion.study.errors import StudyError
 from kriterion.study.models import mlp
+from kriterion.study.problem import build_trainer
 from kriterion.study.study import Settings, Study
 
 __all__ = [
     "BUILT_IN",
+    "ENGINES",
     "Candidate",
     "Data",
     "Fold",
+    "LocalEngine",
     "Part",
+    "ProcessesEngine",
+    "RayEngine",
     "Settings",
     "Study",
     "StudyError",

@@ -118,7 +118,7 @@ _CANDIDATES = (
     Candidate(
         "gradient-variance",
         "penalty on the variance of the gradient between examples",
-        transforms=(Part("GradientVariancePenalty", {"strength": 1e-3, "estimator": "micro_batch"}),),
+        transforms=(Part("GradientVariancePenalty", {"strength": 1e-3}),),
     ),
     Candidate(
         "variance-scaling",

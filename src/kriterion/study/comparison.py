@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from kriterion.study.candidates import Candidate
-from kriterion.study.engine import FINISHED, Run
 from kriterion.study.metrics import Metric
+from kriterion.study.run import FINISHED, Run
 from kriterion.study.statistics import Difference, corrected_resampled_t, holm
 
 

@@ -64,6 +64,15 @@ class Fold:
         """Test rows over the rows that a run learns from (training and, for the epoch, validation)."""
         return len(self.x_test) / (len(self.x_train) + len(self.x_validation))
 
+    def in_units(self, task: str, predictions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The test rows' targets and these predictions (n_test, outputs) for them, as metrics take them."""
+        predicted = np.asarray(predictions, dtype="float64")
+        if task == "classification":
+            return self.y_test.argmax(axis=1), predicted
+        truth = self.y_test[:, 0].astype("float64")
+        predicted = predicted[:, 0]
+        return truth * self.target_scale + self.target_center, predicted * self.target_scale + self.target_center
+
 
 @dataclass(frozen=True)
 class Data:

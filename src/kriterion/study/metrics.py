@@ -6,8 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from keras import ops
 from sklearn import metrics as sk
 
+from kriterion.backend import Tensor
 from kriterion.metrics import expected_calibration_error
 
 
@@ -56,3 +58,13 @@ def metrics_of(task: str) -> tuple[Metric, ...]:
 def selection_metric(task: str) -> Metric:
     """What picks the best epoch, on validation rows: one that moves smoothly."""
     return REGRESSION[0] if task == "regression" else CLASSIFICATION[1]
+
+
+def selection_score(task: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The `selection_metric` of (n, outputs) targets and predictions as a network has them, for compiled programs.
+
+    For regression in units of the fold's `target_scale`.
+    """
+    if task == "regression":
+        return lambda y, y_pred: ops.mean(ops.abs(y - y_pred))
+    return lambda y, y_pred: -ops.mean(ops.sum(y * ops.log(ops.clip(y_pred, 1e-7, 1.0)), axis=-1))

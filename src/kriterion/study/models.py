@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import random
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -36,10 +38,8 @@ def mlp(features: int, outputs: int) -> keras.Model:
     )
 
 
-def model_function(specification: str | None) -> ModelFunction:
-    """The function `module:function(features, outputs)` that builds the user's model, or `mlp`."""
-    if specification is None:
-        return mlp
+def model_function(specification: str) -> ModelFunction:
+    """The function `module:function(features, outputs)` that builds the user's model."""
     module_name, _, function_name = specification.partition(":")
     if not module_name or not function_name:
         raise StudyError(f"--model must have the form module:function. Received: {specification!r}")
@@ -53,6 +53,17 @@ def model_function(specification: str | None) -> ModelFunction:
     except AttributeError as error:
         raise StudyError(f"--model {specification}: {error}") from error
     return function
+
+
+def model_identity(function: ModelFunction) -> str:
+    """The function's name and, unless it is `mlp`, a digest of what it does."""
+    if function is mlp:
+        return "mlp"
+    code = getattr(function, "__code__", None)
+    does = repr((code.co_code, code.co_consts, code.co_names)) if code is not None else repr(function)
+    # Where a nested function is in memory does not matter.
+    digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", does).encode()).hexdigest()[:8]
+    return f"{function.__module__}:{getattr(function, '__qualname__', type(function).__name__)} ({digest})"
 
 
 def check_model(model: keras.Model, x: np.ndarray, outputs: int) -> None:

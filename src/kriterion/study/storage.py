@@ -7,14 +7,15 @@ import dataclasses
 import json
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import polars as pl
+from filelock import FileLock, Timeout
 
-from kriterion.study.engine import Run
 from kriterion.study.errors import StudyError
+from kriterion.study.run import Run
 
 
 class Storage:
@@ -34,7 +35,7 @@ class Storage:
         described = folder / "study.json"
         try:
             # What a study killed at its very start leaves is not somebody else's.
-            others = [path for path in folder.glob("*") if path != self._runs and path.suffix != ".tmp"]
+            others = [p for p in folder.glob("*") if p not in (self._runs, folder / "lock") and p.suffix != ".tmp"]
             if others and not described.exists():
                 raise StudyError(f"--out {folder} holds other files. Give an empty or new folder.")
             self._runs.mkdir(parents=True, exist_ok=True)
@@ -49,6 +50,20 @@ class Storage:
         if different:
             changes = "; ".join(f"{key}: {stored.get(key)!r} there, {identity[key]!r} now" for key in different)
             raise StudyError(f"--out {folder} holds a different study ({changes}). Give another --out.")
+
+    @contextlib.contextmanager
+    def alone(self, on_wait: Callable[[], None]) -> Iterator[None]:
+        """Keep other processes out of the folder; if one is in it, call `on_wait` and wait until it is done or dead."""
+        lock = FileLock(self.folder / "lock")
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            on_wait()
+            lock.acquire()
+        try:
+            yield
+        finally:
+            lock.release()
 
     def load(self, candidate: str, seed: int, specification: dict[str, Any]) -> Run | None:
         """The finished run of this candidate and seed, or None."""

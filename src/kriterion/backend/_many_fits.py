@@ -1,0 +1,230 @@
+"""JAX: many trainings as one compiled program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import lax
+from jax import numpy as jnp
+
+from kriterion.backend._lifted import Lifted
+from kriterion.backend._protocol import Tensor
+
+# Rows that a network is given at a time where it is not trained.
+_ROWS = 4096
+# Floating-point operations from which on a program is worth being compiled thoroughly: seconds of a core.
+_LONG = 1e11
+
+
+class FitData(NamedTuple):
+    """Arrays (folds, rows, ...) of all folds: inputs and targets for training and validation, inputs for testing."""
+
+    x: Any
+    y: Any
+    x_validation: Any
+    y_validation: Any
+    x_test: Any
+
+
+class Best(NamedTuple):
+    """Of each training: the network at its best epoch, that epoch's score and number, and whether it goes on."""
+
+    network: Any
+    score: Tensor
+    epoch: Tensor
+    active: Tensor
+
+
+class Judge:
+    """What is done after an epoch, whatever the objective: the network's score, and whether it is the best so far.
+
+    A training ends, which is masked, after an epoch whose loss is not finite, or `patience` epochs after its best.
+
+    Args:
+        model: the network.
+        data: of all folds.
+        score: `score(y, y_pred)`, a scalar that is least at a training's best epoch.
+        patience: epochs without a better score that end a training; None for no end.
+    """
+
+    def __init__(
+        self, model: Any, data: FitData, score: Callable[[Tensor, Tensor], Tensor], patience: int | None
+    ) -> None:
+        self.model, self.data, self._score, self._patience = model, jax.device_put(data), score, patience
+        # Of the data as arguments: XLA would take constants in.
+        mapped = jax.vmap(self._judge, in_axes=(0, 0, 0, 0, None, None))
+        self._judged = jax.jit(mapped, donate_argnums=0)
+        self._tested = jax.jit(jax.vmap(lambda network, fold, x: self._predict(network, x[fold]), (0, 0, None)))
+
+    def judge(self, best: Best, network: Any, fold: Tensor, loss: Tensor, epoch: int) -> tuple[Best, dict[str, Tensor]]:
+        """The best of each training after an epoch of this loss; its score, and whether it had not ended before."""
+        return self._judged(best, network, fold, loss, epoch, self.data)
+
+    def test(self, best: Best, fold: Tensor) -> np.ndarray:
+        """(trainings, rows, ...) predictions for the testing inputs, at each training's best epoch."""
+        return np.asarray(self._tested(best.network, fold, self.data.x_test))
+
+    def _judge(
+        self, best: Best, network: Any, fold: Tensor, loss: Tensor, epoch: Tensor, data: FitData
+    ) -> tuple[Best, dict[str, Tensor]]:
+        score = self._score(data.y_validation[fold], self._predict(network, data.x_validation[fold]))
+        better = best.active & (score < best.score)
+        number = jnp.where(better, epoch, best.epoch)
+        active = best.active & jnp.isfinite(loss)
+        if self._patience is not None:
+            active &= epoch - number < self._patience
+        kept = jax.tree.map(lambda new, old: jnp.where(better, new, old), network, best.network)
+        return Best(kept, jnp.where(better, score, best.score), number, active), {"score": score, "counts": best.active}
+
+    def _predict(self, network: Any, x: Tensor) -> Tensor:
+        def outputs(rows: Tensor) -> Tensor:
+            return self.model.stateless_call(*network, rows, training=False)[0]
+
+        if len(x) <= _ROWS:
+            return outputs(x)
+        whole = (len(x) - 1) // _ROWS * _ROWS
+        parts = lax.map(outputs, x[:whole].reshape(-1, _ROWS, *x.shape[1:]))
+        return jnp.concatenate([parts.reshape(-1, *parts.shape[2:]), outputs(x[whole:])])
+
+
+class TracedStep:
+    """The training step of a compiled trainer whose variables exist, as JAX sees it.
+
+    Args:
+        trainer: a `Trainer`.
+        batch: inputs and targets of a step.
+    """
+
+    def __init__(self, trainer: Any, batch: tuple[Tensor, Tensor]) -> None:
+        self.trainer = trainer
+        trainer.reset_metrics()
+        self._parts = (trainer.trainable_variables, trainer.non_trainable_variables, trainer.optimizer.variables)
+        self.metrics = [np.asarray(variable.value) for variable in trainer.metrics_variables]
+        state = (*([variable.value for variable in part] for part in self._parts), self.metrics)
+
+        def step(state: Any, batch: Any) -> Any:
+            logs, state = trainer.train_step(state, batch)
+            return {name: jnp.asarray(value, "float32") for name, value in logs.items()}, state
+
+        self.jaxpr, outputs = jax.make_jaxpr(step, return_shape=True)(state, batch)
+        self.structure, self.logs = jax.tree.structure(outputs), list(outputs[0])
+        # Where the network's variables are in the state.
+        model = trainer.model
+        positions = [{id(v): i for i, v in enumerate(part)} for part in self._parts]
+        self._network = (
+            [positions[0][id(variable)] for variable in model.trainable_variables],
+            [positions[1][id(variable)] for variable in model.non_trainable_variables],
+        )
+
+    def alike(self, other: TracedStep) -> bool:
+        """Whether the steps differ in numbers at most."""
+        try:
+            Lifted([self.jaxpr, other.jaxpr])
+        except ValueError:
+            return False
+        return True
+
+    def state(self, values: Sequence[np.ndarray]) -> tuple[list[np.ndarray], ...]:
+        """Values of the trainer's and its optimizer's variables, as the step takes them, without metrics."""
+        variables = [*self.trainer.variables, *self.trainer.optimizer.variables]
+        of = {id(variable): value for variable, value in zip(variables, values, strict=True)}
+        return tuple([of[id(variable)] for variable in part] for part in self._parts)
+
+    def network(self, state: Any) -> tuple[list[Tensor], list[Tensor]]:
+        """The values of the network's trainable and other variables in a state."""
+        trainable, other = self._network
+        return [state[0][i] for i in trainable], [state[1][i] for i in other]
+
+
+class ManyFits:
+    """Trainings as one program: a step, mapped over their stacked states, in a loop over the steps of an epoch.
+
+    Args:
+        steps: of trainers of one network whose steps differ in numbers at most.
+        trainings: for each training, the index of its step, the values of its trainer's and optimizer's variables at
+            the beginning, and the index of its fold.
+        judge: what judges the networks of these trainers.
+        order: shape of an epoch's batches: (steps, rows of a step).
+
+    Raises:
+        ValueError: the steps differ in more than numbers.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[TracedStep],
+        trainings: Sequence[tuple[int, Sequence[np.ndarray], int]],
+        judge: Judge,
+        order: tuple[int, int],
+    ) -> None:
+        self._step, self._lifted, self._judge = steps[0], Lifted([step.jaxpr for step in steps]), judge
+        owners, values, folds = zip(*trainings, strict=True)
+        self._folds = jnp.asarray(folds, "int32")
+        self._numbers = [jnp.asarray(of[list(owners)]) for of in self._lifted.numbers]
+        states = [steps[owner].state(value) for owner, value in zip(owners, values, strict=True)]
+        self._state = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
+        count = len(trainings)
+        self._best = Best(
+            self._step.network(self._state),
+            np.full(count, np.inf, "float32"),
+            np.full(count, -1, "int32"),
+            np.full(count, True),
+        )
+        orders = np.zeros((len(judge.data.x), *order), "int32")
+        epoch = jax.vmap(self._epoch, in_axes=(0, 0, 0, None, None, None))
+        self._lowered = jax.jit(epoch, donate_argnums=0).lower(
+            self._state, self._folds, self._numbers, *judge.data[:2], orders
+        )
+        self._operations = 6.0 * sum(leaf.size for leaf in self._state[0]) * np.prod(order)
+
+    def compile(self, epochs: int) -> None:
+        """Compile the program, for so many epochs; may be called from any thread.
+
+        Compiling less thoroughly takes two thirds of the time, and running then a tenth longer.
+        """
+        short = self._operations * epochs < _LONG
+        self._compiled = self._lowered.compile({"xla_backend_optimization_level": 1} if short else {})
+
+    def run(self, orders: Sequence[np.ndarray], first: int) -> dict[str, np.ndarray]:
+        """Train for some epochs.
+
+        Args:
+            orders: for each epoch, (folds, steps, rows of a step) rows of the training data.
+            first: number of the first of these epochs.
+
+        Returns:
+            Arrays (epochs, trainings): the logs, `"score"`, and in `"counts"` whether a training had not ended before.
+        """
+        records = []
+        for epoch, order in enumerate(orders, first):
+            self._state, logs = self._compiled(self._state, self._folds, self._numbers, *self._judge.data[:2], order)
+            network = self._step.network(self._state)
+            self._best, judged = self._judge.judge(self._best, network, self._folds, logs["loss"], epoch)
+            records.append({**logs, **judged})
+        return {name: np.stack([record[name] for record in records]) for name in records[0]}
+
+    @property
+    def active(self) -> bool:
+        """Whether any training has not ended."""
+        return bool(np.any(self._best.active))
+
+    def results(self) -> tuple[np.ndarray, np.ndarray]:
+        """(trainings,) the epoch of the least score, or -1, and `Judge.test` there."""
+        return np.asarray(self._best.epoch), self._judge.test(self._best, self._folds)
+
+    def _epoch(
+        self, state: Any, fold: Tensor, numbers: Any, x: Tensor, y: Tensor, order: Tensor
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """An epoch of one training."""
+
+        def step(carried: Any, rows: Tensor) -> Any:
+            arguments = jax.tree.leaves((carried[1], (x[fold, rows], y[fold, rows])))
+            return jax.tree.unflatten(self._step.structure, self._lifted(numbers, *arguments)), None
+
+        no_logs = {name: jnp.zeros((), "float32") for name in self._step.logs}
+        metrics = [jnp.asarray(value) for value in self._step.metrics]
+        (logs, (*after, _)), _ = lax.scan(step, (no_logs, (*state, metrics)), order[fold])
+        return tuple(after), logs

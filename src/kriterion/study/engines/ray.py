@@ -1,0 +1,62 @@
+"""A Ray cluster, or Ray on this machine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+
+from kriterion.study.errors import StudyError
+from kriterion.study.problem import Problem
+from kriterion.study.run import Run
+from kriterion.study.training import OnEpochs, Work, train
+
+# How often a piece of work is begun again after its worker was lost.
+_RETRIES = 5
+
+
+class RayEngine:
+    """Trains in tasks of Ray: on the cluster that RAY_ADDRESS or `ray start` names, else on this machine.
+
+    Ray itself begins a task again whose worker or machine was lost.
+
+    Args:
+        cpus: cores that each task is given.
+        gpus: graphics cards that each task is given, or a fraction of one.
+
+    Raises:
+        StudyError: Ray is not installed.
+    """
+
+    def __init__(self, cpus: float = 1.0, gpus: float = 0.0) -> None:
+        try:
+            import ray
+        except ImportError as error:
+            raise StudyError("--engine ray needs the package 'ray': pip install 'kriterion[ray]'") from error
+        self._ray, self._resources = ray, {"num_cpus": cpus, "num_gpus": gpus}
+
+    def train(self, problem: Problem, works: Sequence[Work], on_epochs: OnEpochs) -> Iterator[list[Run]]:
+        """As `Engine.train`."""
+        ray: Any = self._ray
+        begun = not ray.is_initialized()
+        if begun:
+            ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+        try:
+            environment = {"env_vars": {"KERAS_BACKEND": keras.backend.backend()}}
+            task = ray.remote(max_retries=_RETRIES, runtime_env=environment, **self._resources)(_train)
+            everywhere = ray.put(problem)
+            waiting = [task.remote(everywhere, work) for work in works]
+            while waiting:
+                (done,), waiting = ray.wait(waiting, num_returns=1)
+                runs: list[Run] = ray.get(done)
+                for run in runs:
+                    on_epochs(run.candidate, len(run.epochs))
+                yield runs
+        finally:
+            if begun:
+                ray.shutdown()
+
+
+def _train(problem: Problem, work: Work) -> list[Run]:
+    return [run for runs in train(problem, [work], lambda candidate, epochs: None) for run in runs]

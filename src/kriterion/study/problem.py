@@ -1,0 +1,182 @@
+"""What all candidates of a study have in common: splits, initial weights, the order of batches, the rules."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from kriterion import backend
+from kriterion.study.candidates import Candidate
+from kriterion.study.data import Data, Fold
+from kriterion.study.metrics import Metric, selection_metric, selection_score
+from kriterion.study.models import ModelFunction
+from kriterion.trainer import Trainer
+
+
+class Problem:
+    """Data, a network, and how it is trained.
+
+    Args:
+        data: from `load_data`.
+        build_model: `build_model(features, outputs)` gives a network.
+        epochs: epochs of a training; the one that is best on validation counts.
+        batch_size: rows of a step.
+        corrupt_targets: fraction of the training targets to corrupt.
+        patience: epochs without a better one that end a training; None for no end.
+    """
+
+    def __init__(
+        self,
+        data: Data,
+        build_model: ModelFunction,
+        *,
+        epochs: int,
+        batch_size: int,
+        corrupt_targets: float = 0.0,
+        patience: int | None = None,
+    ) -> None:
+        self.data, self.build_model = data, build_model
+        self.epochs, self.batch_size, self.patience = epochs, batch_size, patience
+        self.corrupt_targets = corrupt_targets
+        self._forget()
+
+    def _forget(self) -> None:
+        self._folds: dict[int, Fold] = {}
+        self._weights: dict[int, list[np.ndarray]] = {}
+        self._judges: dict[tuple[int, ...], Any] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For another process: without what can be made again."""
+        return {name: value for name, value in vars(self).items() if not name.startswith("_")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._forget()
+
+    @property
+    def metric(self) -> Metric:
+        """What picks the best epoch."""
+        return selection_metric(self.data.task)
+
+    def fold(self, seed: int) -> Fold:
+        """The split of a seed."""
+        if seed not in self._folds:
+            self._folds[seed] = self.data.fold(seed, self.corrupt_targets)
+        return self._folds[seed]
+
+    def alike(self, seeds: Sequence[int]) -> list[tuple[int, ...]]:
+        """The seeds by the number of features of their folds, which categories may make different."""
+        by_features: dict[int, list[int]] = {}
+        for seed in seeds:
+            by_features.setdefault(self.fold(seed).x_train.shape[1], []).append(seed)
+        return [tuple(part) for part in by_features.values()]
+
+    def order(self, seed: int, epoch: int) -> np.ndarray:
+        """(steps, batch) training rows of an epoch, anew each time; the few that don't fill a batch are left out."""
+        rows = len(self.fold(seed).x_train)
+        batch = min(self.batch_size, rows)
+        order = np.random.default_rng([seed, 2, epoch]).permutation(rows)
+        return order[: rows // batch * batch].reshape(-1, batch).astype("int32")
+
+    def network(self, seed: int) -> keras.Model:
+        """A new network with the seed's initial weights."""
+        with _seeded(seed):
+            return self.build_model(self.fold(seed).x_train.shape[1], self.data.outputs)
+
+    def weights(self, seed: int) -> list[np.ndarray]:
+        """The values of a network's variables, its seeds among them, before training."""
+        if seed not in self._weights:
+            self._weights[seed] = [variable.numpy() for variable in self.network(seed).variables]
+        return self._weights[seed]
+
+    def trainer(self, candidate: Candidate, seed: int) -> Trainer:
+        """A compiled trainer of the candidate that has all its variables."""
+        trainer = build_trainer(candidate, self.network(seed), self.data.task)
+        fold = self.fold(seed)
+        trainer.prepare(fold.x_train[: self.batch_size], fold.y_train[: self.batch_size])
+        for transform in trainer.transforms:
+            if transform.needs_examples:
+                # As `fit` finds it for these batches.
+                transform.begin_fit(self.order(seed, 0).size)
+        return trainer
+
+    def beginnings(self, candidate: Candidate, seeds: Sequence[int]) -> tuple[Trainer, list[list[np.ndarray]]]:
+        """A trainer of the candidate, and for each seed the values of `state(trainer)` before training.
+
+        Of folds with equal numbers of features. Results depend on the candidate and the seed alone.
+        """
+        first, *others = seeds
+        trainer = self.trainer(candidate, first)
+        values = [self._initial(trainer, first)]
+        if others:
+            second = self._initial(self.trainer(candidate, others[0]), others[0])
+            values.append(second)
+            # Building takes longer than training on small data. It is needed where other values than the network's
+            # (initial weights that a penalty pulls to, say) depend on the seed.
+            shared = self._same_beside_network(trainer, *values)
+            for seed in others[1:]:
+                of = trainer if shared else self.trainer(candidate, seed)
+                values.append(self._initial(of, seed))
+        return trainer, values
+
+    def judge(self, seeds: Sequence[int]) -> Any:
+        """A `Judge` of networks trained on these seeds' folds, whose numbers of features are equal."""
+        if tuple(seeds) not in self._judges:
+            folds = [self.fold(seed) for seed in seeds]
+            names = ("x_train", "y_train", "x_validation", "y_validation", "x_test")
+            data = backend.many_fits.FitData(*(np.stack([getattr(fold, name) for fold in folds]) for name in names))
+            score = selection_score(self.data.task)
+            self._judges[tuple(seeds)] = backend.many_fits.Judge(self.network(seeds[0]), data, score, self.patience)
+        return self._judges[tuple(seeds)]
+
+    def _initial(self, trainer: Trainer, seed: int) -> list[np.ndarray]:
+        """The values of a trainer's variables with the seed's network and the seed's noise."""
+        values = {id(v): value for v, value in zip(trainer.model.variables, self.weights(seed), strict=True)}
+        for index, transform in enumerate(trainer.transforms):
+            number = np.random.SeedSequence([seed, 3, index]).generate_state(1)[0] % 2**31
+            generator = transform.seed_generator.state
+            values[id(generator)] = np.array([number, 0], generator.dtype)
+        return [values[id(v)] if id(v) in values else v.numpy() for v in state(trainer)]
+
+    @staticmethod
+    def _same_beside_network(trainer: Trainer, first: list[np.ndarray], second: list[np.ndarray]) -> bool:
+        seeded = {id(v) for v in trainer.model.variables} | {id(t.seed_generator.state) for t in trainer.transforms}
+        pairs = zip(state(trainer), first, second, strict=True)
+        return all(id(v) in seeded or np.array_equal(a, b, equal_nan=True) for v, a, b in pairs)
+
+
+def build_trainer(candidate: Candidate, model: keras.Model, task: str) -> Trainer:
+    """A compiled trainer of the model on the candidate's objective."""
+    trainer = Trainer(model)
+    trainer.compile(
+        optimizer=candidate.optimizer.build(),
+        loss=candidate.loss_for(task).build(),
+        transforms=[transform.build() for transform in candidate.transforms],
+    )
+    return trainer
+
+
+def state(trainer: Trainer) -> list[keras.Variable]:
+    """All that training changes."""
+    return [*trainer.variables, *trainer.optimizer.variables]
+
+
+@contextlib.contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """Python's and NumPy's generators at a seed: what Keras's initializers take theirs from.
+
+    `keras.utils.set_random_seed` would import TensorFlow wherever it is installed.
+    """
+    states = random.getstate(), np.random.get_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002

@@ -1,0 +1,84 @@
+"""Training runs in this process: at once where that is possible, one by one where it is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+from kriterion import backend
+from kriterion.study.candidates import Candidate
+from kriterion.study.loop import train_in_a_loop
+from kriterion.study.problem import Problem
+from kriterion.study.run import Run
+from kriterion.study.vectorized import Traced, VectorizedTraining, at_once, trace
+
+OnEpochs = Callable[[str, int], None]
+"""`on_epochs(candidate, n)` is told of n epochs of runs of a candidate as they pass."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """Runs of one candidate that are trained together. Always the same ones, for results to be so to the last digit."""
+
+    candidate: Candidate
+    seeds: tuple[int, ...]
+
+
+def divided(problem: Problem, candidates: Iterable[Candidate], seeds: Sequence[int]) -> list[Work]:
+    """All runs as pieces of work: with as many seeds as can train at once."""
+    size = at_once(problem) if backend.many_fits is not None else 1
+    parts = [tuple(seeds[first : first + size]) for first in range(0, len(seeds), size)]
+    return [Work(candidate, part) for candidate in candidates for part in parts]
+
+
+def train(problem: Problem, works: Sequence[Work], on_epochs: OnEpochs) -> Iterator[list[Run]]:
+    """The runs of these pieces of work, some at a time."""
+    if backend.many_fits is None:
+        for work in works:
+            yield list(train_in_a_loop(problem, work.candidate, work.seeds, on_epochs))
+        return
+    groups, rest = _groups(problem, works)
+    programs: list[tuple[list[Traced], VectorizedTraining, Future[None]]] = []
+    # Compiled beside the making of the next, which is the interpreter's work. They run when all are compiled: what runs
+    # beside a compiler says nothing about how long a candidate takes.
+    with ThreadPoolExecutor(max_workers=2) as compilers:
+        for group in groups:
+            try:
+                program = VectorizedTraining(problem, group)
+            except Exception as error:
+                rest += [(Work(of.candidate, of.seeds), error) for of in group]
+            else:
+                programs.append((group, program, compilers.submit(program.compile)))
+    for group, program, compiling in programs:
+        failure = compiling.exception()
+        if failure is None:
+            yield list(program.run(on_epochs))
+        else:
+            rest += [(Work(of.candidate, of.seeds), failure) for of in group]
+    for work, reason in rest:
+        note = f"JAX cannot train its seeds at once: {str(reason).strip().splitlines()[0]}"
+        yield list(train_in_a_loop(problem, work.candidate, work.seeds, on_epochs, note))
+
+
+def _groups(problem: Problem, works: Sequence[Work]) -> tuple[list[list[Traced]], list[tuple[Work, BaseException]]]:
+    """Runs that one program can train, and those that none can, with the reason."""
+    groups: list[list[Traced]] = []
+    rest: list[tuple[Work, BaseException]] = []
+    for work in works:
+        for seeds in problem.alike(work.seeds):
+            try:
+                traced = trace(problem, work.candidate, seeds)
+            # Whatever a user's network or objective does that JAX cannot trace.
+            except Exception as error:
+                rest.append((Work(work.candidate, seeds), error))
+                continue
+            limit = at_once(problem)
+            for group in groups:
+                small = (len(group) + 1) * len(seeds) <= limit
+                if small and group[0].seeds == seeds and backend.many_fits.TracedStep.alike(group[0].step, traced.step):
+                    group.append(traced)
+                    break
+            else:
+                groups.append([traced])
+    return groups, rest
