@@ -26,3 +26,9 @@ class StateLayer(keras.layers.Layer):
         """Hold these layers and no others (a recompiled trainer must not keep its former loss)."""
         self.parts.clear()
         self.parts.extend(parts)
+
+
+def training_state(trainer: keras.Model) -> list[keras.Variable]:
+    """All variables that training changes, each once: the model's, the optimizer's and the metrics'."""
+    every = [*trainer.variables, *trainer.optimizer.variables, *trainer.metrics_variables]
+    return list({id(variable): variable for variable in every}.values())

@@ -6,10 +6,12 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import keras
 import numpy as np
 from jax import lax
 from jax import numpy as jnp
 
+from kriterion._state import training_state
 from kriterion.backend._lifted import Lifted
 from kriterion.backend._protocol import Tensor
 
@@ -100,10 +102,13 @@ class TracedStep:
 
     def __init__(self, trainer: Any, batch: tuple[Tensor, Tensor]) -> None:
         self.trainer = trainer
-        trainer.reset_metrics()
-        self._parts = (trainer.trainable_variables, trainer.non_trainable_variables, trainer.optimizer.variables)
-        self.metrics = [np.asarray(variable.value) for variable in trainer.metrics_variables]
-        state = (*([variable.value for variable in part] for part in self._parts), self.metrics)
+        self._parts = (
+            trainer.trainable_variables,
+            trainer.non_trainable_variables,
+            trainer.optimizer.variables,
+            trainer.metrics_variables,
+        )
+        state = tuple([variable.value for variable in part] for part in self._parts)
 
         def step(state: Any, batch: Any) -> Any:
             logs, state = trainer.train_step(state, batch)
@@ -128,10 +133,16 @@ class TracedStep:
         return True
 
     def state(self, values: Sequence[np.ndarray]) -> tuple[list[np.ndarray], ...]:
-        """Values of the trainer's and its optimizer's variables, as the step takes them, without metrics."""
-        variables = [*self.trainer.variables, *self.trainer.optimizer.variables]
-        of = {id(variable): value for variable, value in zip(variables, values, strict=True)}
+        """The values of `training_state(trainer)` as the step takes them."""
+        of = {id(variable): value for variable, value in zip(training_state(self.trainer), values, strict=True)}
         return tuple([of[id(variable)] for variable in part] for part in self._parts)
+
+    def begin_epoch(self, state: Any) -> Any:
+        """The state with metrics reset."""
+        *others, metrics = state
+        with keras.StatelessScope(list(zip(self._parts[3], metrics, strict=True))) as scope:
+            self.trainer.reset_metrics()
+            return *others, [scope.get_current_value(metric) for metric in self._parts[3]]
 
     def network(self, state: Any) -> tuple[list[Tensor], list[Tensor]]:
         """The values of the network's trainable and other variables in a state."""
@@ -144,8 +155,8 @@ class ManyFits:
 
     Args:
         steps: of trainers of one network whose steps differ in numbers at most.
-        trainings: for each training, the index of its step, the values of its trainer's and optimizer's variables at
-            the beginning, and the index of its fold.
+        trainings: for each training, the index of its step, the values of its trainer's `training_state` at the
+            beginning, and the index of its fold.
         judge: what judges the networks of these trainers.
         order: shape of an epoch's batches: (steps, rows of a step).
 
@@ -225,6 +236,5 @@ class ManyFits:
             return jax.tree.unflatten(self._step.structure, self._lifted(numbers, *arguments)), None
 
         no_logs = {name: jnp.zeros((), "float32") for name in self._step.logs}
-        metrics = [jnp.asarray(value) for value in self._step.metrics]
-        (logs, (*after, _)), _ = lax.scan(step, (no_logs, (*state, metrics)), order[fold])
-        return tuple(after), logs
+        (logs, after), _ = lax.scan(step, (no_logs, self._step.begin_epoch(state)), order[fold])
+        return after, logs

@@ -10,9 +10,10 @@ from typing import Any
 import keras
 import numpy as np
 
+from kriterion._state import training_state
 from kriterion.study.candidates import Candidate
 from kriterion.study.metrics import selection_score
-from kriterion.study.problem import Problem, state
+from kriterion.study.problem import Problem
 from kriterion.study.run import Run, epoch_record, run_of
 from kriterion.trainer import Trainer
 
@@ -27,7 +28,7 @@ def train_in_a_loop(
     for alike in problem.alike(seeds):
         trainer, beginnings = problem.beginnings(candidate, alike)
         for seed, values in zip(alike, beginnings, strict=True):
-            for variable, value in zip(state(trainer), values, strict=True):
+            for variable, value in zip(training_state(trainer), values, strict=True):
                 variable.assign(value)
             yield _train(problem, candidate, trainer, seed, on_epochs, note)
 

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from kriterion import backend
+from kriterion._state import training_state
 from kriterion.study.candidates import Candidate
 from kriterion.study.data import Data, Fold
 from kriterion.study.metrics import Metric, selection_metric, selection_score
@@ -106,7 +107,7 @@ class Problem:
         return trainer
 
     def beginnings(self, candidate: Candidate, seeds: Sequence[int]) -> tuple[Trainer, list[list[np.ndarray]]]:
-        """A trainer of the candidate, and for each seed the values of `state(trainer)` before training.
+        """A trainer of the candidate, and for each seed the values of `training_state(trainer)` before training.
 
         Of folds with equal numbers of features. Results depend on the candidate and the seed alone.
         """
@@ -141,12 +142,12 @@ class Problem:
             number = np.random.SeedSequence([seed, 3, index]).generate_state(1)[0] % 2**31
             generator = transform.seed_generator.state
             values[id(generator)] = np.array([number, 0], generator.dtype)
-        return [values[id(v)] if id(v) in values else v.numpy() for v in state(trainer)]
+        return [values[id(v)] if id(v) in values else v.numpy() for v in training_state(trainer)]
 
     @staticmethod
     def _same_beside_network(trainer: Trainer, first: list[np.ndarray], second: list[np.ndarray]) -> bool:
         seeded = {id(v) for v in trainer.model.variables} | {id(t.seed_generator.state) for t in trainer.transforms}
-        pairs = zip(state(trainer), first, second, strict=True)
+        pairs = zip(training_state(trainer), first, second, strict=True)
         return all(id(v) in seeded or np.array_equal(a, b, equal_nan=True) for v, a, b in pairs)
 
 
@@ -159,11 +160,6 @@ def build_trainer(candidate: Candidate, model: keras.Model, task: str) -> Traine
         transforms=[transform.build() for transform in candidate.transforms],
     )
     return trainer
-
-
-def state(trainer: Trainer) -> list[keras.Variable]:
-    """All that training changes."""
-    return [*trainer.variables, *trainer.optimizer.variables]
 
 
 @contextlib.contextmanager

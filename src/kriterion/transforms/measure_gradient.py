@@ -116,10 +116,14 @@ class MeasureGradient(PeriodicTransform):
         if due is False:
             return
         gradients = make()
+        state = self.seed_generator.state
+        before = state.value
         seed = self.seed_generator.next()
         if due is True:
             self.statistics.update_state(*self._found(gradients, seed))
             return
+        # As where steps are counted: each measurement has the next draw.
+        state.assign(ops.where(due, state.value, before))
         dtype = gradients.dtype
         nothing = ops.zeros((3, sum(self.chosen)), dtype), ops.zeros((2,), dtype)
         sums, others = ops.cond(due, lambda: self._found(gradients, seed), lambda: nothing)
