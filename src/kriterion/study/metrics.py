@@ -66,5 +66,5 @@ def selection_score(task: str) -> Callable[[Tensor, Tensor], Tensor]:
     For regression in units of the fold's `target_scale`.
     """
     if task == "regression":
-        return lambda y, y_pred: ops.mean(ops.abs(y - y_pred))
-    return lambda y, y_pred: -ops.mean(ops.sum(y * ops.log(ops.clip(y_pred, 1e-7, 1.0)), axis=-1))
+        return lambda y, y_pred: ops.mean(ops.abs(ops.subtract(y, y_pred)))
+    return lambda y, y_pred: -ops.mean(ops.sum(ops.multiply(y, ops.log(ops.clip(y_pred, 1e-7, 1.0))), axis=-1))

@@ -105,12 +105,24 @@ def _write(path: Path, content: Any) -> None:
 
 @contextlib.contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
-    """A path to write to; when that is done, the file appears at `path`, whole and on the disk."""
+    """A path to write to; when that is done, the file appears at `path`, whole and on the disk.
+
+    Raises:
+        StudyError: it cannot be written; what was there stays.
+    """
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    yield temporary
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise StudyError(
+            f"{path} cannot be written: {error.strerror or error}. What was stored before is kept; when there is room, "
+            "the same study goes on from there."
+        ) from error
 
 
 def finite_or_none(value: float) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -41,7 +42,10 @@ class RayEngine:
         ray: Any = self._ray
         begun = not ray.is_initialized()
         if begun:
-            ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+            with warnings.catch_warnings():
+                # JAX warns of the forks that Ray's processes start with, which run another program at once.
+                warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
+                ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
         try:
             environment = {"env_vars": {"KERAS_BACKEND": keras.backend.backend()}}
             task = ray.remote(max_retries=_RETRIES, runtime_env=environment, **self._resources)(_train)
