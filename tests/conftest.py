@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 BACKEND = keras.backend.backend()
-# The command starts processes of its own, at several seconds each; what it runs is tested on all backends.
-collect_ignore = [] if BACKEND == "jax" else ["test_cli.py"]
+# The command starts processes of its own, at several seconds each; what it runs is tested on all backends, and what it
+# stores is stored alike. Only JAX maps a step.
+collect_ignore = [] if BACKEND == "jax" else ["test_cli.py", "test_reliability.py", "test_vectorized.py"]
 
 
 @pytest.fixture(autouse=True)

@@ -3,7 +3,6 @@
 import os
 import signal
 
-import keras
 import pytest
 
 from kriterion import backend

@@ -1,4 +1,4 @@
-"""What is stored survives whatever ends a study; JAX stands for all backends, which store alike."""
+"""What is stored survives whatever ends a study."""
 
 import errno
 import multiprocessing
@@ -9,11 +9,8 @@ import time
 
 import pytest
 
-from kriterion import backend
 from kriterion.study import Candidate, LocalEngine, Part, Settings, Study, StudyError, mlp
 from tests.helpers import told
-
-pytestmark = pytest.mark.skipif(backend.name != "jax", reason="storage is the same on all backends")
 
 CANDIDATES = (
     Candidate("baseline"),

@@ -12,8 +12,6 @@ from kriterion.study.problem import Problem
 from kriterion.study.training import Work, divided, train
 from kriterion.study.vectorized import trace
 
-pytestmark = pytest.mark.skipif(backend.many_fits is None, reason="where a step can be mapped")
-
 
 def silent(name, epochs):
     pass

@@ -1,0 +1,136 @@
+"""A study on JAX beside the same trainings by a loop of Keras's `fit`: time and peak memory, each in a process of its own.
+
+    python benchmarks/study_speed.py [study | seeds | rows]
+
+study: the default study (8 candidates x 10 seeds x 60 epochs, batches of 32, diabetes); building, compiling and judging
+included, importing not. `fit` has a new network and compiles for each training; `study` compiles with an empty cache of
+programs, and `study again` with a full one. seeds and rows: the baseline alone, with so many seeds and rows.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+
+SEEDS, EPOCHS = (1, 10, 100), 60
+ROWS = {442: 60, 10_000: 10, 100_000: 3}
+
+
+def table(rows):
+    """Ten features and a noisy, not quite linear target."""
+    import numpy as np
+    import polars as pl
+
+    from kriterion.study import Data, load_data
+
+    if rows == 442:
+        return load_data("diabetes")
+    random = np.random.default_rng(0)
+    x = random.normal(size=(rows, 10))
+    y = x @ random.normal(size=10) + np.sin(3 * x[:, 0]) + random.standard_t(3, size=rows)
+    return Data(f"rows-{rows}", "regression", pl.DataFrame(x), y, (), "made")
+
+
+def by_fit(candidates, rows, seeds, epochs):
+    import keras
+
+    from kriterion.study import build_trainer, mlp
+
+    data = table(rows)
+    started = time.perf_counter()
+    for candidate in candidates:
+        for seed in range(seeds):
+            fold = data.fold(seed)
+            model = mlp(fold.x_train.shape[1], 1)
+            if candidate.name == "baseline":
+                trained = model
+                trained.compile(keras.optimizers.Adam(0.002), "mse")
+            else:
+                trained = build_trainer(candidate, model, data.task)
+            validation = (fold.x_validation, fold.y_validation)
+            trained.fit(fold.x_train, fold.y_train, epochs=epochs, batch_size=32, validation_data=validation, verbose=0)
+            trained.predict(fold.x_test, verbose=0)
+    return time.perf_counter() - started
+
+
+def by_study(candidates, rows, seeds, epochs):
+    from kriterion.study import mlp
+    from kriterion.study.problem import Problem
+    from kriterion.study.training import divided, train
+
+    data = table(rows)
+    started = time.perf_counter()
+    problem = Problem(data, mlp, epochs=epochs, batch_size=32)
+    for _ in train(problem, divided(problem, candidates, range(seeds)), lambda candidate, epochs: None):
+        pass
+    return time.perf_counter() - started
+
+
+def one(way, names, rows, seeds, epochs):
+    """In a process: seconds, and the peak of its memory in MB."""
+    import kriterion  # noqa: F401  first: it chooses the default backend
+    from kriterion.study import default_candidates
+
+    candidates = [c for c in default_candidates() if not names or c.name in names]
+    seconds = {"fit": by_fit, "study": by_study}[way](candidates, rows, seeds, epochs)
+    with open("/proc/self/status") as status:
+        memory = next(int(line.split()[1]) for line in status if line.startswith("VmHWM"))
+    print(json.dumps([seconds, memory / 1024]))
+
+
+def measured(cache, way, names=(), rows=442, seeds=10, epochs=EPOCHS):
+    settings = {
+        "KERAS_BACKEND": "jax",
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    call = json.dumps([way, names, rows, seeds, epochs])
+    done = subprocess.run(
+        [sys.executable, __file__, "one", call],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | settings,
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def show(label, seconds, memory, than=None):
+    ratio = "" if than is None else f"   {than / seconds:6.1f} times as fast"
+    print(f"{label:<28} {seconds:8.2f} s {memory:8.0f} MB{ratio}", flush=True)
+
+
+def whole():
+    with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryDirectory() as cache:
+        fit, memory = measured(empty, "fit")
+        show("fit", fit, memory)
+        show("study", *measured(cache, "study"), fit)
+        show("study again", *measured(cache, "study"), fit)
+
+
+def scaling(cases):
+    """Against one `fit` of the case, times its seeds: it takes each the same."""
+    for rows, seeds, epochs in cases:
+        with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryDirectory() as cache:
+            fit, memory = measured(empty, "fit", ["baseline"], rows, 1, epochs)
+            show(f"fit, {rows} rows, 1 seed", fit, memory)
+            name = f"study, {rows} rows, {seeds} seeds"
+            show(name, *measured(cache, "study", ["baseline"], rows, seeds, epochs), fit * seeds)
+            show("  again", *measured(cache, "study", ["baseline"], rows, seeds, epochs), fit * seeds)
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["one"]:
+        one(*json.loads(sys.argv[2]))
+    else:
+        print(f"load before: {os.getloadavg()[0]:.2f}")
+        what = sys.argv[1:] or ["study", "seeds", "rows"]
+        if "study" in what:
+            whole()
+        if "seeds" in what:
+            scaling([(442, seeds, EPOCHS) for seeds in SEEDS])
+        if "rows" in what:
+            scaling([(rows, 10, epochs) for rows, epochs in ROWS.items()])
