@@ -1,10 +1,10 @@
-"""A study on JAX beside the same trainings by a loop of Keras's `fit`: time and peak memory, each in a process of its own.
+"""A study on JAX beside the same trainings by a loop of Keras's `fit`: time and peak memory, each in its own process.
 
     python benchmarks/study_speed.py [study | seeds | rows]
 
 study: the default study (8 candidates x 10 seeds x 60 epochs, batches of 32, diabetes); building, compiling and judging
-included, importing not. `fit` has a new network and compiles for each training; `study` compiles with an empty cache of
-programs, and `study again` with a full one. seeds and rows: the baseline alone, with so many seeds and rows.
+included, importing not. `fit` has a new network and compiles for each training; `study` compiles each program, and
+`study again` finds them in its cache. seeds and rows: the baseline alone, with so many seeds and rows.
 """
 
 import json
@@ -81,8 +81,8 @@ def one(way, names, rows, seeds, epochs):
 
 
 def measured(cache, way, names=(), rows=442, seeds=10, epochs=EPOCHS):
+    """With a folder for compiled programs, or None for none."""
     settings = {
-        "KERAS_BACKEND": "jax",
         "JAX_COMPILATION_CACHE_DIR": cache,
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
@@ -93,7 +93,7 @@ def measured(cache, way, names=(), rows=442, seeds=10, epochs=EPOCHS):
         check=True,
         stdout=subprocess.PIPE,
         text=True,
-        env=os.environ | settings,
+        env=os.environ | {"KERAS_BACKEND": "jax"} | (settings if cache else {}),
     )
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -104,8 +104,8 @@ def show(label, seconds, memory, than=None):
 
 
 def whole():
-    with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryDirectory() as cache:
-        fit, memory = measured(empty, "fit")
+    with tempfile.TemporaryDirectory() as cache:
+        fit, memory = measured(None, "fit")
         show("fit", fit, memory)
         show("study", *measured(cache, "study"), fit)
         show("study again", *measured(cache, "study"), fit)
@@ -114,8 +114,8 @@ def whole():
 def scaling(cases):
     """Against one `fit` of the case, times its seeds: it takes each the same."""
     for rows, seeds, epochs in cases:
-        with tempfile.TemporaryDirectory() as empty, tempfile.TemporaryDirectory() as cache:
-            fit, memory = measured(empty, "fit", ["baseline"], rows, 1, epochs)
+        with tempfile.TemporaryDirectory() as cache:
+            fit, memory = measured(None, "fit", ["baseline"], rows, 1, epochs)
             show(f"fit, {rows} rows, 1 seed", fit, memory)
             name = f"study, {rows} rows, {seeds} seeds"
             show(name, *measured(cache, "study", ["baseline"], rows, seeds, epochs), fit * seeds)
