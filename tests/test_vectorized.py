@@ -92,10 +92,10 @@ def ranged(name, strength, low, rate):
 
 def programs(problem, candidates, seeds=(0, 1)):
     """Which candidates share a program."""
-    from kriterion.study.training import _groups
+    from kriterion.study.training import _groups, _of_one_form
 
-    groups, rest = _groups(problem, [Work(candidate, seeds) for candidate in candidates])
-    assert not rest
+    forms = _of_one_form([Work(candidate, seeds) for candidate in candidates])
+    groups = [group for form in forms for group in _groups(problem, form)[0]]
     return [[of.candidate.name for of in group] for group in groups]
 
 
@@ -103,9 +103,8 @@ def test_candidates_that_differ_in_numbers_are_one_program():
     problem = Problem(load_data("iris"), mlp, epochs=2, batch_size=32)
     one, two, three = ranged("one", 0.1, -0.1, 0.01), ranged("two", 3.0, -0.1, 0.001), ranged("three", 0.1, -0.2, 0.002)
     shape = [Candidate(f"shape-{alpha}", loss=Part("GeneralRobust", {"alpha": alpha})) for alpha in (1.0, 1.5)]
-    assert programs(problem, [one, shape[0], two, shape[1], three]) == [
-        ["one", "two", "three"], ["shape-1.0"], ["shape-1.5"],
-    ]  # fmt: skip
+    names = programs(problem, [one, shape[0], two, shape[1], three])
+    assert names == [["one", "two", "three"], ["shape-1.0"], ["shape-1.5"]]
     compare(problem, [one, two, three], seeds=(0, 1))
 
 
@@ -147,7 +146,8 @@ def test_seeds_are_divided_where_memory_is_short(monkeypatch):
     candidates = default_candidates()[:2]
     whole = at_once(problem, candidates, range(5))
     weights = sum(values.nbytes for values in problem.weights(0))
-    monkeypatch.setattr(vectorized, "_MEMORY", 16 * weights)
+    rows = 150 * (4 + 3) * 4
+    monkeypatch.setattr(vectorized, "_MEMORY", 2 * (8 * weights + rows))
     works = divided(problem, candidates, range(5))
     assert [work.seeds for work in works] == [(0, 1), (2, 3), (4,)] * 2
     for part in train(problem, works, silent):

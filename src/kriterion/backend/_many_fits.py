@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -60,14 +61,24 @@ class Judge:
         mapped = jax.vmap(self._judge, in_axes=(0, 0, 0, 0, None, None))
         self._judged = jax.jit(mapped, donate_argnums=0)
         self._tested = jax.jit(jax.vmap(lambda network, fold, x: self._predict(network, x[fold]), (0, 0, None)))
+        self._compiled: dict[int, tuple[Any, Any]] = {}
+        self._compiling = threading.Lock()
+
+    def compile(self, best: Best, fold: Tensor) -> None:
+        """Compile for so many trainings; may be called from any thread."""
+        with self._compiling:
+            if len(fold) not in self._compiled:
+                judged = self._judged.lower(best, best.network, fold, best.score, 0, self.data)
+                tested = self._tested.lower(best.network, fold, self.data.x_test)
+                self._compiled[len(fold)] = judged.compile(), tested.compile()
 
     def judge(self, best: Best, network: Any, fold: Tensor, loss: Tensor, epoch: int) -> tuple[Best, dict[str, Tensor]]:
         """The best of each training after an epoch of this loss; its score, and whether it had not ended before."""
-        return self._judged(best, network, fold, loss, epoch, self.data)
+        return self._compiled[len(fold)][0](best, network, fold, loss, epoch, self.data)
 
     def test(self, best: Best, fold: Tensor) -> np.ndarray:
         """(trainings, rows, ...) predictions for the testing inputs, at each training's best epoch."""
-        return np.asarray(self._tested(best.network, fold, self.data.x_test))
+        return np.asarray(self._compiled[len(fold)][1](best.network, fold, self.data.x_test))
 
     def _judge(
         self, best: Best, network: Any, fold: Tensor, loss: Tensor, epoch: Tensor, data: FitData
@@ -198,6 +209,7 @@ class ManyFits:
         """
         short = self._operations * epochs < _LONG
         self._compiled = self._lowered.compile({"xla_backend_optimization_level": 1} if short else {})
+        self._judge.compile(self._best, self._folds)
 
     def run(self, orders: Sequence[np.ndarray], first: int) -> dict[str, np.ndarray]:
         """Train for some epochs.

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 from kriterion import backend
 from kriterion.study.candidates import Candidate
@@ -38,18 +40,21 @@ def train(problem: Problem, works: Sequence[Work], on_epochs: OnEpochs) -> Itera
         for work in works:
             yield list(train_in_a_loop(problem, work.candidate, work.seeds, on_epochs))
         return
-    groups, rest = _groups(problem, works)
     programs: list[tuple[list[Traced], VectorizedTraining, Future[None]]] = []
+    rest: list[tuple[Work, BaseException]] = []
     # Compiled beside the making of the next, which is the interpreter's work. They run when all are compiled: what runs
     # beside a compiler says nothing about how long a candidate takes.
     with ThreadPoolExecutor(max_workers=2) as compilers:
-        for group in groups:
-            try:
-                program = VectorizedTraining(problem, group)
-            except Exception as error:
-                rest += [(Work(of.candidate, of.seeds), error) for of in group]
-            else:
-                programs.append((group, program, compilers.submit(program.compile)))
+        for alike in _of_one_form(works):
+            groups, untraceable = _groups(problem, alike)
+            rest += untraceable
+            for group in groups:
+                try:
+                    program = VectorizedTraining(problem, group)
+                except Exception as error:
+                    rest += [(Work(of.candidate, of.seeds), error) for of in group]
+                else:
+                    programs.append((group, program, compilers.submit(program.compile)))
     for group, program, compiling in programs:
         failure = compiling.exception()
         if failure is None:
@@ -59,6 +64,22 @@ def train(problem: Problem, works: Sequence[Work], on_epochs: OnEpochs) -> Itera
     for work, reason in rest:
         note = f"JAX cannot train its seeds at once: {str(reason).strip().splitlines()[0]}"
         yield list(train_in_a_loop(problem, work.candidate, work.seeds, on_epochs, note))
+
+
+def _of_one_form(works: Sequence[Work]) -> list[list[Work]]:
+    """The works by what their candidates are but for numbers: only such can share a program."""
+    by_form: dict[str, list[Work]] = {}
+    for work in works:
+        by_form.setdefault(json.dumps(_without_numbers(work.candidate.to_dict())), []).append(work)
+    return list(by_form.values())
+
+
+def _without_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_numbers(part) for key, part in sorted(value.items())}
+    if isinstance(value, (list, tuple)):
+        return [_without_numbers(part) for part in value]
+    return 0 if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
 
 
 def _groups(problem: Problem, works: Sequence[Work]) -> tuple[list[list[Traced]], list[tuple[Work, BaseException]]]:

@@ -17,7 +17,7 @@ from kriterion.study.run import Run, epoch_record, run_of
 
 # Reports of progress in a training.
 _REPORTS = 10
-# Bytes for the weights, their gradients and the like of trainings at once.
+# Bytes for the data and weights, their gradients and the like of trainings at once.
 _MEMORY = 2**30
 
 
@@ -49,9 +49,10 @@ def trace(problem: Problem, candidate: Candidate, seeds: Sequence[int]) -> Trace
 
 def at_once(problem: Problem) -> int:
     """How many runs may train at once, for the sake of memory."""
-    bytes_of_weights = sum(values.nbytes for values in problem.weights(0))
+    weights = sum(values.nbytes for values in problem.weights(0))
+    rows = sum(values.nbytes for values in vars(problem.fold(0)).values() if isinstance(values, np.ndarray))
     # The weights, their gradients, Adam's two moments, the best epoch's, and as much again for what a step computes.
-    return max(1, _MEMORY // (8 * bytes_of_weights))
+    return max(1, _MEMORY // (8 * weights + rows))
 
 
 class VectorizedTraining:
