@@ -21,6 +21,7 @@ from kriterion.study import (
     read_candidates,
 )
 from kriterion.study.candidates import Candidate, Part, choose
+from kriterion.study.loop import train_in_a_loop
 from kriterion.study.problem import Problem
 from kriterion.study.run import FINISHED
 from kriterion.study.statistics import corrected_resampled_t, holm
@@ -272,8 +273,14 @@ MOPED = Candidate("moped", transforms=(Part("LearnedWeightNoise", {"init": "mope
 
 @pytest.mark.parametrize("candidate", [EVERYTHING, MOPED], ids=lambda candidate: candidate.name)
 def test_a_run_depends_on_candidate_and_seed_alone(candidate):
+    """Not on the seeds with it, nor on those that trained before."""
     data = load_data("diabetes")
-    close(trained(candidate, data, [0, 1, 2])[2], trained(candidate, data, [2])[2])
+    alone = trained(candidate, data, [2])[2]
+    close(trained(candidate, data, [0, 1, 2])[2], alone)
+    problem = Problem(data, mlp, epochs=2, batch_size=32)
+    for seed in (0, 1, 2):
+        (run,) = train_in_a_loop(problem, candidate, [seed], lambda name, epochs: None)
+    close(run, alone)
 
 
 def test_candidates_start_from_the_same_weights_and_batches():

@@ -50,6 +50,9 @@ class Problem:
         self._folds: dict[int, Fold] = {}
         self._weights: dict[int, list[np.ndarray]] = {}
         self._judges: dict[tuple[int, ...], Any] = {}
+        # Of the last candidate, by number of features.
+        self._candidate: Candidate | None = None
+        self._made: dict[int, _Made] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         """For another process: without what can be made again."""
@@ -111,19 +114,29 @@ class Problem:
 
         Of folds with equal numbers of features. Results depend on the candidate and the seed alone.
         """
-        first, *others = seeds
-        trainer = self.trainer(candidate, first)
-        values = [self._initial(trainer, first)]
-        if others:
-            second = self._initial(self.trainer(candidate, others[0]), others[0])
-            values.append(second)
-            # Building takes longer than training on small data. It is needed where other values than the network's
-            # (initial weights that a penalty pulls to, say) depend on the seed.
-            shared = self._same_beside_network(trainer, *values)
-            for seed in others[1:]:
-                of = trainer if shared else self.trainer(candidate, seed)
-                values.append(self._initial(of, seed))
-        return trainer, values
+        if candidate != self._candidate:
+            self._candidate, self._made = candidate, {}
+        features = self.fold(seeds[0]).x_train.shape[1]
+        if features not in self._made:
+            self._made[features] = _Made(self.trainer(candidate, seeds[0]), seeds[0])
+        made = self._made[features]
+        return made.trainer, [self._beginning(candidate, made, seed) for seed in seeds]
+
+    def _beginning(self, candidate: Candidate, made: _Made, seed: int) -> list[np.ndarray]:
+        # Building takes longer than training on small data. It is needed where other values than the network's (noise
+        # in proportion to initial weights, say) depend on the seed, which two seeds show.
+        if made.shared or seed == made.seed:
+            values = made.values
+        else:
+            values = [variable.numpy() for variable in training_state(self.trainer(candidate, seed))]
+            if made.shared is None:
+                made.shared = made.same_beside_seeded(values)
+        own = dict(zip(map(id, made.trainer.model.variables), self.weights(seed), strict=True))
+        for index, transform in enumerate(made.trainer.transforms):
+            number = np.random.SeedSequence([seed, 3, index]).generate_state(1)[0] % 2**31
+            generator = transform.seed_generator.state
+            own[id(generator)] = np.array([number, 0], generator.dtype)
+        return [own.get(id(v), value) for v, value in zip(training_state(made.trainer), values, strict=True)]
 
     def judge(self, seeds: Sequence[int]) -> Any:
         """A `Judge` of networks trained on these seeds' folds, whose numbers of features are equal."""
@@ -135,19 +148,19 @@ class Problem:
             self._judges[tuple(seeds)] = backend.many_fits.Judge(self.network(seeds[0]), data, score, self.patience)
         return self._judges[tuple(seeds)]
 
-    def _initial(self, trainer: Trainer, seed: int) -> list[np.ndarray]:
-        """The values of a trainer's variables with the seed's network and the seed's noise."""
-        values = {id(v): value for v, value in zip(trainer.model.variables, self.weights(seed), strict=True)}
-        for index, transform in enumerate(trainer.transforms):
-            number = np.random.SeedSequence([seed, 3, index]).generate_state(1)[0] % 2**31
-            generator = transform.seed_generator.state
-            values[id(generator)] = np.array([number, 0], generator.dtype)
-        return [values[id(v)] if id(v) in values else v.numpy() for v in training_state(trainer)]
 
-    @staticmethod
-    def _same_beside_network(trainer: Trainer, first: list[np.ndarray], second: list[np.ndarray]) -> bool:
+class _Made:
+    """A trainer as it was made for a seed, and whether others' differ in the network and the noise alone."""
+
+    def __init__(self, trainer: Trainer, seed: int) -> None:
+        self.trainer, self.seed = trainer, seed
+        self.values = [variable.numpy() for variable in training_state(trainer)]
+        self.shared: bool | None = None
+
+    def same_beside_seeded(self, values: list[np.ndarray]) -> bool:
+        trainer = self.trainer
         seeded = {id(v) for v in trainer.model.variables} | {id(t.seed_generator.state) for t in trainer.transforms}
-        pairs = zip(training_state(trainer), first, second, strict=True)
+        pairs = zip(training_state(trainer), self.values, values, strict=True)
         return all(id(v) in seeded or np.array_equal(a, b, equal_nan=True) for v, a, b in pairs)
 
 

@@ -62,7 +62,8 @@ def train(problem: Problem, works: Sequence[Work], on_epochs: OnEpochs) -> Itera
         else:
             rest += [(Work(of.candidate, of.seeds), failure) for of in group]
     for work, reason in rest:
-        note = f"JAX cannot train its seeds at once: {str(reason).strip().splitlines()[0]}"
+        words = str(reason).strip() or type(reason).__name__
+        note = f"JAX cannot train its seeds at once: {words.splitlines()[0]}"
         yield list(train_in_a_loop(problem, work.candidate, work.seeds, on_epochs, note))
 
 
