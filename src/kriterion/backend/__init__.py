@@ -32,6 +32,7 @@ compiled = _module.compiled
 put = _module.put
 devices = _module.devices
 replicas = _module.replicas
+seed_unseeded_layers = _module.seed_unseeded_layers
 keep_compiled_programs = _module.keep_compiled_programs
 many_fits = _module.many_fits
 
@@ -50,6 +51,7 @@ __all__ = [
     "pure_value_and_gradient",
     "put",
     "replicas",
+    "seed_unseeded_layers",
     "summed",
     "tap",
     "value_and_gradient",

@@ -107,6 +107,13 @@ class Backend(Protocol):
         """The array (n,) with values (k,) at positions (k,), for loops: its memory may be used again. No gradient."""
         ...
 
+    def seed_unseeded_layers(self, seed: int) -> None:
+        """Set the generator that Keras's layers without a seed draw from, where that is the framework's own.
+
+        `keras.utils.set_random_seed` does, but imports every framework that is installed.
+        """
+        ...
+
     def keep_compiled_programs(self, folder: Path) -> None:
         """Keep them there for other processes, where the framework takes long to compile and the user keeps none."""
         ...

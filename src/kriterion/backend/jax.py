@@ -120,6 +120,10 @@ def replicas() -> int:
     return 1
 
 
+def seed_unseeded_layers(seed: int) -> None:
+    pass
+
+
 def keep_compiled_programs(folder: Path) -> None:
     if jax.config.jax_compilation_cache_dir is None:
         settings = {

@@ -115,6 +115,10 @@ def _differentiate(objective: Callable[[list[Tensor]], tuple[Tensor, Any]], vari
     return aux, tape.gradient(scaled_loss, values)
 
 
+def seed_unseeded_layers(seed: int) -> None:
+    pass
+
+
 def keep_compiled_programs(folder: Path) -> None:
     pass
 

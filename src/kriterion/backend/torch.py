@@ -186,6 +186,10 @@ def _differentiate(objective: Callable[[list[Tensor]], tuple[Tensor, Any]], vari
     return aux, list(torch.autograd.grad(scaled_loss, values, allow_unused=True))
 
 
+def seed_unseeded_layers(seed: int) -> None:
+    torch.manual_seed(seed)
+
+
 def keep_compiled_programs(folder: Path) -> None:
     pass
 

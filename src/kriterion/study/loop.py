@@ -10,6 +10,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from kriterion import backend
 from kriterion._state import training_state
 from kriterion.study.candidates import Candidate
 from kriterion.study.metrics import selection_score
@@ -41,9 +42,7 @@ def _train(
     on_epochs: Callable[[str, int], None],
     note: str,
 ) -> Run:
-    if keras.backend.backend() == "torch":
-        # Where a user's model has unseeded dropout.
-        keras.utils.set_random_seed(seed)
+    backend.seed_unseeded_layers(seed)
     batches = _Batches(problem, seed)
     recorder = _Recorder(problem, seed, batches, lambda: on_epochs(candidate.name, 1))
     trainer.fit(batches, epochs=problem.epochs, verbose=0, shuffle=False, callbacks=[recorder])
