@@ -50,6 +50,12 @@ def test_study_prints_json_and_survives_kill(tmp_path):
     assert "…" not in done.stdout
     assert max(map(len, done.stdout.split("\n\n")[0].splitlines())) <= 80
     assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
+    # The page again, from what is stored, without the data.
+    page = (tmp_path / "killed" / "index.html").read_text()
+    (tmp_path / "killed" / "index.html").unlink()
+    kriterion("report", "killed", folder=tmp_path)
+    assert (tmp_path / "killed" / "index.html").read_text() == page
+    assert "no-such" in kriterion("report", "no-such", folder=tmp_path, expect=2).stderr
 
 
 def test_bad_input_ends_with_exit_code_2_and_no_traceback(tmp_path):

@@ -33,7 +33,7 @@ def stored(folder):
 
 
 def numbers(finished):
-    return [(run.candidate, run.seed, run.best_epoch, run.test, run.epochs) for run in finished.runs]
+    return [(run.candidate, run.seed, run.best_epoch, run.test, run.epochs) for run in finished.results.runs]
 
 
 @pytest.fixture(scope="module")

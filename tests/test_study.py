@@ -17,6 +17,7 @@ from kriterion.study import (
     StudyError,
     default_candidates,
     load_data,
+    load_results,
     mlp,
     read_candidates,
 )
@@ -335,7 +336,7 @@ def test_an_interrupted_study_resumes_with_the_same_numbers(tmp_path):
     trained = []
     resumed = small(tmp_path / "parts")
     resumed.run(lambda name, epochs: trained.append(epochs))
-    assert [results(run) for run in resumed.runs] == [results(run) for run in whole.runs]
+    assert [results(run) for run in resumed.results.runs] == [results(run) for run in whole.results.runs]
     # Every epoch is reported once: the stored run's at once, the others one by one.
     assert sum(trained) == 2 * 2 * 2
     assert trained.count(2) >= 1
@@ -348,9 +349,9 @@ def test_a_diverged_run_is_recorded_and_told(tmp_path):
     diverging = Candidate("diverging", optimizer=Part("SGD", {"learning_rate": 1e30}))
     candidates = (default_candidates()[0], diverging)
     study = Study(mlp, "diabetes", candidates, Settings(seeds=2, epochs=3), folder=tmp_path / "s", engine=LocalEngine())
-    comparison = study.run()
+    comparison = study.run().comparison
     assert comparison.rows[1].diverged == 2
-    assert all(run.status == FINISHED for run in study.runs if run.candidate == "baseline")
+    assert all(run.status == FINISHED for run in study.results.runs if run.candidate == "baseline")
     assert "Diverged" in comparison.verdict
     assert comparison.winner.name == "baseline"
 
@@ -405,23 +406,67 @@ def test_the_page_is_self_contained_and_its_code_runs(tmp_path, monkeypatch):
     from kriterion.report import write_page
     from kriterion.report.page import code_for
 
-    study = small(tmp_path / "s")
-    comparison = study.run()
-    html = write_page(study, comparison, command="kriterion study iris").read_text()
+    results = small(tmp_path / "s").run(command="kriterion study <iris>")
+    html = write_page(results, tmp_path / "s").read_text()
     for absent in ("http://", "https://", "src=", "@import"):
         assert absent not in html.replace("http://www.w3.org/", "")
-    assert html.index(comparison.verdict.split(":")[0]) < html.index("<table")
+    assert html.index(results.verdict.split(":")[0]) < html.index("<table")
+    assert "kriterion study &lt;iris&gt;" in html
     assert html.count("<svg") == 3
-    for candidate in study.candidates:
+    for candidate in results.candidates:
         assert candidate.name in html
     monkeypatch.chdir(tmp_path)
-    code = code_for(EVERYTHING, study)
+    code = code_for(EVERYTHING, results)
     assert "AdaptiveRobust" in code
     exec(compile(code, "winner", "exec"), {})
+
+
+def test_the_page_is_the_same_from_what_is_stored(tmp_path):
+    """Candidates, numbers and words come back from the folder, without the data."""
+    from kriterion.report import write_page
+
+    results = small(tmp_path / "s").run(command="made")
+    first = write_page(results, tmp_path / "s").read_text()
+    stored = load_results(tmp_path / "s")
+    assert stored.candidates == results.candidates
+    assert write_page(stored, tmp_path).read_text() == first
+
+
+def test_a_study_in_a_notebook(tmp_path):
+    study = small(tmp_path / "s")
+    with told(StudyError, ["run()"]):
+        study.table()
+    results = study.run()
+    table = study.table()
+    assert table["candidate"].to_list() == ["baseline", "everything"]
+    runs = [run.test["accuracy"] for run in results.runs if run.candidate == "everything"]
+    assert table["accuracy"][1] == pytest.approx(np.mean(runs))
+    assert table["difference"][1] == pytest.approx(table["accuracy"][1] - table["accuracy"][0])
+    for name in ("differences", "curves", "logs"):
+        assert study.figure(name)._repr_html_().startswith("<svg")
+    with told(StudyError, ["'scatter'", "curves"]):
+        study.figure("scatter")
+    assert "baseline" in study._repr_html_()
+    assert study._repr_html_().startswith("<p>")
+
+
+def test_a_folder_without_results_is_told(tmp_path):
+    with told(StudyError, ["results.json", "run to its end"]):
+        load_results(tmp_path)
+    small(tmp_path / "s").run()
+    described = tmp_path / "s" / "results.json"
+    whole = described.read_text()
+    described.write_text(whole[:100])
+    with told(StudyError, ["damaged"]):
+        load_results(tmp_path / "s")
+    described.write_text(whole)
+    (tmp_path / "s" / "runs" / "baseline-1.json").unlink()
+    with told(StudyError, ["baseline-1.json", "cannot be read"]):
+        load_results(tmp_path / "s")
 
 
 def test_stored_numbers_are_json(tmp_path):
     study = small(tmp_path / "s")
     study.run()
     stored = json.loads((tmp_path / "s" / "runs" / "baseline-0.json").read_text())
-    assert stored["test"] == study.runs[0].test
+    assert stored["test"] == study.results.runs[0].test

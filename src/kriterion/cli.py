@@ -28,8 +28,7 @@ except ImportError as error:  # pragma: no cover - a test runs this in an enviro
     sys.exit(f"The command needs the package {error.name!r}. Install the extra: pip install 'kriterion[study]'")
 
 if TYPE_CHECKING:
-    from kriterion.study import Study
-    from kriterion.study.comparison import Comparison
+    from kriterion.study import Results, Study
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -126,20 +125,32 @@ def study(
     )
     for note in table.notes:
         console.print(f"note: {_escaped(note)}")
-    comparison = _train(comparing, console)
-    page = write_page(comparing, comparison, command=_command())
+    results = _train(comparing, console)
+    page = write_page(results, folder)
     if as_json:
-        print(json.dumps(_as_json(comparing, comparison, page), indent=2))
+        print(json.dumps(_as_json(results, page), indent=2))
     else:
-        _print_table(comparing, comparison, console)
-        console.print(f"\n{_escaped(comparison.verdict)}\n\nReport: {page}", soft_wrap=True)
+        _print_table(results, console)
+        console.print(f"\n{_escaped(results.verdict)}\n\nReport: {page}", soft_wrap=True)
+
+
+@app.command()
+def report(folder: Annotated[Path, typer.Argument(help="Folder of a study that has run.")]) -> None:
+    """Write the page of a study again, from its results."""
+    from kriterion.report import write_page
+    from kriterion.study import load_results
+
+    console = Console(highlight=False)
+    results = load_results(folder)
+    _print_table(results, console)
+    console.print(f"\n{_escaped(results.verdict)}\n\nReport: {write_page(results, folder)}", soft_wrap=True)
 
 
 def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kriterion"
 
 
-def _train(comparing: Study, console: Console) -> Comparison:
+def _train(comparing: Study, console: Console) -> Results:
     columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"),
                TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"))  # fmt: skip
     total = len(comparing.candidates) * comparing.settings.seeds * comparing.settings.epochs
@@ -148,22 +159,24 @@ def _train(comparing: Study, console: Console) -> Comparison:
         return comparing.run(
             lambda name, epochs: progress.update(bar, advance=epochs, description=name),
             lambda: console.print("Another process works on this study. Waiting for it ..."),
+            command=_command(),
         )
 
 
-def _print_table(comparing: Study, comparison: Comparison, console: Console) -> None:
+def _print_table(results: Results, console: Console) -> None:
+    comparison = results.comparison
     key, title = comparison.metric.key, comparison.metric.title
     # Fits into 80 columns.
     table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("candidate", no_wrap=True)
-    for metric in comparing.metrics:
+    for metric in results.metrics:
         table.add_column(metric.title.replace(" ", "\n"), justify="right", no_wrap=True)
     table.add_column(f"{title} -\nbaseline's (95 %)", justify="right", no_wrap=True)
     table.add_column("p", justify="right", no_wrap=True)
     table.add_column("time", justify="right", no_wrap=True)
     for index, row in enumerate(comparison.rows):
         d = row.differences[key]
-        means = [row.means[m.key] for m in comparing.metrics]
+        means = [row.means[m.key] for m in results.metrics]
         cells = [f"{mean:.3f}" if abs(mean) < 1 else f"{mean:.4g}" for mean in means]
         interval = f"{d.mean:+.2g} ± {d.high - d.mean:.2g}" if index else ""
         p_value = f"{d.p_value:.2g}" if index else ""
@@ -172,10 +185,11 @@ def _print_table(comparing: Study, comparison: Comparison, console: Console) -> 
     console.print(table)
 
 
-def _as_json(comparing: Study, comparison: Comparison, page: Path) -> dict[str, Any]:
+def _as_json(results: Results, page: Path) -> dict[str, Any]:
     from kriterion.study.storage import finite_or_none
 
     rows = []
+    comparison = results.comparison
     for row in comparison.rows:
         differences = {
             key: {k: finite_or_none(getattr(d, k)) for k in ("mean", "low", "high", "p_value")}
@@ -192,14 +206,14 @@ def _as_json(comparing: Study, comparison: Comparison, page: Path) -> dict[str, 
             }
         )
     return {
-        "data": comparing.data.name,
-        "task": comparing.data.task,
+        "data": results.data["name"],
+        "task": results.task,
         "metric": comparison.metric.key,
         "verdict": comparison.verdict,
         "winner": comparison.winner.name,
         "candidates": rows,
         "report": str(page),
-        "results": str(comparing.storage.folder / "results.parquet"),
+        "results": str(page.parent / "results.parquet"),
     }
 
 

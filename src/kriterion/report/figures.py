@@ -13,10 +13,9 @@ import numpy as np
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from kriterion.study.comparison import Row
 from kriterion.study.metrics import selection_metric
+from kriterion.study.results import Results
 from kriterion.study.run import Run
-from kriterion.study.study import Study
 
 # Okabe and Ito's palette, that colour-blind readers can tell apart; the baseline is grey.
 _COLOURS = ("#8a8a8a", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b8a800")
@@ -38,18 +37,18 @@ _STYLE = {
 }
 
 
-def differences_figure(study: Study, rows: list[Row]) -> str:
+def differences_figure(results: Results) -> str:
     """Paired differences to the baseline with their intervals, and each split's difference as a dot."""
-    metric = study.metric
-    others = rows[1:]
+    metric = results.metric
+    baseline_row, *others = results.comparison.rows
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(8.0, 1.0 + 0.42 * max(len(others), 1)), layout="constrained")
         axes = figure.subplots()
-        baseline = _by_seed(study.runs, rows[0].candidate.name)
+        baseline = _by_seed(results.runs, baseline_row.candidate.name)
         for index, row in enumerate(others):
             d = row.differences[metric.key]
             colour = _colour(index + 1)
-            runs = _by_seed(study.runs, row.candidate.name)
+            runs = _by_seed(results.runs, row.candidate.name)
             dots = [runs[s].test[metric.key] - baseline[s].test[metric.key] for s in runs if s in baseline]
             finite = [dot for dot in dots if math.isfinite(dot)]
             axes.plot(finite, [index] * len(finite), "o", color=colour, alpha=0.35, markersize=4)
@@ -64,14 +63,14 @@ def differences_figure(study: Study, rows: list[Row]) -> str:
         return _svg(figure)
 
 
-def curves_figure(study: Study) -> str:
+def curves_figure(results: Results) -> str:
     """Validation metric by epoch: the median over seeds, and the band between the quartiles."""
-    metric = selection_metric(study.data.task)
+    metric = selection_metric(results.task)
     with mpl.rc_context(_STYLE):
         figure = Figure(figsize=(8.0, 4.2), layout="constrained")
         axes = figure.subplots()
-        for index, candidate in enumerate(study.candidates):
-            curves = _curves(study, candidate.name, metric.key)
+        for index, candidate in enumerate(results.candidates):
+            curves = _curves(results, candidate.name, metric.key)
             epochs = np.arange(1, curves.shape[1] + 1)
             low, middle, high = np.nanpercentile(curves, [25, 50, 75], axis=0)
             axes.plot(epochs, middle, color=_colour(index), linewidth=1.6, label=candidate.name)
@@ -82,11 +81,11 @@ def curves_figure(study: Study) -> str:
         return _svg(figure)
 
 
-def logs_figure(study: Study) -> str | None:
+def logs_figure(results: Results) -> str | None:
     """What else is logged by epoch, as shapes of a loss or noise scales of gradients, a line a seed; or None."""
-    usual = {"epoch", "loss", selection_metric(study.data.task).key}
-    keys = {c.name: [k for k in _first_epoch(study, c.name) if k not in usual] for c in study.candidates}
-    panels = [(index, c.name, key) for index, c in enumerate(study.candidates) for key in keys[c.name]]
+    usual = {"epoch", "loss", selection_metric(results.task).key}
+    keys = {c.name: [k for k in _first_epoch(results, c.name) if k not in usual] for c in results.candidates}
+    panels = [(index, c.name, key) for index, c in enumerate(results.candidates) for key in keys[c.name]]
     if not panels:
         return None
     rows = math.ceil(len(panels) / 2)
@@ -94,7 +93,7 @@ def logs_figure(study: Study) -> str | None:
         figure = Figure(figsize=(8.0, 2.8 * rows), layout="constrained")
         every = figure.subplots(rows, 2, squeeze=False).ravel()
         for axes, (index, name, key) in zip(every, panels, strict=False):
-            for curve in _curves(study, name, key):
+            for curve in _curves(results, name, key):
                 axes.plot(np.arange(1, len(curve) + 1), curve, color=_colour(index), alpha=0.6)
             axes.set_title(name, fontsize=10)
             axes.set_xlabel("epoch")
@@ -104,35 +103,35 @@ def logs_figure(study: Study) -> str | None:
         return _svg(figure)
 
 
-def _first_epoch(study: Study, candidate: str) -> dict[str, Any]:
-    return next((run.epochs[0] for run in _runs(study, candidate)), {})
+def _first_epoch(results: Results, candidate: str) -> dict[str, Any]:
+    return next((run.epochs[0] for run in _runs(results, candidate)), {})
 
 
 def _colour(index: int) -> str:
     return _COLOURS[index % len(_COLOURS)]
 
 
-def _runs(study: Study, candidate: str) -> list[Run]:
-    return [run for run in study.runs if run.candidate == candidate]
+def _runs(results: Results, candidate: str) -> list[Run]:
+    return [run for run in results.runs if run.candidate == candidate]
 
 
 def _by_seed(runs: list[Run], candidate: str) -> dict[int, Run]:
     return {run.seed: run for run in runs if run.candidate == candidate}
 
 
-def _curves(study: Study, candidate: str, key: str) -> np.ndarray:
+def _curves(results: Results, candidate: str, key: str) -> np.ndarray:
     """(seeds, epochs), NaN after the end of a run that diverged."""
-    curves = np.full((study.settings.seeds, study.settings.epochs), np.nan)
-    for index, run in enumerate(_runs(study, candidate)):
+    curves = np.full((results.settings.seeds, results.settings.epochs), np.nan)
+    for index, run in enumerate(_runs(results, candidate)):
         values = [row.get(key, math.nan) for row in run.epochs]
         curves[index, : len(values)] = values
     return curves
 
 
-FIGURES: dict[str, Callable[[Study, list[Row]], str | None]] = {
+FIGURES: dict[str, Callable[[Results], str | None]] = {
     "differences": differences_figure,
-    "curves": lambda study, rows: curves_figure(study),
-    "logs": lambda study, rows: logs_figure(study),
+    "curves": curves_figure,
+    "logs": logs_figure,
 }
 
 

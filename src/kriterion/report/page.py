@@ -2,58 +2,39 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
 from pathlib import Path
 
 import jinja2
-import keras
 
-import kriterion
-from kriterion.report.figures import curves_figure, differences_figure, logs_figure
 from kriterion.study.candidates import Candidate
-from kriterion.study.comparison import Comparison
-from kriterion.study.models import mlp, model_identity
+from kriterion.study.results import Results
 from kriterion.study.storage import whole_file
-from kriterion.study.study import Study
 
 
-def write_page(study: Study, comparison: Comparison, *, command: str) -> Path:
-    """Write `index.html` into the study's folder, and return its path.
-
-    Args:
-        study: a study that has run.
-        comparison: what its `run` returned.
-        command: the command line that made it, shown on the page.
-    """
+def write_page(results: Results, folder: Path) -> Path:
+    """Write `index.html` into a folder, and return its path."""
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("kriterion.report", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
+    mlp = results.model["identity"] == "mlp"
     html = environment.get_template("page.html").render(
-        study=study,
-        comparison=comparison,
-        code=code_for(comparison.winner, study),
-        command=command,
-        figures=[
-            ("Differences to the baseline", differences_figure(study, comparison.rows), _DIFFERENCES),
-            ("Learning curves", curves_figure(study), _CURVES),
-            ("What else was logged", logs_figure(study), _LOGS),
-        ],
-        model="mlp (64-64, dropout 0.1)" if study.build_model is mlp else model_identity(study.build_model),
-        notes=_notes(study),
-        versions=_versions(),
+        results=results,
+        comparison=results.comparison,
+        code=code_for(results.comparison.winner, results),
+        figures=[(title, results.figure(name), caption) for name, title, caption in _FIGURES],
+        model="mlp (64-64, dropout 0.1)" if mlp else results.model["identity"],
+        notes=_notes(results),
     )
-    page = study.storage.folder / "index.html"
+    page = folder / "index.html"
     with whole_file(page) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return page
 
 
-def _notes(study: Study) -> dict[str, list[str]]:
+def _notes(results: Results) -> dict[str, list[str]]:
     """What was not as usual in training, and with which candidates."""
     notes: dict[str, list[str]] = {}
-    for run in study.runs:
+    for run in results.runs:
         if run.note and run.candidate not in notes.setdefault(run.note, []):
             notes[run.note].append(run.candidate)
     return notes
@@ -71,46 +52,32 @@ _LOGS = (
 )
 
 
-def code_for(candidate: Candidate, study: Study) -> str:
+_FIGURES = (
+    ("differences", "Differences to the baseline", _DIFFERENCES),
+    ("curves", "Learning curves", _CURVES),
+    ("logs", "What else was logged", _LOGS),
+)
+
+
+def code_for(candidate: Candidate, results: Results) -> str:
     """A script that trains the candidate on the first split, as the study did."""
-    data, settings = study.data, study.settings
-    source = repr(data.source)
-    arguments = f", target={data.target_name!r}, task={data.task!r}" if data.target_name else ""
-    module, model = study.build_model.__module__, study.build_model.__name__
-    import_model = "from kriterion.study import mlp" if study.build_model is mlp else f"from {module} import {model}"
+    data, settings, model = results.data, results.settings, results.model
+    arguments = f", target={data['target']!r}, task={data['task']!r}" if data["target"] else ""
+    backend = results.description["versions"]["backend"].split()[0]
     return "\n".join(
         [
             "import os",
-            f'os.environ["KERAS_BACKEND"] = "{keras.backend.backend()}"',
+            f'os.environ["KERAS_BACKEND"] = "{backend}"',
             "import keras",
             "import kriterion",
             "from kriterion.study import load_data",
-            import_model,
+            f"from {model['module']} import {model['name']}",
             "",
-            f"data = load_data({source}{arguments})",
+            f"data = load_data({data['source']!r}{arguments})",
             f"fold = data.fold(seed=0, corrupt_targets={settings.corrupt_targets!r})",
-            f"model = {model}(fold.x_train.shape[1], data.outputs)",
-            candidate.code(data.task),
+            f"model = {model['name']}(fold.x_train.shape[1], data.outputs)",
+            candidate.code(data["task"]),
             f"trainer.fit(fold.x_train, fold.y_train, epochs={settings.epochs}, batch_size={settings.batch_size},",
             "            validation_data=(fold.x_validation, fold.y_validation))",
         ]
     )
-
-
-def _versions() -> dict[str, str]:
-    backend = keras.backend.backend()
-    package = next((n for n in (backend, f"{backend}-cpu") if _installed(n)), backend)
-    return {
-        "kriterion": kriterion.__version__,
-        "keras": keras.__version__,
-        "backend": f"{backend} {_installed(package)}",
-        "python": platform.python_version(),
-        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-    }
-
-
-def _installed(package: str) -> str:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return ""

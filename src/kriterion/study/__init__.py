@@ -20,7 +20,10 @@ from kriterion.study.engines import ENGINES, LocalEngine, ProcessesEngine, RayEn
 from kriterion.study.errors import StudyError
 from kriterion.study.models import mlp
 from kriterion.study.problem import build_trainer
-from kriterion.study.study import Settings, Study
+from kriterion.study.results import Results
+from kriterion.study.settings import Settings
+from kriterion.study.storage import load_results
+from kriterion.study.study import Study
 
 __all__ = [
     "BUILT_IN",
@@ -32,12 +35,14 @@ __all__ = [
     "Part",
     "ProcessesEngine",
     "RayEngine",
+    "Results",
     "Settings",
     "Study",
     "StudyError",
     "build_trainer",
     "default_candidates",
     "load_data",
+    "load_results",
     "mlp",
     "read_candidates",
 ]

@@ -102,6 +102,18 @@ class Candidate:
             lines.append(f"    transforms=[{', '.join(t.code() for t in self.transforms)}],")
         return "\n".join(["trainer = kriterion.Trainer(model)", "trainer.compile(", *lines, ")"])
 
+    @classmethod
+    def from_dict(cls, value: Mapping[str, Any]) -> Candidate:
+        """From the name, the summary, and what `to_dict` gives."""
+        where = f"candidate {value['name']!r}"
+        return cls(
+            value["name"],
+            value["summary"],
+            Part.from_dict(value["loss"], where) if value["loss"] else None,
+            tuple(Part.from_dict(transform, where) for transform in value["transforms"]),
+            Part.from_dict(value["optimizer"], where),
+        )
+
     def to_dict(self) -> dict[str, Any]:
         """Everything that determines the results, for storage."""
         return {

@@ -15,7 +15,10 @@ import polars as pl
 from filelock import FileLock, Timeout
 
 from kriterion.study.errors import StudyError
+from kriterion.study.results import Results
 from kriterion.study.run import Run
+
+_DESCRIPTION = "results.json"
 
 
 class Storage:
@@ -67,35 +70,61 @@ class Storage:
 
     def load(self, candidate: str, seed: int, specification: dict[str, Any]) -> Run | None:
         """The finished run of this candidate and seed, or None."""
-        path = self._path(candidate, seed)
+        path = _run_path(self.folder, candidate, seed)
         if not path.exists():
             return None
-        stored = json.loads(path.read_text(), parse_constant=float)
-        if stored["specification"] != json.loads(json.dumps(specification)):
+        stored = _read_run(path)
+        if stored.specification != json.loads(json.dumps(specification)):
             raise StudyError(
                 f"--out {self.folder} holds runs of a different candidate of the name {candidate!r}. "
                 "Rename the candidate or give another --out."
             )
-        return Run(**stored)
+        return stored
 
     def save(self, run: Run) -> None:
         """Store a finished run."""
-        _write(self._path(run.candidate, run.seed), dataclasses.asdict(run))
+        _write(_run_path(self.folder, run.candidate, run.seed), dataclasses.asdict(run))
 
-    def write_results(self, runs: list[Run]) -> Path:
-        """`results.parquet`: a row for every epoch of every run; the test metrics stand in the best epoch's row."""
+    def write_results(self, results: Results) -> None:
+        """`results.parquet`, a row an epoch of each run, test metrics in the best one's; and what a report needs."""
         rows = []
-        for run in runs:
+        for run in results.runs:
             for row in run.epochs:
                 test = {f"test_{key}": v for key, v in run.test.items()} if row["epoch"] == run.best_epoch else {}
                 rows.append({"candidate": run.candidate, "seed": run.seed, "status": run.status, **row, **test})
-        path = self.folder / "results.parquet"
-        with whole_file(path) as temporary:
+        with whole_file(self.folder / "results.parquet") as temporary:
             pl.DataFrame(rows, infer_schema_length=None).write_parquet(temporary)
-        return path
+        _write(self.folder / _DESCRIPTION, results.description)
 
-    def _path(self, candidate: str, seed: int) -> Path:
-        return self._runs / f"{candidate}-{seed}.json"
+
+def load_results(folder: Path) -> Results:
+    """What a study that has run to its end left in a folder.
+
+    Raises:
+        StudyError: there is none, or it is damaged.
+    """
+    described = folder / _DESCRIPTION
+    try:
+        description = json.loads(described.read_text())
+        names = [candidate["name"] for candidate in description["candidates"]]
+        paths = [_run_path(folder, name, seed) for name in names for seed in range(description["settings"]["seeds"])]
+        runs = [_read_run(path) for path in paths]
+        return Results(description, runs)
+    except OSError as error:
+        raise StudyError(
+            f"{error.filename or described} cannot be read: {error.strerror}. A report needs the folder of a study "
+            "that has run to its end; `kriterion study` with the same arguments goes on with one that has not."
+        ) from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise StudyError(f"{folder} holds a damaged study ({type(error).__name__}: {error}).") from error
+
+
+def _run_path(folder: Path, candidate: str, seed: int) -> Path:
+    return folder / "runs" / f"{candidate}-{seed}.json"
+
+
+def _read_run(path: Path) -> Run:
+    return Run(**json.loads(path.read_text(), parse_constant=float))
 
 
 def _write(path: Path, content: Any) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import html
+import dataclasses
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,45 +11,16 @@ import keras
 import polars as pl
 
 from kriterion.study.candidates import Candidate
-from kriterion.study.comparison import Comparison
 from kriterion.study.data import Data, load_data
 from kriterion.study.engines import Engine, engine_named
 from kriterion.study.errors import StudyError
 from kriterion.study.metrics import Metric, metrics_of
-from kriterion.study.models import ModelFunction, check_model, model_function, model_identity
+from kriterion.study.models import ModelFunction, check_model, mlp, model_function, model_identity
 from kriterion.study.problem import Problem
-from kriterion.study.run import Run
+from kriterion.study.results import Results, Svg, versions
+from kriterion.study.settings import Settings
 from kriterion.study.storage import Storage
 from kriterion.study.training import OnEpochs, divided
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How a study is made.
-
-    Args:
-        seeds: number of splits, each with its own initial weights and batch order; at least 2.
-        epochs: epochs of each training; the epoch that is best on validation rows counts.
-        batch_size: examples a step.
-        corrupt_targets: fraction in [0, 1) of the training targets to corrupt.
-        metric: key of the metric that the verdict is about, or None for the task's first.
-        patience: epochs without a better one that end a training; None for no end.
-    """
-
-    seeds: int = 10
-    epochs: int = 60
-    batch_size: int = 32
-    corrupt_targets: float = 0.0
-    metric: str | None = None
-    patience: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, minimum in (("seeds", 2), ("epochs", 1), ("batch_size", 1), ("patience", 1)):
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise StudyError(f"--{name.replace('_', '-')} must be at least {minimum}. Received: {value}")
-        if not 0.0 <= self.corrupt_targets < 1.0:
-            raise StudyError(f"--corrupt-targets must be in [0, 1). Received: {self.corrupt_targets}")
 
 
 class Study:
@@ -74,8 +44,8 @@ class Study:
     >>> settings = Settings(seeds=2, epochs=2)
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     study = Study(mlp, "iris", default_candidates()[:2], settings, folder=folder, engine=LocalEngine())
-    ...     comparison = study.run()
-    >>> study.table()["candidate"].to_list()
+    ...     results = study.run()
+    >>> results.table()["candidate"].to_list()
     ['baseline', 'gradient-variance']
     """
 
@@ -106,8 +76,7 @@ class Study:
         fold = self.problem.fold(0)
         check_model(self.problem.network(0), fold.x_train, self.data.outputs)
         self.storage = Storage(Path(folder or Path("studies") / self.data.name), self._identity())
-        self.runs: list[Run] = []
-        self.comparison: Comparison | None = None
+        self._results: Results | None = None
 
     def _identity(self) -> dict[str, Any]:
         return {
@@ -134,12 +103,14 @@ class Study:
         self,
         on_epochs: OnEpochs = lambda candidate, epochs: None,
         on_wait: Callable[[], None] = lambda: None,
-    ) -> Comparison:
+        command: str = "",
+    ) -> Results:
         """Train what is not stored yet, and compare.
 
         Args:
             on_epochs: `on_epochs(candidate, n)` is told of n epochs as they pass.
             on_wait: called if another process works on the same study, before waiting for it.
+            command: what the page says that the study was made by.
         """
         seeds = range(self.settings.seeds)
         with self.storage.alone(on_wait):
@@ -166,56 +137,57 @@ class Study:
                         runs[run.candidate, run.seed] = run
                     # What an end before the last epoch left out.
                     on_epochs(run.candidate, self.settings.epochs - len(run.epochs))
-            self.runs = [runs[candidate.name, seed] for candidate in self.candidates for seed in seeds]
-            self.storage.write_results(self.runs)
-        self.comparison = Comparison(
-            self.candidates, self.runs, self.metrics, self.metric, self.problem.fold(0).test_over_train
-        )
-        return self.comparison
+            every = [runs[candidate.name, seed] for candidate in self.candidates for seed in seeds]
+            self._results = Results(self._description(command), every)
+            self.storage.write_results(self._results)
+        return self._results
+
+    def _description(self, command: str) -> dict[str, Any]:
+        data, function = self.data, self.build_model
+        return {
+            "data": {
+                "name": data.name,
+                "task": data.task,
+                "source": data.source,
+                "target": data.target_name,
+                "rows": len(data.target),
+                "features": data.features.width,
+                "classes": len(data.classes),
+                "digest": data.digest(),
+                "notes": list(data.notes),
+            },
+            "settings": dataclasses.asdict(self.settings),
+            "metric": self.metric.key,
+            "model": {
+                "identity": model_identity(function),
+                "module": "kriterion.study" if function is mlp else function.__module__,
+                "name": getattr(function, "__qualname__", "build_model"),
+            },
+            "candidates": [{"name": c.name, "summary": c.summary, **c.to_dict()} for c in self.candidates],
+            "test_over_train": self.problem.fold(0).test_over_train,
+            "command": command,
+            "versions": versions(),
+        }
+
+    @property
+    def results(self) -> Results:
+        """What the study found.
+
+        Raises:
+            StudyError: it has not run.
+        """
+        if self._results is None:
+            raise StudyError("The study has no results yet: call `run()` first.")
+        return self._results
 
     def table(self) -> pl.DataFrame:
-        """A row a candidate: means of the test metrics, and the difference to the baseline that the verdict is about.
-
-        Raises:
-            StudyError: the study has not run.
-        """
-        rows = []
-        for row in self._compared().rows:
-            d = row.differences[self.metric.key]
-            difference = {"difference": d.mean, "low": d.low, "high": d.high, "p_value": d.p_value}
-            ends = {"cost": row.cost, "runs": row.runs, "diverged": row.diverged}
-            rows.append({"candidate": row.candidate.name, **row.means, **difference, **ends})
-        return pl.DataFrame(rows)
+        """As `Results.table`."""
+        return self.results.table()
 
     def figure(self, name: str) -> Svg:
-        """A figure of the page, which notebooks show.
-
-        Args:
-            name: `"differences"`, `"curves"` or `"logs"` (what else was logged by epoch, as a learned shape).
-
-        Raises:
-            StudyError: the study has not run, or there is no such figure.
-        """
-        from kriterion.report.figures import FIGURES
-
-        compared = self._compared()
-        if name not in FIGURES:
-            raise StudyError(f"There is no figure {name!r}. Figures: {', '.join(FIGURES)}.")
-        return Svg(FIGURES[name](self, compared.rows) or "")
+        """As `Results.figure`."""
+        return self.results.figure(name)
 
     def _repr_html_(self) -> str:
         """For notebooks: the verdict and the table."""
-        compared = self._compared()
-        return f"<p>{html.escape(compared.verdict)}</p>{self.table()._repr_html_()}"
-
-    def _compared(self) -> Comparison:
-        if self.comparison is None:
-            raise StudyError("The study has no results yet: call `run()` first.")
-        return self.comparison
-
-
-class Svg(str):
-    """The text of a figure."""
-
-    def _repr_html_(self) -> str:
-        return str(self)
+        return self.results._repr_html_()

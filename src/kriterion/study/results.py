@@ -1,0 +1,103 @@
+"""What a study found, and all that its page says of how: enough to show it without the data."""
+
+from __future__ import annotations
+
+import html
+import importlib.metadata
+import os
+import platform
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import polars as pl
+
+import kriterion
+from kriterion.study.candidates import Candidate
+from kriterion.study.comparison import Comparison
+from kriterion.study.errors import StudyError
+from kriterion.study.metrics import metrics_of
+from kriterion.study.run import Run
+from kriterion.study.settings import Settings
+
+
+class Results:
+    """The runs of a study, compared.
+
+    Args:
+        description: of data, settings, model, candidates, command and versions, as it is stored.
+        runs: all, in the order of candidates and seeds.
+    """
+
+    def __init__(self, description: Mapping[str, Any], runs: Sequence[Run]) -> None:
+        self.description, self.runs = description, list(runs)
+        self.data, self.model = description["data"], description["model"]
+        self.task: str = self.data["task"]
+        self.settings = Settings(**description["settings"])
+        self.candidates = tuple(Candidate.from_dict(each) for each in description["candidates"])
+        self.metrics = metrics_of(self.task)
+        self.metric = next(metric for metric in self.metrics if metric.key == description["metric"])
+        self.comparison = Comparison(
+            self.candidates, self.runs, self.metrics, self.metric, description["test_over_train"]
+        )
+
+    @property
+    def verdict(self) -> str:
+        """One or two sentences."""
+        return self.comparison.verdict
+
+    def table(self) -> pl.DataFrame:
+        """A row a candidate: means of the test metrics, and the difference that the verdict is about."""
+        rows = []
+        for row in self.comparison.rows:
+            d = row.differences[self.metric.key]
+            difference = {"difference": d.mean, "low": d.low, "high": d.high, "p_value": d.p_value}
+            ends = {"cost": row.cost, "runs": row.runs, "diverged": row.diverged}
+            rows.append({"candidate": row.candidate.name, **row.means, **difference, **ends})
+        return pl.DataFrame(rows)
+
+    def figure(self, name: str) -> Svg:
+        """A figure of the page, which notebooks show; empty where there is nothing to draw.
+
+        Args:
+            name: `"differences"`, `"curves"` or `"logs"` (what else was logged by epoch, as a learned shape).
+
+        Raises:
+            StudyError: there is no such figure.
+        """
+        from kriterion.report.figures import FIGURES
+
+        if name not in FIGURES:
+            raise StudyError(f"There is no figure {name!r}. Figures: {', '.join(FIGURES)}.")
+        return Svg(FIGURES[name](self) or "")
+
+    def _repr_html_(self) -> str:
+        """For notebooks: the verdict and the table."""
+        return f"<p>{html.escape(self.verdict)}</p>{self.table()._repr_html_()}"
+
+
+class Svg(str):
+    """The text of a figure."""
+
+    def _repr_html_(self) -> str:
+        return str(self)
+
+
+def versions() -> dict[str, str]:
+    """Of what trains, in this process."""
+    backend = keras.backend.backend()
+    package = next((n for n in (backend, f"{backend}-cpu") if _installed(n)), backend)
+    return {
+        "kriterion": kriterion.__version__,
+        "keras": keras.__version__,
+        "backend": f"{backend} {_installed(package)}",
+        "python": platform.python_version(),
+        "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
+    }
+
+
+def _installed(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return ""

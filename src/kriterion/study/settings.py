@@ -1,0 +1,36 @@
+"""How a study is made."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from kriterion.study.errors import StudyError
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a study is made.
+
+    Args:
+        seeds: number of splits, each with its own initial weights and batch order; at least 2.
+        epochs: epochs of each training; the epoch that is best on validation rows counts.
+        batch_size: examples a step.
+        corrupt_targets: fraction in [0, 1) of the training targets to corrupt.
+        metric: key of the metric that the verdict is about, or None for the task's first.
+        patience: epochs without a better one that end a training; None for no end.
+    """
+
+    seeds: int = 10
+    epochs: int = 60
+    batch_size: int = 32
+    corrupt_targets: float = 0.0
+    metric: str | None = None
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, minimum in (("seeds", 2), ("epochs", 1), ("batch_size", 1), ("patience", 1)):
+            value = getattr(self, name)
+            if value is not None and value < minimum:
+                raise StudyError(f"--{name.replace('_', '-')} must be at least {minimum}. Received: {value}")
+        if not 0.0 <= self.corrupt_targets < 1.0:
+            raise StudyError(f"--corrupt-targets must be in [0, 1). Received: {self.corrupt_targets}")
