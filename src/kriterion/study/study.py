@@ -75,10 +75,11 @@ class Study:
         )
         fold = self.problem.fold(0)
         check_model(self.problem.network(0), fold.x_train, self.data.outputs)
-        self.storage = Storage(Path(folder or Path("studies") / self.data.name), self._identity())
+        self._identity = self._identified()
+        self.storage = Storage(Path(folder or Path("studies") / self.data.name), self._identity)
         self._results: Results | None = None
 
-    def _identity(self) -> dict[str, Any]:
+    def _identified(self) -> dict[str, Any]:
         return {
             "data": self.data.digest(),
             "name": self.data.name,
@@ -153,13 +154,13 @@ class Study:
                 "rows": len(data.target),
                 "features": data.features.width,
                 "classes": len(data.classes),
-                "digest": data.digest(),
+                "digest": self._identity["data"],
                 "notes": list(data.notes),
             },
             "settings": dataclasses.asdict(self.settings),
             "metric": self.metric.key,
             "model": {
-                "identity": model_identity(function),
+                "identity": self._identity["model"],
                 "module": "kriterion.study" if function is mlp else function.__module__,
                 "name": getattr(function, "__qualname__", "build_model"),
             },

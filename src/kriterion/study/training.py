@@ -67,6 +67,11 @@ def train(problem: Problem, works: Sequence[Work], on_epochs: OnEpochs) -> Itera
         yield list(train_in_a_loop(problem, work.candidate, work.seeds, on_epochs, note))
 
 
+def train_one(problem: Problem, work: Work) -> list[Run]:
+    """The runs of a piece of work, for processes elsewhere, which tell of them when they are done."""
+    return [run for runs in train(problem, [work], lambda candidate, epochs: None) for run in runs]
+
+
 def _of_one_form(works: Sequence[Work]) -> list[list[Work]]:
     """The works by what their candidates are but for numbers: only such can share a program."""
     by_form: dict[str, list[Work]] = {}
@@ -87,6 +92,7 @@ def _groups(problem: Problem, works: Sequence[Work]) -> tuple[list[list[Traced]]
     """Runs that one program can train, and those that none can, with the reason."""
     groups: list[list[Traced]] = []
     rest: list[tuple[Work, BaseException]] = []
+    limit = at_once(problem)
     for work in works:
         for seeds in problem.alike(work.seeds):
             try:
@@ -95,7 +101,6 @@ def _groups(problem: Problem, works: Sequence[Work]) -> tuple[list[list[Traced]]
             except Exception as error:
                 rest.append((Work(work.candidate, seeds), error))
                 continue
-            limit = at_once(problem)
             for group in groups:
                 small = (len(group) + 1) * len(seeds) <= limit
                 if small and group[0].seeds == seeds and backend.many_fits.TracedStep.alike(group[0].step, traced.step):

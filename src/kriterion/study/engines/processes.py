@@ -13,7 +13,7 @@ from loky import ProcessPoolExecutor
 from kriterion.study.errors import StudyError
 from kriterion.study.problem import Problem
 from kriterion.study.run import Run
-from kriterion.study.training import OnEpochs, Work, train
+from kriterion.study.training import OnEpochs, Work, train_one
 
 # Deaths of processes in a row, none of which finished anything in between, after which a study gives up.
 _DEATHS = 3
@@ -72,4 +72,4 @@ def _begin(problem: Problem) -> None:
 
 
 def _train(work: Work) -> list[Run]:
-    return [run for runs in train(_problem, [work], lambda candidate, epochs: None) for run in runs]
+    return train_one(_problem, work)

@@ -11,7 +11,7 @@ import keras
 from kriterion.study.errors import StudyError
 from kriterion.study.problem import Problem
 from kriterion.study.run import Run
-from kriterion.study.training import OnEpochs, Work, train
+from kriterion.study.training import OnEpochs, Work, train_one
 
 # How often a piece of work is begun again after its worker was lost.
 _RETRIES = 5
@@ -48,7 +48,7 @@ class RayEngine:
                 ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
         try:
             environment = {"env_vars": {"KERAS_BACKEND": keras.backend.backend()}}
-            task = ray.remote(max_retries=_RETRIES, runtime_env=environment, **self._resources)(_train)
+            task = ray.remote(max_retries=_RETRIES, runtime_env=environment, **self._resources)(train_one)
             everywhere = ray.put(problem)
             waiting = [task.remote(everywhere, work) for work in works]
             while waiting:
@@ -60,7 +60,3 @@ class RayEngine:
         finally:
             if begun:
                 ray.shutdown()
-
-
-def _train(problem: Problem, work: Work) -> list[Run]:
-    return [run for runs in train(problem, [work], lambda candidate, epochs: None) for run in runs]
