@@ -28,7 +28,7 @@ except ImportError as error:  # pragma: no cover - a test runs this in an enviro
     sys.exit(f"The command needs the package {error.name!r}. Install the extra: pip install 'kriterion[study]'")
 
 if TYPE_CHECKING:
-    from kriterion.study import Results, Study
+    from kriterion.study import Results, Study, Tuning
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -69,6 +69,9 @@ _FILE = typer.Option(help="TOML file with candidates of your own.")
 _PATIENCE = typer.Option(help="Epochs without a better one that end a training; by default none do.")
 _ENGINE = typer.Option(help="auto, local, processes (on this machine) or ray (a cluster: RAY_ADDRESS).")
 _WORKERS = typer.Option(help="Processes of --engine processes; by default one for each core.")
+_TUNE = typer.Option(help="Trials of hyperparameters for each candidate, chosen on validation rows; by default none.")
+_PRUNE = typer.Option("--prune", help="End trials between splits that are likely worse (Wilcoxon's test).")
+_STORAGE = typer.Option(help="Database URL or journal file in which processes share trials; by default in the folder.")
 _MODEL = typer.Option(help="module:function(features, outputs) that returns a Keras model.")
 _CORRUPT = typer.Option(help="Fraction of the training targets to corrupt.")
 _METRIC = typer.Option(help="Metric that the verdict is about: mae, rmse, accuracy, ...")
@@ -90,6 +93,9 @@ def study(
     corrupt_targets: Annotated[float, _CORRUPT] = 0.0,
     metric: Annotated[str | None, _METRIC] = None,
     patience: Annotated[int | None, _PATIENCE] = None,
+    tune: Annotated[int | None, _TUNE] = None,
+    prune: Annotated[bool, _PRUNE] = False,
+    storage: Annotated[str | None, _STORAGE] = None,
     engine: Annotated[str, _ENGINE] = "auto",
     workers: Annotated[int | None, _WORKERS] = None,
     out: Annotated[Path | None, _OUT] = None,
@@ -104,7 +110,7 @@ def study(
 
     backend.keep_compiled_programs(_cache())
     settings = Settings(seeds, epochs, batch_size, corrupt_targets, metric, patience)
-    training = engine_named(engine, workers)
+    training, tuning = engine_named(engine, workers), _tuning(tune, prune, storage)
     available = default_candidates()
     if candidates_file is not None:
         own = read_candidates(candidates_file)
@@ -117,11 +123,12 @@ def study(
     suffix = f"-corrupt-{corrupt_targets:g}" if corrupt_targets else ""
     folder = out or Path("studies") / f"{table.name}{suffix}"
     console = Console(stderr=as_json, highlight=False)
-    comparing = Study(model or mlp, table, chosen, settings, folder=folder, engine=training)
+    comparing = Study(model or mlp, table, chosen, settings, folder=folder, engine=training, tuning=tuning)
     console.print(
         f"[bold]{table.name}[/]: {table.task}, {len(table.target)} rows, {table.features.width} features"
         + (f", {len(table.classes)} classes" if table.classes else "")
         + f"; {len(chosen)} candidates x {seeds} seeds x {epochs} epochs"
+        + (f", after {tune} trials each on {tuning.splits} other splits" if tuning else "")
     )
     for note in table.notes:
         console.print(f"note: {_escaped(note)}")
@@ -146,6 +153,16 @@ def report(folder: Annotated[Path, typer.Argument(help="Folder of a study that h
     console.print(f"\n{_escaped(results.verdict)}\n\nReport: {write_page(results, folder)}", soft_wrap=True)
 
 
+def _tuning(trials: int | None, prune: bool, storage: str | None) -> Tuning | None:
+    from kriterion.study import StudyError, Tuning, wilcoxon_pruner
+
+    if trials is not None:
+        return Tuning(trials, storage=storage, pruner=wilcoxon_pruner() if prune else None)
+    if prune or storage is not None:
+        raise StudyError(f"{'--prune' if prune else '--storage'} is about the trials of --tune N. Give that too.")
+    return None
+
+
 def _cache() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "kriterion"
 
@@ -153,7 +170,9 @@ def _cache() -> Path:
 def _train(comparing: Study, console: Console) -> Results:
     columns = (TextColumn("{task.description:<20}"), BarColumn(), MofNCompleteColumn(), TextColumn("epochs"),
                TimeElapsedColumn(), TextColumn("elapsed,"), TimeRemainingColumn(), TextColumn("left"))  # fmt: skip
-    total = len(comparing.candidates) * comparing.settings.seeds * comparing.settings.epochs
+    tuning = comparing.tuning
+    runs = comparing.settings.seeds + (tuning.trials * tuning.splits if tuning else 0)
+    total = len(comparing.candidates) * runs * comparing.settings.epochs
     with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as progress:
         bar = progress.add_task(comparing.candidates[0].name, total=total)
         return comparing.run(
@@ -273,6 +292,7 @@ _PACKAGES = {
     "tensorflow": {"tensorflow": "tensorflow"},
     "torch": {"torch": "torch"},
     "ray": {"ray": "ray"},
+    "tune": {"optuna": "optuna"},
     "study": {
         "filelock": "filelock",
         "jinja2": "jinja2",

@@ -24,6 +24,7 @@ from kriterion.study.results import Results
 from kriterion.study.settings import Settings
 from kriterion.study.storage import load_results
 from kriterion.study.study import Study
+from kriterion.study.tuning import Tuning, wilcoxon_pruner
 
 __all__ = [
     "BUILT_IN",
@@ -39,10 +40,12 @@ __all__ = [
     "Settings",
     "Study",
     "StudyError",
+    "Tuning",
     "build_trainer",
     "default_candidates",
     "load_data",
     "load_results",
     "mlp",
     "read_candidates",
+    "wilcoxon_pruner",
 ]

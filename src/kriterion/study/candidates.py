@@ -79,13 +79,26 @@ _ADAM = Part("Adam", {"learning_rate": 0.002})
 
 @dataclass(frozen=True)
 class Candidate:
-    """An objective to compare: a loss, transforms and an optimizer; what is not given is the baseline's."""
+    """An objective to compare: a loss, transforms and an optimizer; what is not given is the baseline's.
+
+    Args:
+        name: of letters, digits, `-` and `_`.
+        summary: a few words on what it does.
+        loss: by default squared error or cross-entropy.
+        transforms: as in `Trainer.compile`.
+        optimizer: by default Adam.
+        loss_learning_rate: as in `Trainer.compile`.
+        search: what tuning searches besides the optimizer's learning rate and weight decay: (low, high) by paths such
+            as `"loss.alpha"`, `"transforms.0.stddev"`; on a logarithmic scale where low > 0.
+    """
 
     name: str
     summary: str = ""
     loss: Part | None = None
     transforms: tuple[Part, ...] = ()
     optimizer: Part = _ADAM
+    loss_learning_rate: float | None = None
+    search: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     def loss_for(self, task: str) -> Part:
         """The candidate's loss, or the usual one of the task."""
@@ -100,6 +113,8 @@ class Candidate:
         ]
         if self.transforms:
             lines.append(f"    transforms=[{', '.join(t.code() for t in self.transforms)}],")
+        if self.loss_learning_rate is not None:
+            lines.append(f"    loss_learning_rate={self.loss_learning_rate!r},")
         return "\n".join(["trainer = kriterion.Trainer(model)", "trainer.compile(", *lines, ")"])
 
     @classmethod
@@ -112,6 +127,7 @@ class Candidate:
             Part.from_dict(value["loss"], where) if value["loss"] else None,
             tuple(Part.from_dict(transform, where) for transform in value["transforms"]),
             Part.from_dict(value["optimizer"], where),
+            value.get("loss_learning_rate"),
         )
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,6 +136,7 @@ class Candidate:
             "loss": self.loss and self.loss.to_dict(),
             "transforms": [transform.to_dict() for transform in self.transforms],
             "optimizer": self.optimizer.to_dict(),
+            "loss_learning_rate": self.loss_learning_rate,
         }
 
 
@@ -131,30 +148,44 @@ _CANDIDATES = (
         "gradient-variance",
         "penalty on the variance of the gradient between examples",
         transforms=(Part("GradientVariancePenalty", {"strength": 1e-3}),),
+        search={"transforms.0.strength": (1e-5, 1e-1)},
     ),
     Candidate(
         "variance-scaling",
         "updates scaled down where the gradient is mostly noise",
-        optimizer=Part("VarianceScaling", {"optimizer": _ADAM}),
+        optimizer=Part("VarianceScaling", {"optimizer": _ADAM, "beta": 0.9}),
+        search={"optimizer.beta": (0.5, 0.99)},
     ),
-    Candidate("adaptive-robust", "robust loss that learns its shape and scale", loss=Part("AdaptiveRobust")),
+    Candidate(
+        "adaptive-robust",
+        "robust loss that learns its shape and scale, ten times as fast as the network learns",
+        loss=Part("AdaptiveRobust"),
+        loss_learning_rate=0.02,
+        search={"loss_learning_rate": (2e-3, 2e-1)},
+    ),
     Candidate(
         "weight-noise",
         "noise of 10 % on the kernels in training",
         transforms=(Part("WeightNoise", {"stddev": 0.1, "mode": "relative"}),),
+        search={"transforms.0.stddev": (0.01, 0.5)},
     ),
     Candidate(
         "group-sparsity",
         "group lasso on the units of each layer",
         transforms=(Part("WeightPenalty", {"regularizer": _GROUPS}),),
+        search={"transforms.0.regularizer.strength": (1e-5, 1e-1)},
     ),
     Candidate(
         "weight-range",
         "kernels pulled into [-0.25, 0.25]",
         transforms=(Part("WeightPenalty", {"regularizer": _RANGE}),),
+        search={"transforms.0.regularizer.strength": (1e-3, 10.0)},
     ),
     Candidate(
-        "general-robust", "robust loss with fixed shape 1 (pseudo-Huber)", loss=Part("GeneralRobust", {"alpha": 1.0})
+        "general-robust",
+        "robust loss with fixed shape 1 (pseudo-Huber)",
+        loss=Part("GeneralRobust", {"alpha": 1.0}),
+        search={"loss.alpha": (-2.0, 2.0)},
     ),
 )
 
@@ -165,7 +196,7 @@ def default_candidates() -> tuple[Candidate, ...]:
 
 
 def read_candidates(path: Path) -> tuple[Candidate, ...]:
-    """Candidates of a TOML file: a table `[candidates.NAME]` each, with any of summary, loss, transforms, optimizer.
+    """Candidates of a TOML file: a table `[candidates.NAME]` each, with any of the fields of `Candidate`.
 
     Raises:
         StudyError: the file is missing, is not TOML, or describes something that does not exist.
@@ -183,7 +214,7 @@ def read_candidates(path: Path) -> tuple[Candidate, ...]:
 
 
 def _from_table(name: str, table: Any, where: str) -> Candidate:
-    known = ("summary", "loss", "transforms", "optimizer")
+    known = ("summary", "loss", "transforms", "optimizer", "loss_learning_rate", "search")
     unknown = [key for key in table if key not in known] if isinstance(table, Mapping) else ["(no table)"]
     if unknown:
         raise StudyError(f"{where}: unknown key {unknown[0]!r}.{_nearest(unknown[0], known)} Keys: {', '.join(known)}.")
@@ -192,12 +223,17 @@ def _from_table(name: str, table: Any, where: str) -> Candidate:
     transforms = table.get("transforms", [])
     if not isinstance(transforms, list):
         raise StudyError(f"{where}: `transforms` is a list. Received: {transforms!r}")
+    search = table.get("search", {})
+    if not isinstance(search, Mapping):
+        raise StudyError(f"{where}: `search` is a table of paths and [low, high]. Received: {search!r}")
     candidate = Candidate(
         name,
         str(table.get("summary", "")),
         Part.from_dict(table["loss"], where) if "loss" in table else None,
         tuple(Part.from_dict(transform, where) for transform in transforms),
         Part.from_dict(table["optimizer"], where) if "optimizer" in table else _ADAM,
+        table.get("loss_learning_rate"),
+        search,
     )
     # Whatever the parts refuse, they refuse now and not after an hour of training.
     for part in (candidate.loss, *candidate.transforms, candidate.optimizer):

@@ -171,6 +171,7 @@ def build_trainer(candidate: Candidate, model: keras.Model, task: str) -> Traine
         optimizer=candidate.optimizer.build(),
         loss=candidate.loss_for(task).build(),
         transforms=[transform.build() for transform in candidate.transforms],
+        loss_learning_rate=candidate.loss_learning_rate,
     )
     return trainer
 

@@ -34,6 +34,8 @@ class Results:
         self.data, self.model = description["data"], description["model"]
         self.task: str = self.data["task"]
         self.settings = Settings(**description["settings"])
+        # By candidate, as `Tuned.to_dict`; empty where nothing was tuned.
+        self.tuning: Mapping[str, Any] = description.get("tuning") or {}
         self.candidates = tuple(Candidate.from_dict(each) for each in description["candidates"])
         self.metrics = metrics_of(self.task)
         self.metric = next(metric for metric in self.metrics if metric.key == description["metric"])

@@ -7,6 +7,7 @@ import dataclasses
 import json
 import math
 import os
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ class Storage:
         folder: made if it does not exist.
         identity: what makes this study this study. A folder that holds another one is refused.
 
+    `name` is one that no other folder has.
+
     Raises:
         StudyError: the folder holds a different study or other files, or cannot be written.
     """
@@ -43,7 +46,7 @@ class Storage:
                 raise StudyError(f"--out {folder} holds other files. Give an empty or new folder.")
             self._runs.mkdir(parents=True, exist_ok=True)
             if not described.exists():
-                _write(described, identity)
+                _write(described, {**identity, "folder": uuid.uuid4().hex})
             stored = json.loads(described.read_text())
         except OSError as error:
             raise StudyError(f"--out {folder} cannot be written: {error.strerror or error}.") from error
@@ -53,6 +56,7 @@ class Storage:
         if different:
             changes = "; ".join(f"{key}: {stored.get(key)!r} there, {identity[key]!r} now" for key in different)
             raise StudyError(f"--out {folder} holds a different study ({changes}). Give another --out.")
+        self.name: str = stored["folder"]
 
     @contextlib.contextmanager
     def alone(self, on_wait: Callable[[], None]) -> Iterator[None]:

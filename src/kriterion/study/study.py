@@ -16,11 +16,13 @@ from kriterion.study.engines import Engine, engine_named
 from kriterion.study.errors import StudyError
 from kriterion.study.metrics import Metric, metrics_of
 from kriterion.study.models import ModelFunction, check_model, mlp, model_function, model_identity
-from kriterion.study.problem import Problem
+from kriterion.study.problem import Problem, build_trainer
 from kriterion.study.results import Results, Svg, versions
+from kriterion.study.search import extremes
 from kriterion.study.settings import Settings
 from kriterion.study.storage import Storage
 from kriterion.study.training import OnEpochs, divided
+from kriterion.study.tuning import Tuned, Tuning, tune
 
 
 class Study:
@@ -34,9 +36,11 @@ class Study:
         folder: where runs are stored as they finish, and found again by the same study; by default `studies/NAME`.
         engine: where runs are trained: an `Engine` or its name; by default this process on JAX, which trains all seeds
             of a candidate at once, and a process for each core elsewhere.
+        tuning: how hyperparameters are chosen before; by default candidates are as they are given.
 
     Raises:
-        StudyError: the model does not fit, the metric is unknown, or the folder holds a different study.
+        StudyError: the model does not fit, the metric is unknown, a candidate is refused, or the folder holds a
+            different study.
 
     Example:
     >>> import tempfile
@@ -58,9 +62,10 @@ class Study:
         *,
         folder: Path | str | None = None,
         engine: Engine | str = "auto",
+        tuning: Tuning | None = None,
     ) -> None:
         self.data = load_data(data) if isinstance(data, str) else data
-        self.candidates, self.settings = tuple(candidates), settings or Settings()
+        self.candidates, self.settings, self.tuning = tuple(candidates), settings or Settings(), tuning
         self.metrics = metrics_of(self.data.task)
         self.metric = self._metric(self.settings.metric)
         self.build_model = model_function(build_model) if isinstance(build_model, str) else build_model
@@ -75,6 +80,7 @@ class Study:
         )
         fold = self.problem.fold(0)
         check_model(self.problem.network(0), fold.x_train, self.data.outputs)
+        self._check_candidates()
         self._identity = self._identified()
         self.storage = Storage(Path(folder or Path("studies") / self.data.name), self._identity)
         self._results: Results | None = None
@@ -90,7 +96,18 @@ class Study:
             "patience": self.settings.patience,
             "corrupt_targets": self.settings.corrupt_targets,
             "model": model_identity(self.build_model),
+            "tuning": self.tuning and [self.tuning.trials, self.tuning.splits],
         }
+
+    def _check_candidates(self) -> None:
+        """Whatever candidates' parts refuse, they refuse now and not after an hour of training."""
+        model = self.problem.network(0)
+        for candidate in self.candidates:
+            for each in (candidate, *(extremes(candidate) if self.tuning else ())):
+                try:
+                    build_trainer(each, model, self.data.task)
+                except (StudyError, TypeError, ValueError) as error:
+                    raise StudyError(f"candidate {candidate.name!r}: {error}") from error
 
     def _metric(self, key: str | None) -> Metric:
         if key is None:
@@ -115,15 +132,17 @@ class Study:
         """
         seeds = range(self.settings.seeds)
         with self.storage.alone(on_wait):
+            tuned = self._tuned(on_epochs, on_wait) if self.tuning else None
+            candidates = [of.candidate for of in tuned] if tuned else self.candidates
             runs = {
                 (candidate.name, seed): run
-                for candidate in self.candidates
+                for candidate in candidates
                 for seed in seeds
                 if (run := self.storage.load(candidate.name, seed, candidate.to_dict())) is not None
             }
             works = [
                 work
-                for work in divided(self.problem, self.candidates, seeds)
+                for work in divided(self.problem, candidates, seeds)
                 if any((work.candidate.name, seed) not in runs for seed in work.seeds)
             ]
             # What was stored before trains again with the others of its work, to the same numbers.
@@ -138,12 +157,28 @@ class Study:
                         runs[run.candidate, run.seed] = run
                     # What an end before the last epoch left out.
                     on_epochs(run.candidate, self.settings.epochs - len(run.epochs))
-            every = [runs[candidate.name, seed] for candidate in self.candidates for seed in seeds]
-            self._results = Results(self._description(command), every)
+            every = [runs[candidate.name, seed] for candidate in candidates for seed in seeds]
+            self._results = Results(self._description(candidates, tuned, command), every)
             self.storage.write_results(self._results)
         return self._results
 
-    def _description(self, command: str) -> dict[str, Any]:
+    def _tuned(self, on_epochs: OnEpochs, on_wait: Callable[[], None]) -> list[Tuned]:
+        assert self.tuning is not None
+        return tune(
+            self.problem,
+            self.candidates,
+            self.tuning,
+            folder=self.storage.folder,
+            place=self.storage.name,
+            identity=self._identity,
+            engine=self.engine,
+            on_epochs=on_epochs,
+            on_wait=on_wait,
+        )
+
+    def _description(
+        self, candidates: Sequence[Candidate], tuned: Sequence[Tuned] | None, command: str
+    ) -> dict[str, Any]:
         data, function = self.data, self.build_model
         return {
             "data": {
@@ -164,7 +199,8 @@ class Study:
                 "module": "kriterion.study" if function is mlp else function.__module__,
                 "name": getattr(function, "__qualname__", "build_model"),
             },
-            "candidates": [{"name": c.name, "summary": c.summary, **c.to_dict()} for c in self.candidates],
+            "candidates": [{"name": c.name, "summary": c.summary, **c.to_dict()} for c in candidates],
+            "tuning": {of.candidate.name: of.to_dict() for of in tuned} if tuned else None,
             "test_over_train": self.problem.fold(0).test_over_train,
             "command": command,
             "versions": versions(),
