@@ -7,9 +7,10 @@ import random
 import signal
 import time
 
+import optuna
 import pytest
 
-from kriterion.study import Candidate, LocalEngine, Part, Settings, Study, StudyError, mlp
+from kriterion.study import Candidate, LocalEngine, Part, Settings, Study, StudyError, Tuning, mlp
 from tests.helpers import told
 
 CANDIDATES = (
@@ -26,6 +27,15 @@ def study(folder):
 
 def run(folder):
     study(folder).run()
+
+
+def tuning_study(folder):
+    settings, tuning = Settings(seeds=2, epochs=2), Tuning(8, splits=1)
+    return Study(mlp, "iris", CANDIDATES[:2], settings, folder=folder, engine=LocalEngine(), tuning=tuning)
+
+
+def tune(folder):
+    tuning_study(folder).run()
 
 
 def stored(folder):
@@ -71,6 +81,34 @@ def test_killed_twenty_times_it_ends_with_the_same_numbers(tmp_path, processes):
         resumed.run()
         assert stored(folder) == RUNS
         assert numbers(resumed) == numbers(whole)
+
+
+def test_killed_while_it_tunes_it_ends_with_the_same_trials(tmp_path, processes):
+    for name in ("imported-and-compiled", "whole"):
+        process = processes.Process(target=tune, args=(tmp_path / name,))
+        started = time.monotonic()
+        process.start()
+        process.join()
+        seconds = time.monotonic() - started
+    moments = random.Random(0)
+    folder, kills = tmp_path / "killed", 0
+    while True:
+        process = processes.Process(target=tune, args=(folder,))
+        process.start()
+        # Longer each time, until it is long enough.
+        process.join(seconds * 0.2 * 1.4**kills * moments.uniform(0.5, 1.0))
+        if not process.is_alive():
+            break
+        process.kill()
+        kills += 1
+        process.join()
+    assert kills >= 2
+    resumed, whole = (tuning_study(tmp_path / name).run() for name in ("killed", "whole"))
+    assert resumed.tuning == whole.tuning
+    assert [run.test for run in resumed.runs] == [run.test for run in whole.runs]
+    for name in optuna.get_all_study_names(f"sqlite:///{folder}/tuning.db"):
+        of = optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/tuning.db")
+        assert [trial.state.name for trial in of.trials] == ["COMPLETE"] * 8
 
 
 def test_two_processes_on_one_folder(tmp_path, processes):

@@ -318,11 +318,13 @@ def test_other_machines_wait_for_a_silence(tmp_path, monkeypatch):
     now = [100.0]
     monkeypatch.setattr("kriterion.study.trials.time.monotonic", lambda: now[0])
     assert other.ask(3) == []
+    monkeypatch.setattr("kriterion.study.trials._SIGN", -1.0)
+    assert [trial.number for trial in other.ask(3)] == [2]
     now[0] += 59.0
     assert other.ask(3) == []
     dead.study.set_user_attr(begun[0].user_attrs["owner"], 1.0)
     now[0] += 2.0
-    assert [trial.number for trial in other.ask(3)] == [2]
+    assert other.ask(3) == []
     now[0] += 59.0
     assert other.ask(3) == []
     now[0] += 2.0

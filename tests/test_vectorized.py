@@ -106,6 +106,9 @@ def test_candidates_that_differ_in_numbers_are_one_program():
     names = programs(problem, [one, shape[0], two, shape[1], three])
     assert names == [["one", "two", "three"], ["shape-1.0"], ["shape-1.5"]]
     compare(problem, [one, two, three], seeds=(0, 1))
+    # Other numbers later, as in tuning, are no other program.
+    compare(problem, [ranged(f"later-{i}", 0.1 * i, -0.1 * i, 0.01 * i) for i in (1, 2, 3)], seeds=(0, 1))
+    assert len(problem.judge((0, 1))._programs) == 1
 
 
 def test_folds_with_other_categories_are_programs_of_their_own(tmp_path):
@@ -179,22 +182,30 @@ def test_a_lifted_function_is_each_of_the_functions():
 
     from kriterion.backend._lifted import Lifted
 
-    def of(number, power):
+    def of(number, power, fixed=3.0):
         def function(x):
             inner = jax.jit(lambda y: jax.nn.relu(y * number) ** power)
-            return inner(x) + np.asarray([number, 1.0], "float32"), number, x
+            return inner(x) + fixed + np.asarray([number, 1.0], "float32"), number, x
 
         return function
 
     x = np.asarray([0.5, -2.0], "float32")
     parameters = [(2.0, 2), (3.0, 2), (-0.5, 2)]
     lifted = Lifted([jax.make_jaxpr(of(*each))(x) for each in parameters])
+    # Others than those that it was made of, too.
+    parameters += [(7.0, 2)]
+    every = lifted.numbers([jax.make_jaxpr(of(*each))(x) for each in parameters])
     for index, each in enumerate(parameters):
-        numbers = [array[index] for array in lifted.numbers]
+        numbers = [array[index] for array in every]
         for value, expected in zip(lifted(numbers, x), of(*each)(x), strict=True):
             np.testing.assert_array_equal(value, expected)
     for different in (of(2.0, 3), lambda x: (x, 2.0, x), lambda x: (x + x, 2.0, x)):
         with pytest.raises(ValueError, match="more than constants"):
             Lifted([jax.make_jaxpr(of(2.0, 2))(x), jax.make_jaxpr(different)(x)])
+        with pytest.raises(ValueError, match="more than constants"):
+            lifted.numbers([jax.make_jaxpr(different)(x)])
+    # What did not differ before is no argument.
+    with pytest.raises(ValueError, match="more than constants"):
+        lifted.numbers([jax.make_jaxpr(of(2.0, 2, fixed=4.0))(x)])
     with pytest.raises(ValueError, match="shapes"):
         Lifted([jax.make_jaxpr(of(2.0, 2))(x), jax.make_jaxpr(lambda x: (x, 2.0, x))(x[:1])])

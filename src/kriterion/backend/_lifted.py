@@ -27,18 +27,20 @@ class Lifted:
 
     def __init__(self, traced: Sequence[core.ClosedJaxpr]) -> None:
         self._first = traced[0]
-        # By place: what stands there in each function.
-        self._different: dict[tuple[Any, ...], list[Any]] = {}
-        for other in traced[1:]:
-            if [v.aval for v in other.jaxpr.invars] != [v.aval for v in self._first.jaxpr.invars]:
-                raise ValueError("The arguments have other shapes.")
-        _compare(traced, (), self._different)
-        self._places = {place: index for index, place in enumerate(self._different)}
+        # By place: what stands there in the first.
+        self._own = {place: values[0] for place, values in _different(traced).items()}
+        self._places = {place: index for index, place in enumerate(self._own)}
 
-    @property
-    def numbers(self) -> list[np.ndarray]:
-        """The constants that differ, each with the functions along its first axis."""
-        return [np.stack([np.asarray(value) for value in values]) for values in self._different.values()]
+    def numbers(self, traced: Sequence[core.ClosedJaxpr]) -> list[np.ndarray]:
+        """The constants that functions have where they may differ, each with the functions along its first axis.
+
+        Raises:
+            ValueError: they differ from those that it was made of in more than constants, or in other ones.
+        """
+        different = _different([self._first, *traced])
+        _require(different.keys() <= self._own.keys())
+        every = [different.get(place, [own] * (1 + len(traced))) for place, own in self._own.items()]
+        return [np.stack([np.asarray(value) for value in values[1:]]) for values in every]
 
     def __call__(self, numbers: Sequence[Tensor], *arguments: Tensor) -> list[Tensor]:
         """The function that has these numbers, of flat arguments; gives a flat list."""
@@ -79,6 +81,16 @@ def _called(equation: Any) -> core.ClosedJaxpr | None:
     name = _CALLS.get(equation.primitive.name)
     called = equation.params.get(name) if name else None
     return called if isinstance(called, core.ClosedJaxpr) else None
+
+
+def _different(traced: Sequence[core.ClosedJaxpr]) -> dict[tuple[Any, ...], list[Any]]:
+    """By place: the constants there, where they differ between functions that are equal otherwise."""
+    for other in traced[1:]:
+        if [v.aval for v in other.jaxpr.invars] != [v.aval for v in traced[0].jaxpr.invars]:
+            raise ValueError("The arguments have other shapes.")
+    different: dict[tuple[Any, ...], list[Any]] = {}
+    _compare(traced, (), different)
+    return different
 
 
 def _compare(traced: Sequence[core.ClosedJaxpr], where: tuple[Any, ...], different: dict[Any, list[Any]]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -63,6 +64,22 @@ class Judge:
         self._tested = jax.jit(jax.vmap(lambda network, fold, x: self._predict(network, x[fold]), (0, 0, None)))
         self._compiled: dict[int, tuple[Any, Any]] = {}
         self._compiling = threading.Lock()
+        self._programs: list[Program] = []
+
+    def program(
+        self, steps: Sequence[TracedStep], trainings: int, order: tuple[int, int]
+    ) -> tuple[Program, list[np.ndarray]]:
+        """What trains so many networks by these steps, in epochs of this shape, and the steps' numbers for it.
+
+        One that was made before, where only numbers that it takes are others.
+        """
+        traced = [step.jaxpr for step in steps]
+        for program in self._programs:
+            if (program.trainings, program.order) == (trainings, order):
+                with contextlib.suppress(ValueError):
+                    return program, program.lifted.numbers(traced)
+        self._programs.append(Program(steps, trainings, self.data, order))
+        return self._programs[-1], self._programs[-1].lifted.numbers(traced)
 
     def compile(self, best: Best, fold: Tensor) -> None:
         """Compile for so many trainings; may be called from any thread."""
@@ -113,13 +130,13 @@ class TracedStep:
 
     def __init__(self, trainer: Any, batch: tuple[Tensor, Tensor]) -> None:
         self.trainer = trainer
-        self._parts = (
+        self.parts = (
             trainer.trainable_variables,
             trainer.non_trainable_variables,
             trainer.optimizer.variables,
             trainer.metrics_variables,
         )
-        state = tuple([variable.value for variable in part] for part in self._parts)
+        state = tuple([variable.value for variable in part] for part in self.parts)
 
         def step(state: Any, batch: Any) -> Any:
             logs, state = trainer.train_step(state, batch)
@@ -129,7 +146,7 @@ class TracedStep:
         self.structure, self.logs = jax.tree.structure(outputs), list(outputs[0])
         # Where the network's variables are in the state.
         model = trainer.model
-        positions = [{id(v): i for i, v in enumerate(part)} for part in self._parts]
+        positions = [{id(v): i for i, v in enumerate(part)} for part in self.parts]
         self._network = (
             [positions[0][id(variable)] for variable in model.trainable_variables],
             [positions[1][id(variable)] for variable in model.non_trainable_variables],
@@ -146,14 +163,14 @@ class TracedStep:
     def state(self, values: Sequence[np.ndarray]) -> tuple[list[np.ndarray], ...]:
         """The values of `training_state(trainer)` as the step takes them."""
         of = {id(variable): value for variable, value in zip(training_state(self.trainer), values, strict=True)}
-        return tuple([of[id(variable)] for variable in part] for part in self._parts)
+        return tuple([of[id(variable)] for variable in part] for part in self.parts)
 
     def begin_epoch(self, state: Any) -> Any:
         """The state with metrics reset."""
         *others, metrics = state
-        with keras.StatelessScope(list(zip(self._parts[3], metrics, strict=True))) as scope:
+        with keras.StatelessScope(list(zip(self.parts[3], metrics, strict=True))) as scope:
             self.trainer.reset_metrics()
-            return *others, [scope.get_current_value(metric) for metric in self._parts[3]]
+            return *others, [scope.get_current_value(metric) for metric in self.parts[3]]
 
     def network(self, state: Any) -> tuple[list[Tensor], list[Tensor]]:
         """The values of the network's trainable and other variables in a state."""
@@ -161,8 +178,65 @@ class TracedStep:
         return [state[0][i] for i in trainable], [state[1][i] for i in other]
 
 
+class Program:
+    """An epoch of trainings at once: a step, mapped over their states, in a loop over the epoch's batches.
+
+    Args:
+        steps: of trainers of one network whose steps differ in numbers at most.
+        trainings: how many.
+        data: of all folds.
+        order: shape of an epoch's batches: (steps, rows of a step).
+
+    Raises:
+        ValueError: the steps differ in more than numbers.
+    """
+
+    def __init__(self, steps: Sequence[TracedStep], trainings: int, data: FitData, order: tuple[int, int]) -> None:
+        self.step, self.lifted = steps[0], Lifted([step.jaxpr for step in steps])
+        self.trainings, self.order, self._data = trainings, order, data
+        self._lowered: Any = None
+        self._compiled: Any = None
+        self._compiling = threading.Lock()
+
+    def lower(self, state: Any, fold: Tensor, numbers: Any) -> None:
+        """Translate for XLA, if that was not done before."""
+        if self._lowered is None:
+            orders = np.zeros((len(self._data.x), *self.order), "int32")
+            epoch = jax.vmap(self._epoch, in_axes=(0, 0, 0, None, None, None))
+            jitted = jax.jit(epoch, donate_argnums=0)
+            self._lowered = jitted.lower(state, fold, numbers, *self._data[:2], orders)
+            self._operations = 6.0 * sum(leaf.size for leaf in state[0]) * np.prod(self.order)
+
+    def compile(self, epochs: int) -> None:
+        """Compile for so many epochs, if that was not done before; may be called from any thread.
+
+        Compiling less thoroughly takes two thirds of the time, and running then a tenth longer.
+        """
+        with self._compiling:
+            if self._compiled is None:
+                short = self._operations * epochs < _LONG
+                self._compiled = self._lowered.compile({"xla_backend_optimization_level": 1} if short else {})
+
+    def run(self, state: Any, fold: Tensor, numbers: Any, order: np.ndarray) -> tuple[Any, dict[str, Tensor]]:
+        """The states after an epoch, and its logs."""
+        return self._compiled(state, fold, numbers, *self._data[:2], order)
+
+    def _epoch(
+        self, state: Any, fold: Tensor, numbers: Any, x: Tensor, y: Tensor, order: Tensor
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """An epoch of one training."""
+
+        def step(carried: Any, rows: Tensor) -> Any:
+            arguments = jax.tree.leaves((carried[1], (x[fold, rows], y[fold, rows])))
+            return jax.tree.unflatten(self.step.structure, self.lifted(numbers, *arguments)), None
+
+        no_logs = {name: jnp.zeros((), "float32") for name in self.step.logs}
+        (logs, after), _ = lax.scan(step, (no_logs, self.step.begin_epoch(state)), order[fold])
+        return after, logs
+
+
 class ManyFits:
-    """Trainings as one program: a step, mapped over their stacked states, in a loop over the steps of an epoch.
+    """Trainings by one program.
 
     Args:
         steps: of trainers of one network whose steps differ in numbers at most.
@@ -182,33 +256,25 @@ class ManyFits:
         judge: Judge,
         order: tuple[int, int],
     ) -> None:
-        self._step, self._lifted, self._judge = steps[0], Lifted([step.jaxpr for step in steps]), judge
+        self._judge = judge
+        self._program, numbers = judge.program(steps, len(trainings), order)
         owners, values, folds = zip(*trainings, strict=True)
         self._folds = jnp.asarray(folds, "int32")
-        self._numbers = [jnp.asarray(of[list(owners)]) for of in self._lifted.numbers]
+        self._numbers = [jnp.asarray(of[list(owners)]) for of in numbers]
         states = [steps[owner].state(value) for owner, value in zip(owners, values, strict=True)]
         self._state = jax.tree.map(lambda *leaves: np.stack(leaves), *states)
         count = len(trainings)
         self._best = Best(
-            self._step.network(self._state),
+            self._program.step.network(self._state),
             np.full(count, np.inf, "float32"),
             np.full(count, -1, "int32"),
             np.full(count, True),
         )
-        orders = np.zeros((len(judge.data.x), *order), "int32")
-        epoch = jax.vmap(self._epoch, in_axes=(0, 0, 0, None, None, None))
-        self._lowered = jax.jit(epoch, donate_argnums=0).lower(
-            self._state, self._folds, self._numbers, *judge.data[:2], orders
-        )
-        self._operations = 6.0 * sum(leaf.size for leaf in self._state[0]) * np.prod(order)
+        self._program.lower(self._state, self._folds, self._numbers)
 
     def compile(self, epochs: int) -> None:
-        """Compile the program, for so many epochs; may be called from any thread.
-
-        Compiling less thoroughly takes two thirds of the time, and running then a tenth longer.
-        """
-        short = self._operations * epochs < _LONG
-        self._compiled = self._lowered.compile({"xla_backend_optimization_level": 1} if short else {})
+        """Compile what is not compiled yet, for so many epochs; may be called from any thread."""
+        self._program.compile(epochs)
         self._judge.compile(self._best, self._folds)
 
     def run(self, orders: Sequence[np.ndarray], first: int) -> dict[str, np.ndarray]:
@@ -223,8 +289,8 @@ class ManyFits:
         """
         records = []
         for epoch, order in enumerate(orders, first):
-            self._state, logs = self._compiled(self._state, self._folds, self._numbers, *self._judge.data[:2], order)
-            network = self._step.network(self._state)
+            self._state, logs = self._program.run(self._state, self._folds, self._numbers, order)
+            network = self._program.step.network(self._state)
             self._best, judged = self._judge.judge(self._best, network, self._folds, logs["loss"], epoch)
             records.append({**logs, **judged})
         return {name: np.stack([record[name] for record in records]) for name in records[0]}
@@ -237,16 +303,3 @@ class ManyFits:
     def results(self) -> tuple[np.ndarray, np.ndarray]:
         """(trainings,) the epoch of the least score, or -1, and `Judge.test` there."""
         return np.asarray(self._best.epoch), self._judge.test(self._best, self._folds)
-
-    def _epoch(
-        self, state: Any, fold: Tensor, numbers: Any, x: Tensor, y: Tensor, order: Tensor
-    ) -> tuple[Any, dict[str, Tensor]]:
-        """An epoch of one training."""
-
-        def step(carried: Any, rows: Tensor) -> Any:
-            arguments = jax.tree.leaves((carried[1], (x[fold, rows], y[fold, rows])))
-            return jax.tree.unflatten(self._step.structure, self._lifted(numbers, *arguments)), None
-
-        no_logs = {name: jnp.zeros((), "float32") for name in self._step.logs}
-        (logs, after), _ = lax.scan(step, (no_logs, self._step.begin_epoch(state)), order[fold])
-        return after, logs

@@ -184,8 +184,8 @@ _CANDIDATES = (
     Candidate(
         "general-robust",
         "robust loss with fixed shape 1 (pseudo-Huber)",
-        loss=Part("GeneralRobust", {"alpha": 1.0}),
-        search={"loss.alpha": (-2.0, 2.0)},
+        loss=Part("GeneralRobust", {"alpha": 1.0, "scale": 1.0}),
+        search={"loss.scale": (0.1, 10.0)},
     ),
 )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import hashlib
 import json
 import math
@@ -202,8 +203,14 @@ class Trials:
     def _abandoned(self) -> list[FrozenTrial]:
         running = [of for of in self._counted() if of.state == TrialState.RUNNING]
         signs = self.study.user_attrs if running else {}
-        owners = [(of, of.user_attrs.get("owner", "unknown")) for of in running]
-        return [of for of, owner in owners if self._storage.abandoned(owner, signs.get(owner, 0.0))]
+        return [of for of in running if self._is_abandoned(of, signs)]
+
+    def _is_abandoned(self, trial: FrozenTrial, signs: Mapping[str, float]) -> bool:
+        owner = trial.user_attrs.get("owner")
+        if owner is None:
+            # Its process died before it could sign, unless it is about to. (Should clocks differ, it is done twice.)
+            return bool((datetime.datetime.now() - trial.datetime_start).total_seconds() > _SIGN)
+        return self._storage.abandoned(owner, signs.get(owner, 0.0))
 
 
 class _Given(optuna.samplers.BaseSampler):
