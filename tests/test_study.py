@@ -412,7 +412,7 @@ def test_the_page_is_self_contained_and_its_code_runs(tmp_path, monkeypatch):
         assert absent not in html.replace("http://www.w3.org/", "")
     assert html.index(results.verdict.split(":")[0]) < html.index("<table")
     assert "kriterion study &lt;iris&gt;" in html
-    assert html.count("<svg") == 3
+    assert html.count("<svg") == 3 + len(results.candidates)
     for candidate in results.candidates:
         assert candidate.name in html
     monkeypatch.chdir(tmp_path)
@@ -442,10 +442,14 @@ def test_a_study_in_a_notebook(tmp_path):
     runs = [run.test["accuracy"] for run in results.runs if run.candidate == "everything"]
     assert table["accuracy"][1] == pytest.approx(np.mean(runs))
     assert table["difference"][1] == pytest.approx(table["accuracy"][1] - table["accuracy"][0])
-    for name in ("differences", "curves", "logs"):
+    for name in ("differences", "cost", "curves"):
         assert study.figure(name)._repr_html_().startswith("<svg")
+    assert study.figure("logs", "everything").startswith("<svg")
+    assert study.figure("sensitivity", "everything") == ""
     with told(StudyError, ["'scatter'", "curves"]):
         study.figure("scatter")
+    with told(StudyError, ["'logs' of 'nobody'", "of a candidate: logs"]):
+        study.figure("logs", "nobody")
     assert "baseline" in study._repr_html_()
     assert study._repr_html_().startswith("<p>")
 

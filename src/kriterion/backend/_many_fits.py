@@ -300,6 +300,11 @@ class ManyFits:
         """Whether any training has not ended."""
         return bool(np.any(self._best.active))
 
-    def results(self) -> tuple[np.ndarray, np.ndarray]:
-        """(trainings,) the epoch of the least score, or -1, and `Judge.test` there."""
-        return np.asarray(self._best.epoch), self._judge.test(self._best, self._folds)
+    def results(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(trainings,) the epoch of the least score, or -1; there, `Judge.test` and the fraction of zeros.
+
+        Zeros are counted among the network's trainable weights.
+        """
+        weights = [np.asarray(values).reshape(len(self._folds), -1) for values in self._best.network[0]]
+        zeros = (np.concatenate(weights, axis=1) == 0).mean(axis=1)
+        return np.asarray(self._best.epoch), self._judge.test(self._best, self._folds), zeros

@@ -81,24 +81,72 @@ def curves_figure(results: Results) -> str:
         return _svg(figure)
 
 
-def logs_figure(results: Results) -> str | None:
-    """What else is logged by epoch, as shapes of a loss or noise scales of gradients, a line a seed; or None."""
-    usual = {"epoch", "loss", selection_metric(results.task).key}
-    keys = {c.name: [k for k in _first_epoch(results, c.name) if k not in usual] for c in results.candidates}
-    panels = [(index, c.name, key) for index, c in enumerate(results.candidates) for key in keys[c.name]]
-    if not panels:
-        return None
+def cost_figure(results: Results) -> str:
+    """The difference to the baseline against what an epoch costs."""
+    metric = results.metric
+    baseline, *others = results.comparison.rows
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.0, 4.2), layout="constrained")
+        axes = figure.subplots()
+        axes.axhline(0.0, color=_INK, linewidth=0.8)
+        axes.plot([baseline.cost], [0.0], "s", color=_colour(0), label=baseline.candidate.name)
+        for index, row in enumerate(others, 1):
+            d = row.differences[metric.key]
+            if math.isfinite(d.low):
+                axes.plot([row.cost, row.cost], [d.low, d.high], color=_colour(index), linewidth=1.5, alpha=0.6)
+            axes.plot([row.cost], [d.mean], "D", color=_colour(index), markersize=6, label=row.candidate.name)
+        axes.set_xlabel("time of an epoch over the baseline's")
+        better = "up" if metric.greater_is_better else "down"
+        axes.set_ylabel(f"{metric.title} minus the baseline's ({better} is better)")
+        figure.legend(loc="outside lower center", ncols=4, fontsize=9)
+        return _svg(figure)
+
+
+def logs_figure(results: Results, candidate: str) -> str | None:
+    """Each epoch of a candidate's runs: its losses, and what else it logs, as shapes or noise scales."""
+    validation = selection_metric(results.task)
+    keys = [key for key in _first_epoch(results, candidate) if key not in ("epoch", "loss", validation.key)]
+    panels = {validation.key: f"validation {validation.title}", "loss": "training objective"}
+    panels |= {key: key for key in keys}
+    index = [each.name for each in results.candidates].index(candidate)
     rows = math.ceil(len(panels) / 2)
     with mpl.rc_context(_STYLE):
-        figure = Figure(figsize=(8.0, 2.8 * rows), layout="constrained")
+        figure = Figure(figsize=(8.0, 2.6 * rows), layout="constrained")
         every = figure.subplots(rows, 2, squeeze=False).ravel()
-        for axes, (index, name, key) in zip(every, panels, strict=False):
-            for curve in _curves(results, name, key):
-                axes.plot(np.arange(1, len(curve) + 1), curve, color=_colour(index), alpha=0.6)
-            axes.set_title(name, fontsize=10)
+        for axes, (key, title) in zip(every, panels.items(), strict=False):
+            for curve in _curves(results, candidate, key):
+                axes.plot(np.arange(1, len(curve) + 1), curve, color=_colour(index), alpha=0.6, linewidth=1.2)
             axes.set_xlabel("epoch")
-            axes.set_ylabel(key)
+            axes.set_ylabel(title)
         for axes in every[len(panels) :]:
+            axes.set_axis_off()
+        return _svg(figure)
+
+
+def sensitivity_figure(results: Results, candidate: str) -> str | None:
+    """Trials' validation scores by each number that was searched; None where nothing was tuned."""
+    tuned = results.tuning.get(candidate)
+    if tuned is None:
+        return None
+    index = [each.name for each in results.candidates].index(candidate)
+    scored = [i for i, t in enumerate(tuned["trials"]) if t["score"] is not None and math.isfinite(t["score"])]
+    rows = math.ceil(len(tuned["ranges"]) / 2)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(8.0, 2.6 * rows), layout="constrained")
+        every = figure.subplots(rows, 2, squeeze=False, sharey=True).ravel()
+        for axes, (path, (low, _)) in zip(every, tuned["ranges"].items(), strict=False):
+            numbers = [tuned["trials"][i]["numbers"][path] for i in scored]
+            scores = [tuned["trials"][i]["score"] for i in scored]
+            axes.plot(numbers, scores, "o", color=_colour(index), alpha=0.6, markersize=5)
+            if tuned["chosen"] is not None:
+                chosen = tuned["trials"][tuned["chosen"]]
+                at = [chosen["numbers"][path]], [chosen["score"]]
+                axes.plot(*at, "o", color=_INK, fillstyle="none", markersize=11)
+            if low > 0:
+                axes.set_xscale("log")
+            axes.set_xlabel(path)
+            axes.set_ylabel(f"validation {selection_metric(results.task).title}")
+        for axes in every[len(tuned["ranges"]) :]:
             axes.set_axis_off()
         return _svg(figure)
 
@@ -130,8 +178,12 @@ def _curves(results: Results, candidate: str, key: str) -> np.ndarray:
 
 FIGURES: dict[str, Callable[[Results], str | None]] = {
     "differences": differences_figure,
+    "cost": cost_figure,
     "curves": curves_figure,
+}
+FIGURES_OF_CANDIDATES: dict[str, Callable[[Results, str], str | None]] = {
     "logs": logs_figure,
+    "sensitivity": sensitivity_figure,
 }
 
 
@@ -145,4 +197,6 @@ def _svg(figure: Figure) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    # Names of groups would be there again in the next figure of a page.
+    text = re.sub(r'<g id="[^"]*"', "<g", text)
     return text.replace(_INK, "currentColor")

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jinja2
+import numpy as np
 
 from kriterion.study.candidates import Candidate
+from kriterion.study.comparison import Row
+from kriterion.study.metrics import selection_metric
 from kriterion.study.results import Results
+from kriterion.study.run import DIVERGED, FINISHED
 from kriterion.study.storage import whole_file
 
 
@@ -22,6 +29,9 @@ def write_page(results: Results, folder: Path) -> Path:
         comparison=results.comparison,
         code=code_for(results.comparison.winner, results),
         figures=[(title, results.figure(name), caption) for name, title, caption in _FIGURES],
+        details=[_detail(results, row) for row in results.comparison.rows],
+        left_out=_left_out(results),
+        validation=selection_metric(results.task).title,
         model="mlp (64-64, dropout 0.1)" if mlp else results.model["identity"],
         notes=_notes(results),
     )
@@ -29,6 +39,51 @@ def write_page(results: Results, folder: Path) -> Path:
     with whole_file(page) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return page
+
+
+def _detail(results: Results, row: Row) -> dict[str, Any]:
+    """What the page says of one candidate."""
+    candidate = row.candidate
+    tuned = results.tuning.get(candidate.name)
+    zeros = [run.zeros for run in results.runs if run.candidate == candidate.name and run.status == FINISHED]
+    return {
+        "row": row,
+        "code": candidate.code(results.task),
+        "numbers": _numbers(tuned) if tuned else [],
+        "zeros": float(np.mean(zeros)) if zeros else 0.0,
+        "logs": results.figure("logs", candidate.name),
+        "sensitivity": results.figure("sensitivity", candidate.name),
+    }
+
+
+def _numbers(tuned: Mapping[str, Any]) -> list[tuple[str, list[float], float, float | None]]:
+    """What was searched: its path and range, the first trial's number and the chosen one's."""
+    trials, chosen = tuned["trials"], tuned["chosen"]
+    first, best = trials[0]["numbers"], {} if chosen is None else trials[chosen]["numbers"]
+    return [(path, ends, first[path], best.get(path)) for path, ends in tuned["ranges"].items()]
+
+
+def _left_out(results: Results) -> list[str]:
+    """What the numbers do not count, and why."""
+    left_out = []
+    for row in results.comparison.rows:
+        name = row.candidate.name
+        seeds = [str(run.seed) for run in results.runs if run.candidate == name and run.status == DIVERGED]
+        if seeds:
+            left_out.append(
+                f"{name}: {len(seeds)} of {row.runs} runs diverged (seeds {', '.join(seeds)}). They count in no mean "
+                "and no difference; who has more of them than the baseline is not called better."
+            )
+        trials = results.tuning.get(name, {}).get("trials", [])
+        diverged = sum(trial["score"] is not None and not math.isfinite(trial["score"]) for trial in trials)
+        pruned = sum(trial["score"] is None for trial in trials)
+        if diverged:
+            left_out.append(f"{name}: {diverged} of {len(trials)} trials diverged on a split, and could not be chosen.")
+        if pruned:
+            left_out.append(f"{name}: {pruned} of {len(trials)} trials were ended early as likely worse.")
+        if trials and results.tuning[name]["chosen"] is None:
+            left_out.append(f"{name}: no trial was left to choose; it was judged as it was given.")
+    return [*results.data["notes"], *left_out]
 
 
 def _notes(results: Results) -> dict[str, list[str]]:
@@ -45,17 +100,15 @@ _DIFFERENCES = (
     "weights and order of batches. The diamond is the mean, the bar its 95 % interval by the corrected resampled "
     "t-test (Nadeau and Bengio 2003), which allows for the overlap of the training sets."
 )
-_CURVES = "Median over the seeds and the band between the quartiles. Test results are taken at each run's best epoch."
-_LOGS = (
-    "A line for each seed. Of an adaptive robust loss, shape 2 is squared error, 1 pseudo-Huber, 0 Cauchy; the scale "
-    "is in units of the standardised target."
+_COST = (
+    "The same means and intervals against the time of an epoch of training. Calling a step in Keras's fit adds the "
+    "same to all, which brings the times closer together."
 )
-
-
+_CURVES = "Median over the seeds and the band between the quartiles. Test results are taken at each run's best epoch."
 _FIGURES = (
     ("differences", "Differences to the baseline", _DIFFERENCES),
+    ("cost", "Accuracy against cost", _COST),
     ("curves", "Learning curves", _CURVES),
-    ("logs", "What else was logged", _LOGS),
 )
 
 

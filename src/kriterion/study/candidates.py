@@ -158,14 +158,14 @@ _CANDIDATES = (
     ),
     Candidate(
         "adaptive-robust",
-        "robust loss that learns its shape and scale, ten times as fast as the network learns",
+        "robust loss that learns its shape and scale",
         loss=Part("AdaptiveRobust"),
         loss_learning_rate=0.02,
         search={"loss_learning_rate": (2e-3, 2e-1)},
     ),
     Candidate(
         "weight-noise",
-        "noise of 10 % on the kernels in training",
+        "noise in proportion to the kernels, in training",
         transforms=(Part("WeightNoise", {"stddev": 0.1, "mode": "relative"}),),
         search={"transforms.0.stddev": (0.01, 0.5)},
     ),

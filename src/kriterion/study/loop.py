@@ -49,11 +49,12 @@ def _train(
     fold = problem.fold(seed)
     trainer.model.set_weights(recorder.best_weights or trainer.model.get_weights())
     predictions = _predict(trainer.model, fold.x_test, problem.batch_size)
+    weights = [variable.numpy() for variable in trainer.model.trainable_variables]
+    zeros = sum(int((values == 0).sum()) for values in weights) / sum(values.size for values in weights)
     # The first epoch compiles.
     seconds = float(np.median(recorder.seconds[1:] or recorder.seconds))
-    return run_of(
-        candidate, seed, problem.data.task, fold, recorder.epochs, recorder.best_epoch, predictions, seconds, note
-    )
+    task, epochs, best = problem.data.task, recorder.epochs, recorder.best_epoch
+    return run_of(candidate, seed, task, fold, epochs, best, predictions, seconds, zeros, note)
 
 
 class _Batches(keras.utils.PyDataset):

@@ -58,20 +58,27 @@ class Results:
             rows.append({"candidate": row.candidate.name, **row.means, **difference, **ends})
         return pl.DataFrame(rows)
 
-    def figure(self, name: str) -> Svg:
+    def figure(self, name: str, candidate: str | None = None) -> Svg:
         """A figure of the page, which notebooks show; empty where there is nothing to draw.
 
         Args:
-            name: `"differences"`, `"curves"` or `"logs"` (what else was logged by epoch, as a learned shape).
+            name: `"differences"`, `"cost"` or `"curves"`; of a candidate `"logs"` (what it logs by epoch, as a learned
+                shape) or `"sensitivity"` (trials' scores by each number that was searched).
+            candidate: name of the candidate that the figure is about, if it is about one.
 
         Raises:
             StudyError: there is no such figure.
         """
-        from kriterion.report.figures import FIGURES
+        from kriterion.report.figures import FIGURES, FIGURES_OF_CANDIDATES
 
-        if name not in FIGURES:
-            raise StudyError(f"There is no figure {name!r}. Figures: {', '.join(FIGURES)}.")
-        return Svg(FIGURES[name](self) or "")
+        if candidate is None and name in FIGURES:
+            return Svg(FIGURES[name](self) or "")
+        if candidate in [each.name for each in self.candidates] and name in FIGURES_OF_CANDIDATES:
+            return Svg(FIGURES_OF_CANDIDATES[name](self, str(candidate)) or "")
+        raise StudyError(
+            f"There is no figure {name!r}{f' of {candidate!r}' if candidate else ''}. Figures: {', '.join(FIGURES)}; "
+            f"of a candidate: {', '.join(FIGURES_OF_CANDIDATES)}."
+        )
 
     def _repr_html_(self) -> str:
         """For notebooks: the verdict and the table."""

@@ -21,7 +21,8 @@ DIVERGED = "diverged"
 class Run:
     """Every epoch of one training, and test metrics at the epoch that was best on validation.
 
-    `note` says what was not as usual, for the report.
+    `zeros` is the fraction of the network's trainable weights that are exactly zero then; `note` says what was not as
+    usual, for the report.
     """
 
     candidate: str
@@ -33,6 +34,7 @@ class Run:
     seconds_per_epoch: float
     specification: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+    zeros: float = 0.0
 
 
 def run_of(
@@ -44,6 +46,7 @@ def run_of(
     best_epoch: int,
     predictions: np.ndarray,
     seconds_per_epoch: float,
+    zeros: float,
     note: str = "",
 ) -> Run:
     """The run of these epochs, judged by the best one's predictions (n_test, outputs) for the test rows."""
@@ -53,8 +56,9 @@ def run_of(
         truth, predicted = fold.in_units(task, predictions)
         test = {metric.key: metric.function(truth, predicted) for metric in metrics_of(task)}
     status = FINISHED if finished else DIVERGED
+    specification = candidate.to_dict()
     return Run(
-        candidate.name, seed, status, best_epoch, test, list(epochs), seconds_per_epoch, candidate.to_dict(), note
+        candidate.name, seed, status, best_epoch, test, list(epochs), seconds_per_epoch, specification, note, zeros
     )
 
 

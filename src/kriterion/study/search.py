@@ -85,9 +85,8 @@ def _usual(candidate: Candidate) -> Ranges:
     while isinstance(inner := optimizer.arguments.get("optimizer"), Part):
         path, optimizer = f"{path}.optimizer", inner
     rate = optimizer.arguments.get("learning_rate", _LEARNING_RATE)
-    ranges = {f"{path}.weight_decay": _WEIGHT_DECAY}
-    if _is_number(rate):
-        ranges[f"{path}.learning_rate"] = (rate / 10, rate * 10)
+    ranges = {f"{path}.learning_rate": (rate / 10, rate * 10)} if _is_number(rate) else {}
+    ranges[f"{path}.weight_decay"] = _WEIGHT_DECAY
     return {path: bounds for path, bounds in ranges.items() if _accepts(candidate, path, bounds[0])}
 
 

@@ -221,9 +221,9 @@ class Study:
         """As `Results.table`."""
         return self.results.table()
 
-    def figure(self, name: str) -> Svg:
+    def figure(self, name: str, candidate: str | None = None) -> Svg:
         """As `Results.figure`."""
-        return self.results.figure(name)
+        return self.results.figure(name, candidate)
 
     def _repr_html_(self) -> str:
         """For notebooks: the verdict and the table."""

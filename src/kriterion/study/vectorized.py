@@ -95,7 +95,7 @@ class VectorizedTraining:
                 self._record(rows, lane, epochs, records, on_epochs)
             if not self._fits.active:
                 break
-        best_epochs, predictions = self._fits.results()
+        best_epochs, predictions, zeros = self._fits.results()
         for lane, (candidate, seed) in enumerate(self._runs):
             yield run_of(
                 candidate,
@@ -106,6 +106,7 @@ class VectorizedTraining:
                 int(best_epochs[lane]),
                 predictions[lane],
                 float(np.median(seconds)),
+                float(zeros[lane]),
             )
 
     def _record(
