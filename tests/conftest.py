@@ -16,7 +16,9 @@ import pytest
 BACKEND = keras.backend.backend()
 # The command starts processes of its own, at several seconds each; what it runs is tested on all backends, and what it
 # stores is stored alike, and so is its page. Only JAX maps a step.
-collect_ignore = [] if BACKEND == "jax" else ["test_cli.py", "test_page.py", "test_reliability.py", "test_vectorized.py"]
+collect_ignore = (
+    [] if BACKEND == "jax" else ["test_cli.py", "test_page.py", "test_reliability.py", "test_vectorized.py"]
+)
 
 
 @pytest.fixture(autouse=True)

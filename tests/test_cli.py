@@ -65,6 +65,18 @@ def test_bad_input_ends_with_exit_code_2_and_no_traceback(tmp_path):
     assert not os.listdir(tmp_path)
 
 
+def test_options_of_tuning_need_it():
+    from kriterion.cli import _tuning
+    from kriterion.study import StudyError
+
+    assert _tuning(None, False, None) is None
+    assert _tuning(3, False, "x.log").storage == "x.log"
+    assert type(_tuning(3, True, None).pruner).__name__ == "WilcoxonPruner"
+    for prune, storage in ((True, None), (False, "x.log")):
+        with pytest.raises(StudyError, match="--tune N"):
+            _tuning(None, prune, storage)
+
+
 @pytest.mark.parametrize(("command", "words"), [("list", ["AdaptiveRobust", "weight-noise", "diabetes"]), ("doctor", ["keras", "backend"])])  # fmt: skip
 def test_list_and_doctor(command, words, tmp_path):
     text = kriterion(command, folder=tmp_path, env={**os.environ, "COLUMNS": "140"}).stdout

@@ -199,8 +199,11 @@ def test_candidates_from_toml(tmp_path):
     path.write_text(
         '[candidates.strong]\nsummary = "s"\ntransforms = [{type = "WeightNoise", stddev = 0.5}, '
         '{type = "WeightPenalty", regularizer = {type = "L2", l2 = 0.1}}]\nloss = "Huber"\n'
+        'loss_learning_rate = 0.1\nsearch = {"transforms.0.stddev" = [0.1, 1]}\n'
     )
     (candidate,) = read_candidates(path)
+    assert candidate.search == {"transforms.0.stddev": [0.1, 1]}
+    assert "loss_learning_rate=0.1," in candidate.code("regression")
     assert candidate.code("regression").count("keras.losses.Huber()") == 1
     assert "kriterion.transforms.WeightPenalty(regularizer=keras.regularizers.L2(l2=0.1))" in candidate.code(
         "regression"
@@ -218,6 +221,7 @@ def test_candidates_from_toml(tmp_path):
         ("[candidates.x]\nloss = {delta = 1}", ["`type`"]),
         ("[candidates.x]\ntransforms = [{type = 'WeightNoise', stddev = -1}]", ["WeightNoise", "stddev"]),
         ("[candidates.x]\ntransforms = 'WeightNoise'", ["list"]),
+        ("[candidates.x]\nsearch = [0.1, 1]", ["`search`", "table"]),
         ("[candidates.'a/b']\nloss = 'Huber'", ["letters"]),
     ],
 )
@@ -383,6 +387,15 @@ def wrong_output(features, outputs):
 
 def no_softmax(features, outputs):
     return keras.Sequential([keras.Input((features,)), keras.layers.Dense(outputs)])
+
+
+@pytest.mark.parametrize("rate", [0.0, "fast", 0.1])
+def test_a_candidate_that_cannot_be_compiled_is_told_before_anything_is_trained(rate, tmp_path):
+    """0.1 as well: squared error has nothing that learns."""
+    candidates = (Candidate("baseline"), Candidate("learner", loss_learning_rate=rate))
+    with told(StudyError, ["'learner'", "learning_rate"]):
+        Study(mlp, "iris", candidates, folder=tmp_path / "s")
+    assert not (tmp_path / "s").exists()
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):
