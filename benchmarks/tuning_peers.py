@@ -86,10 +86,12 @@ def keras_tuner(trials):
 
 
 def kriterion(trials):
+    from functools import partial
     from pathlib import Path
 
-    from kriterion.study import Candidate, LocalEngine, Tuning, load_data, mlp
+    from kriterion.study import Candidate, Tuning, load_data, mlp
     from kriterion.study.problem import Problem
+    from kriterion.study.training import train
     from kriterion.study.tuning import tune
 
     problem = Problem(load_data("diabetes"), mlp, epochs=EPOCHS, batch_size=BATCH)
@@ -100,7 +102,7 @@ def kriterion(trials):
         folder=Path("."),
         place="here",
         identity={},
-        engine=LocalEngine(),
+        train=partial(train, problem),
         on_epochs=lambda candidate, epochs: None,
         on_wait=lambda: None,
     )

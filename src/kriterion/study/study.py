@@ -21,7 +21,7 @@ from kriterion.study.results import Results, Svg, versions
 from kriterion.study.search import extremes
 from kriterion.study.settings import Settings
 from kriterion.study.storage import Storage
-from kriterion.study.training import OnEpochs, divided
+from kriterion.study.training import OnEpochs, Train, divided
 from kriterion.study.tuning import Tuned, Tuning, tune
 
 
@@ -131,8 +131,8 @@ class Study:
             command: what the page says that the study was made by.
         """
         seeds = range(self.settings.seeds)
-        with self.storage.alone(on_wait):
-            tuned = self._tuned(on_epochs, on_wait) if self.tuning else None
+        with self.storage.alone(on_wait), self.engine.at_work(self.problem) as train:
+            tuned = self._tuned(train, on_epochs, on_wait) if self.tuning else None
             candidates = [of.candidate for of in tuned] if tuned else self.candidates
             runs = {
                 (candidate.name, seed): run
@@ -150,7 +150,7 @@ class Study:
             for name, seed in runs:
                 if (name, seed) not in again:
                     on_epochs(name, self.settings.epochs)
-            for finished in self.engine.train(self.problem, works, on_epochs):
+            for finished in train(works, on_epochs):
                 for run in finished:
                     if (run.candidate, run.seed) not in runs:
                         self.storage.save(run)
@@ -162,7 +162,7 @@ class Study:
             self.storage.write_results(self._results)
         return self._results
 
-    def _tuned(self, on_epochs: OnEpochs, on_wait: Callable[[], None]) -> list[Tuned]:
+    def _tuned(self, train: Train, on_epochs: OnEpochs, on_wait: Callable[[], None]) -> list[Tuned]:
         assert self.tuning is not None
         return tune(
             self.problem,
@@ -171,7 +171,7 @@ class Study:
             folder=self.storage.folder,
             place=self.storage.name,
             identity=self._identity,
-            engine=self.engine,
+            train=train,
             on_epochs=on_epochs,
             on_wait=on_wait,
         )

@@ -27,6 +27,10 @@ class Work:
     seeds: tuple[int, ...]
 
 
+Train = Callable[[Sequence[Work], OnEpochs], Iterator[list[Run]]]
+"""Gives the runs of pieces of work, some at a time as they finish, and tells of epochs as they pass."""
+
+
 def divided(problem: Problem, candidates: Iterable[Candidate], seeds: Sequence[int]) -> list[Work]:
     """All runs as pieces of work: with as many seeds as can train at once."""
     size = at_once(problem) if backend.many_fits is not None else 1

@@ -16,12 +16,11 @@ from kriterion.study.candidates import Candidate
 from kriterion.study.errors import StudyError
 from kriterion.study.problem import Problem
 from kriterion.study.run import FINISHED, Run
-from kriterion.study.training import OnEpochs, divided
+from kriterion.study.training import OnEpochs, Train, divided
 
 if TYPE_CHECKING:
     import optuna
 
-    from kriterion.study.engines import Engine
     from kriterion.study.trials import Trials
 
 # Times that trials are asked for: those asked for together train together, and know nothing of each other.
@@ -108,7 +107,7 @@ def tune(
     folder: Path,
     place: str,
     identity: Mapping[str, Any],
-    engine: Engine,
+    train: Train,
     on_epochs: OnEpochs,
     on_wait: Callable[[], None],
 ) -> list[Tuned]:
@@ -121,7 +120,7 @@ def tune(
         folder: for the database, unless `tuning` names a storage.
         place: as in `SharedStorage`.
         identity: of the study: processes for which it is equal share trials.
-        engine: where trials are trained.
+        train: trains them.
         on_epochs: `on_epochs(candidate, n)` is told of n epochs as they pass.
         on_wait: called before waiting for trials of other processes.
     """
@@ -140,7 +139,7 @@ def tune(
             while not all(trials.done for trials in every):
                 asked = [(trials, trial) for trials in every for trial in trials.ask(together)]
                 if asked:
-                    _train(problem, asked, tuning, engine, on_epochs)
+                    _train(problem, asked, tuning, train, on_epochs)
                     continue
                 if not waiting:
                     on_wait()
@@ -153,7 +152,7 @@ def _train(
     problem: Problem,
     asked: Sequence[tuple[Trials, Any]],
     tuning: Tuning,
-    engine: Engine,
+    train: Train,
     on_epochs: OnEpochs,
 ) -> None:
     going = {f"{of.candidate.name}, trial {trial.number}": (of, trial) for of, trial in asked}
@@ -164,7 +163,7 @@ def _train(
     for some in [(seed,) for seed in seeds] if tuning.pruner else [seeds]:
         named = [dataclasses.replace(of.candidate_of(trial), name=name) for name, (of, trial) in going.items()]
         works = divided(problem, named, some)
-        for runs in engine.train(problem, works, lambda name, n: on_epochs(names[name], n)):
+        for runs in train(works, lambda name, n: on_epochs(names[name], n)):
             for run in runs:
                 of, trial = going[run.candidate]
                 scores[run.candidate].append(_score(run, problem.metric.key))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Protocol
 
 from kriterion import backend
@@ -11,8 +12,7 @@ from kriterion.study.engines.processes import ProcessesEngine
 from kriterion.study.engines.ray import RayEngine
 from kriterion.study.errors import StudyError
 from kriterion.study.problem import Problem
-from kriterion.study.run import Run
-from kriterion.study.training import OnEpochs, Work
+from kriterion.study.training import Train
 
 __all__ = ["ENGINES", "Engine", "LocalEngine", "ProcessesEngine", "RayEngine", "engine_named"]
 
@@ -20,8 +20,8 @@ __all__ = ["ENGINES", "Engine", "LocalEngine", "ProcessesEngine", "RayEngine", "
 class Engine(Protocol):
     """Trains pieces of work, in any order and wherever it likes; each once, whatever happens to who does it."""
 
-    def train(self, problem: Problem, works: Sequence[Work], on_epochs: OnEpochs) -> Iterator[list[Run]]:
-        """The runs, some at a time, as they finish; `on_epochs(candidate, n)` is told of n epochs that have passed."""
+    def at_work(self, problem: Problem) -> AbstractContextManager[Train]:
+        """What trains works of this problem, as often as it is called, until the context is left."""
         ...
 
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import contextlib
+from collections.abc import Iterator
+from functools import partial
 
 from kriterion.study.problem import Problem
-from kriterion.study.run import Run
-from kriterion.study.training import OnEpochs, Work, train
+from kriterion.study.training import Train, train
 
 
 class LocalEngine:
     """Trains in this process."""
 
-    def train(self, problem: Problem, works: Sequence[Work], on_epochs: OnEpochs) -> Iterator[list[Run]]:
-        """As `Engine.train`."""
-        return train(problem, works, on_epochs)
+    @contextlib.contextmanager
+    def at_work(self, problem: Problem) -> Iterator[Train]:
+        """As `Engine.at_work`."""
+        yield partial(train, problem)

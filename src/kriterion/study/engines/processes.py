@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, as_completed
@@ -13,7 +14,7 @@ from loky import ProcessPoolExecutor
 from kriterion.study.errors import StudyError
 from kriterion.study.problem import Problem
 from kriterion.study.run import Run
-from kriterion.study.training import OnEpochs, Work, train_one
+from kriterion.study.training import OnEpochs, Train, Work, train_one
 
 # Deaths of processes in a row, none of which finished anything in between, after which a study gives up.
 _DEATHS = 3
@@ -29,16 +30,32 @@ class ProcessesEngine:
     def __init__(self, workers: int | None = None) -> None:
         self.workers = workers or os.cpu_count() or 1
 
-    def train(self, problem: Problem, works: Sequence[Work], on_epochs: OnEpochs) -> Iterator[list[Run]]:
-        """As `Engine.train`."""
+    @contextlib.contextmanager
+    def at_work(self, problem: Problem) -> Iterator[Train]:
+        """As `Engine.at_work`."""
+        pool = _Pool(problem, self.workers)
+        try:
+            yield pool.train
+        finally:
+            pool.close()
+
+
+class _Pool:
+    """Processes that know a problem."""
+
+    def __init__(self, problem: Problem, workers: int) -> None:
+        self._problem, self._workers = problem, workers
+        self._executor: ProcessPoolExecutor | None = None
+
+    def train(self, works: Sequence[Work], on_epochs: OnEpochs) -> Iterator[list[Run]]:
         left = list(works)
         deaths = 0
         while left:
-            executor = ProcessPoolExecutor(
-                min(self.workers, len(left)), env=_environment(), initializer=_begin, initargs=(problem,)
-            )
+            if self._executor is None:
+                initial = {"initializer": _begin, "initargs": (self._problem,)}
+                self._executor = ProcessPoolExecutor(self._workers, env=_environment(), **initial)
             try:
-                futures: dict[Future[list[Run]], Work] = {executor.submit(_train, work): work for work in left}
+                futures: dict[Future[list[Run]], Work] = {self._executor.submit(_train, work): work for work in left}
                 for future in as_completed(futures):
                     runs = future.result()
                     deaths = 0
@@ -47,14 +64,18 @@ class ProcessesEngine:
                         on_epochs(run.candidate, len(run.epochs))
                     yield runs
             except BrokenProcessPool as error:
+                self.close()
                 deaths += 1
                 if deaths == _DEATHS:
                     raise StudyError(
                         f"Processes died {_DEATHS} times in a row while training, as they do when memory runs out. "
                         f"Give fewer --workers. What had finished is kept. The last one: {error}"
                     ) from error
-            finally:
-                executor.shutdown(wait=True, kill_workers=True)
+
+    def close(self) -> None:
+        if self._executor is not None:
+            self._executor.shutdown(wait=True, kill_workers=True)
+            self._executor = None
 
 
 def _environment() -> dict[str, str]:

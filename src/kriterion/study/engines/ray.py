@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,7 +12,7 @@ import keras
 from kriterion.study.errors import StudyError
 from kriterion.study.problem import Problem
 from kriterion.study.run import Run
-from kriterion.study.training import OnEpochs, Work, train_one
+from kriterion.study.training import OnEpochs, Train, Work, train_one
 
 # How often a piece of work is begun again after its worker was lost.
 _RETRIES = 5
@@ -37,19 +38,21 @@ class RayEngine:
             raise StudyError("--engine ray needs the package 'ray': pip install 'kriterion[ray]'") from error
         self._ray, self._resources = ray, {"num_cpus": cpus, "num_gpus": gpus}
 
-    def train(self, problem: Problem, works: Sequence[Work], on_epochs: OnEpochs) -> Iterator[list[Run]]:
-        """As `Engine.train`."""
+    @contextlib.contextmanager
+    def at_work(self, problem: Problem) -> Iterator[Train]:
+        """As `Engine.at_work`."""
         ray: Any = self._ray
-        begun = not ray.is_initialized()
-        if begun:
-            with warnings.catch_warnings():
-                # JAX warns of the forks that Ray's processes start with, which run another program at once.
-                warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
-                ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
-        try:
+        begun = False
+        everywhere: Any = None
+
+        def train(works: Sequence[Work], on_epochs: OnEpochs) -> Iterator[list[Run]]:
+            nonlocal begun, everywhere
+            if not ray.is_initialized():
+                _begin(ray)
+                begun = True
+            everywhere = ray.put(problem) if everywhere is None else everywhere
             environment = {"env_vars": {"KERAS_BACKEND": keras.backend.backend()}}
             task = ray.remote(max_retries=_RETRIES, runtime_env=environment, **self._resources)(train_one)
-            everywhere = ray.put(problem)
             waiting = [task.remote(everywhere, work) for work in works]
             while waiting:
                 (done,), waiting = ray.wait(waiting, num_returns=1)
@@ -57,6 +60,16 @@ class RayEngine:
                 for run in runs:
                     on_epochs(run.candidate, len(run.epochs))
                 yield runs
+
+        try:
+            yield train
         finally:
             if begun:
                 ray.shutdown()
+
+
+def _begin(ray: Any) -> None:
+    with warnings.catch_warnings():
+        # JAX warns of the forks that Ray's processes start with, which run another program at once.
+        warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
+        ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
