@@ -197,6 +197,9 @@ def _svg(figure: Figure) -> str:
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    # The page's fonts; and a hundredth of a point is enough.
+    text = re.sub(r"font-family: [^;\"]*; ", "", text)
+    text = re.sub(r' (d|x|y)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)
     # Names of groups would be there again in the next figure of a page.
     text = re.sub(r'<g id="[^"]*"', "<g", text)
     return text.replace(_INK, "currentColor")
