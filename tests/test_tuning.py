@@ -305,7 +305,9 @@ def test_what_a_dead_process_began_is_begun_again_with_the_same_numbers(tmp_path
     assert [trial.params for trial in again[:2]] == [begun[0].params, begun[2].params]
     # It is told once, whoever does it.
     dead.tell(begun[0], [7.0])
-    trials(tuning.storage, "here", tuning).tell(again[0], [9.0])
+    late = trials(tuning.storage, "here", tuning)
+    late.report(again[0], 0, 9.0)
+    late.tell(again[0], [9.0])
     assert dead.study.trials[0].value == 7.0
 
 

@@ -133,7 +133,11 @@ class Trials:
     def ask(self, count: int) -> list[Trial]:
         """Up to `count` trials to do: those of processes that died, then new ones, as many as the budget allows."""
         with self._storage.errors():
-            trials = [self._begun(Trial(self.study, of._trial_id)) for of in self._abandoned()[:count]]
+            trials = []
+            for of in self._abandoned()[:count]:
+                # Its owner may live after all, and end it now.
+                with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
+                    trials.append(self._begun(Trial(self.study, of._trial_id)))
             while len(trials) < count and len(self._counted()) < self._tuning.trials:
                 trial = self.study.ask()
                 if [of.number for of in self._counted()].index(trial.number) >= self._tuning.trials:
@@ -165,8 +169,8 @@ class Trials:
         }
 
     def report(self, trial: Trial, split: int, score: float) -> None:
-        """Tell the score of a trial on a split; infinite where it diverged."""
-        with self._storage.errors():
+        """Tell the score of a trial on a split, infinite where it diverged, unless another process ended it."""
+        with self._storage.errors(), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
             trial.report(score, step=split)
 
     def pruned(self, trial: Trial) -> bool:

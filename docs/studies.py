@@ -1,0 +1,61 @@
+"""Makes the pages in docs/studies/, on JAX: `python docs/studies.py FOLDER [NAME ...]` (needs the extra tune).
+
+FOLDER holds concrete.npz and energy.npz, with arrays X and y: UCI's Concrete Compressive Strength and Energy Efficiency
+(heating load).
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+BUILT_IN = ("diabetes", "breast_cancer", "digits", "iris", "wine")
+UCI = ("concrete", "energy")
+TRIALS = 20
+PAGES = Path(__file__).parent / "studies"
+
+
+def studied(name, npz, folder):
+    """Its command, and what it prints as JSON; the page is in the folder then."""
+    arguments = [name, "--tune", str(TRIALS)]
+    if name in UCI:
+        with np.load(npz / f"{name}.npz") as arrays:
+            np.savez(folder / f"{name}.npz", X=arrays["X"], y=arrays["y"])
+        arguments = [f"{name}.npz", "--target", "y", "--task", "regression", *arguments[1:]]
+    command = [sys.executable, "-m", "kriterion.cli", "study", *arguments, "--json"]
+    environment = os.environ | {"KERAS_BACKEND": "jax"}
+    printed = subprocess.run(command, check=True, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True).stdout
+    return " ".join(["kriterion", "study", *arguments]), json.loads(printed)
+
+
+def main(npz, names):
+    PAGES.mkdir(exist_ok=True)
+    for name in names:
+        with tempfile.TemporaryDirectory() as folder:
+            command, found = studied(name, npz, Path(folder))
+            (PAGES / f"{name}.html").write_text((Path(folder) / found["report"]).read_text())
+        (PAGES / f"{name}.json").write_text(json.dumps({"command": command, **found}, indent=2) + "\n")
+    write_overview()
+
+
+def write_overview():
+    lines = [
+        "# Seven studies",
+        "",
+        f"The default candidates on five built-in and two UCI data sets: {TRIALS} trials of hyperparameters for each, then ten splits.",
+        "Made by `python docs/studies.py`; each page is one file that a browser opens.",
+        "",
+        "| data | verdict |",
+        "|---|---|",
+    ]
+    for path in sorted(PAGES.glob("*.json")):
+        lines.append(f"| [{path.stem}]({path.stem}.html) | {json.loads(path.read_text())['verdict']} |")
+    (PAGES / "README.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2:] or (*BUILT_IN, *UCI))
