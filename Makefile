@@ -8,7 +8,7 @@ study: .venv/.jax
 
 # torch's plain PyPI wheel brings several GB of CUDA; this version is a CPU build where such wheels are at hand.
 TORCH ?= torch==2.13.0
-install_jax := '.[jax,study]'
+install_jax := '.[jax,tune]'
 install_dev := '.[dev]'
 install_tensorflow := '.[tensorflow]'
 install_torch := '$(TORCH)' '.[torch]'

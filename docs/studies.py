@@ -46,8 +46,8 @@ def write_overview():
     lines = [
         "# Seven studies",
         "",
-        f"The default candidates on five built-in and two UCI data sets: {TRIALS} trials of hyperparameters for each, then ten splits.",
-        "Made by `python docs/studies.py`; each page is one file that a browser opens.",
+        f"The default candidates on five built-in and two UCI data sets: {TRIALS} trials of hyperparameters for each,",
+        "then ten splits. Made by `python docs/studies.py`; each page is one file that a browser opens.",
         "",
         "| data | verdict |",
         "|---|---|",
