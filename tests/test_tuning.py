@@ -36,7 +36,7 @@ def study(folder, tuning, candidates=CANDIDATES, **settings):
 
 def share(folder, storage):
     """As a process does it."""
-    study(folder, Tuning(6, splits=2, storage=storage)).run()
+    study(folder, Tuning(4, splits=1, storage=storage)).run()
 
 
 # Search
@@ -165,6 +165,7 @@ def test_test_rows_choose_nothing(tmp_path):
     assert [run.test for run in first.runs] != [run.test for run in second.runs]
 
 
+@same_everywhere
 def test_a_learning_rate_that_is_far_too_low_is_raised(tmp_path):
     slow = Part("Adam", {"learning_rate": 1e-6})
     candidates = (
@@ -175,6 +176,7 @@ def test_a_learning_rate_that_is_far_too_low_is_raised(tmp_path):
     assert number_at(results.candidates[0], "optimizer.learning_rate") > 1e-4
 
 
+@same_everywhere
 def test_diverged_trials_are_infinite_and_are_not_chosen(tmp_path):
     # Squared weights overflow with such a rate.
     explosive = Candidate(
@@ -189,6 +191,7 @@ def test_diverged_trials_are_infinite_and_are_not_chosen(tmp_path):
     assert all(run.status == FINISHED for run in results.runs)
 
 
+@same_everywhere
 def test_where_all_diverge_the_candidate_stays_as_it_was(tmp_path):
     hopeless = Candidate(
         "hopeless",
@@ -230,6 +233,7 @@ def opened(folder, storage=None):
 # Sharing
 
 
+@same_everywhere
 def test_trials_are_in_optunas_storage(tmp_path):
     results = study(tmp_path / "s", Tuning(3, splits=2)).run()
     for of, candidate in zip(opened(tmp_path / "s"), CANDIDATES, strict=True):
@@ -362,12 +366,12 @@ def test_processes_share_trials_and_come_to_the_same(tmp_path):
     for process in processes:
         process.join()
         assert process.exitcode == 0
-    a, b = (study(tmp_path / name, Tuning(6, splits=2, storage=storage)).run() for name in ("a", "b"))
+    a, b = (study(tmp_path / name, Tuning(4, splits=1, storage=storage)).run() for name in ("a", "b"))
     assert a.tuning == b.tuning
     assert [run.test for run in a.runs] == [run.test for run in b.runs]
     for of in opened(None, storage):
         ended = [trial for trial in of.trials if trial.state == optuna.trial.TrialState.COMPLETE]
-        assert len(ended) == 6
+        assert len(ended) == 4
         assert {trial.state for trial in of.trials} <= {optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL}
     if sys.platform == "linux":
         owners = {trial.user_attrs["owner"] for of in opened(None, storage) for trial in of.trials if trial.value}

@@ -58,9 +58,8 @@ def test_at_once_is_one_by_one(candidate):
     compare(Problem(load_data("diabetes"), mlp, epochs=2, batch_size=32), [candidate])
 
 
-@pytest.mark.parametrize("candidate", default_candidates(), ids=lambda candidate: candidate.name)
-def test_at_once_is_one_by_one_in_classification(candidate):
-    compare(Problem(load_data("iris"), mlp, epochs=2, batch_size=25), [candidate])
+def test_at_once_is_one_by_one_in_classification():
+    compare(Problem(load_data("iris"), mlp, epochs=2, batch_size=25), default_candidates()[:1])
 
 
 def layered(features, outputs):
