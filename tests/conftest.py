@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 from pathlib import Path
 
 # JAX's compiled programs, shared by the workers, the processes that tests start, and later runs. Before JAX is imported.
@@ -14,6 +15,9 @@ import numpy as np
 import pytest
 
 BACKEND = keras.backend.backend()
+if BACKEND != "tensorflow":
+    # Wherever it is installed Keras's `set_random_seed` imports it: half a minute for each worker.
+    sys.modules["tensorflow"] = None
 # The command starts processes of its own, at several seconds each; what it runs is tested on all backends, and what it
 # stores is stored alike, and so is its page. Only JAX maps a step.
 collect_ignore = (

@@ -134,7 +134,8 @@ def test_precision_is_the_inverse_covariance(random):
     loss = ready(Mahalanobis(4), y, y - residuals)
     least = minimise_variables(loss, y, y - residuals)
     covariance = residuals.T @ residuals / 100
-    np.testing.assert_allclose(loss.precision @ covariance, np.eye(4), atol=1e-4)
+    # The value is flat at its least: half the digits of its products, which Keras forms in float32 on PyTorch.
+    np.testing.assert_allclose(loss.precision @ covariance, np.eye(4), atol=2e-3)
     entropy = (np.linalg.slogdet(2 * np.pi * covariance)[1] + 4) / 2
     assert least == pytest.approx(entropy, rel=1e-6)
 

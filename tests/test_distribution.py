@@ -9,7 +9,10 @@ import numpy as np
 import pytest
 
 COMMON = """
-import keras, kriterion, numpy as np
+import keras, kriterion, sys, numpy as np
+
+if keras.backend.backend() != "tensorflow":
+    sys.modules["tensorflow"] = None  # as in conftest.py
 
 x = np.random.default_rng(0).normal(size=(128, 8)).astype("float32")
 
