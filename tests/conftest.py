@@ -1,6 +1,8 @@
 """Every test starts from the same seeds and leaves the global settings as they were."""
 
 import contextlib
+import importlib.abc
+import importlib.machinery
 import os
 import sys
 from pathlib import Path
@@ -9,15 +11,33 @@ from pathlib import Path
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
+# A test runs a program a few times: machine code takes longer to be made fast than to be run.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# Workers have a core each: threads of several that wait for each other take three times as long.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
+os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
 import keras
 import numpy as np
 import pytest
 
 BACKEND = keras.backend.backend()
+
+
+class _NoTensorFlow(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Keras's `set_random_seed` imports it wherever it is installed: half a minute for each worker."""
+
+    def find_spec(self, name, path, target=None):
+        return importlib.machinery.ModuleSpec(name, self) if name == "tensorflow" else None
+
+    def exec_module(self, module):
+        raise ModuleNotFoundError(module.__name__)
+
+
 if BACKEND != "tensorflow":
-    # Wherever it is installed Keras's `set_random_seed` imports it: half a minute for each worker.
-    sys.modules["tensorflow"] = None
+    sys.meta_path.insert(0, _NoTensorFlow())
+
 # The command starts processes of its own, at several seconds each; what it runs is tested on all backends, and what it
 # stores is stored alike, and so is its page. Only JAX maps a step.
 collect_ignore = (

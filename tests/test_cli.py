@@ -1,92 +1,93 @@
-"""The command, from outside."""
+"""The command."""
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
+
+from kriterion import cli
 
 SMALL = ["--seeds", "2", "--epochs", "2", "--candidates", "weight-noise"]
 
 
-def kriterion(*arguments, folder, expect=0, **more):
-    done = subprocess.run(
-        [sys.executable, "-m", "kriterion.cli", *arguments],
-        cwd=folder, capture_output=True, text=True, timeout=400, **more,
-    )  # fmt: skip
-    assert done.returncode == expect, done.stdout + done.stderr
-    return done
+def run(monkeypatch, folder, *arguments, code=0):
+    """As `kriterion ARGUMENTS` in this folder, in this process."""
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["kriterion", *arguments])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert (ended.value.code or 0) == code
 
 
-def numbers(folder):
-    runs = {}
-    for path in sorted((folder / "runs").glob("*.json")):
-        run = json.loads(path.read_text())
-        runs[path.name] = [run["test"], [{k: v for k, v in row.items() if k != "seconds"} for row in run["epochs"]]]
-    return runs
+def test_study_and_report_from_outside(tmp_path):
+    def kriterion(*arguments):
+        return subprocess.run(
+            [sys.executable, "-m", "kriterion.cli", *arguments],
+            cwd=tmp_path, capture_output=True, text=True, check=True, timeout=400,
+        ).stdout  # fmt: skip
 
-
-def test_study_prints_json_and_survives_kill(tmp_path):
-    done = kriterion("study", "iris", *SMALL, "--out", "whole", "--json", folder=tmp_path)
-    printed = json.loads(done.stdout)
+    printed = json.loads(kriterion("study", "iris", *SMALL, "--out", "s", "--json"))
     assert [c["candidate"] for c in printed["candidates"]] == ["baseline", "weight-noise"]
-    assert (tmp_path / "whole" / "index.html").exists()
-    assert (tmp_path / "whole" / "results.parquet").exists()
-    process = subprocess.Popen(
-        [sys.executable, "-m", "kriterion.cli", "study", "iris", *SMALL, "--out", "killed"],
-        cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    deadline = time.monotonic() + 300
-    while not list((tmp_path / "killed").glob("runs/*.json")) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (tmp_path / "killed" / "index.html").exists()
-    done = kriterion("study", "iris", *SMALL, "--out", "killed", folder=tmp_path)
-    # The table fits into 80 columns.
-    assert "…" not in done.stdout
-    assert max(map(len, done.stdout.split("\n\n")[0].splitlines())) <= 80
-    assert numbers(tmp_path / "killed") == numbers(tmp_path / "whole")
+    assert (tmp_path / "s" / "results.parquet").exists()
     # The page again, from what is stored, without the data.
-    page = (tmp_path / "killed" / "index.html").read_text()
-    (tmp_path / "killed" / "index.html").unlink()
-    kriterion("report", "killed", folder=tmp_path)
-    assert (tmp_path / "killed" / "index.html").read_text() == page
-    assert "no-such" in kriterion("report", "no-such", folder=tmp_path, expect=2).stderr
+    page = (tmp_path / "s" / "index.html").read_text()
+    (tmp_path / "s" / "index.html").unlink()
+    kriterion("report", "s")
+    assert (tmp_path / "s" / "index.html").read_text() == page
 
 
-def test_bad_input_ends_with_exit_code_2_and_no_traceback(tmp_path):
-    done = kriterion("study", "iris", "--candidates", "weight-nose", folder=tmp_path, expect=2)
-    assert "Did you mean 'weight-noise'" in done.stderr
-    assert "Traceback" not in done.stderr
+def test_a_study_that_is_stored_is_printed_again(tmp_path, monkeypatch, capsys):
+    tables = set()
+    for _ in range(2):
+        run(monkeypatch, tmp_path, "study", "iris", *SMALL, "--out", "s")
+        text = capsys.readouterr().out
+        assert "weight-noise" in text
+        # The table fits into 80 columns.
+        assert "…" not in text
+        tables.add(text.split("\n\n")[0])
+        assert max(map(len, text.split("\n\n")[0].splitlines())) <= 80
+    assert len(tables) == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["study", "iris", "--candidates", "weight-nose"], "Did you mean 'weight-noise'"),
+        (["study", "iris", "--prune"], "--tune N"),
+        (["report", "no-such"], "no-such"),
+    ],
+)
+def test_bad_input_ends_with_exit_code_2_and_no_traceback(arguments, words, tmp_path, monkeypatch, capsys):
+    run(monkeypatch, tmp_path, *arguments, code=2)
+    told = capsys.readouterr().err
+    assert words in told
+    assert "Traceback" not in told
     assert not os.listdir(tmp_path)
 
 
 def test_options_of_tuning_need_it():
-    from kriterion.cli import _tuning
     from kriterion.study import StudyError
 
-    assert _tuning(None, False, None) is None
-    assert _tuning(3, False, "x.log").storage == "x.log"
-    assert type(_tuning(3, True, None).pruner).__name__ == "WilcoxonPruner"
+    assert cli._tuning(None, False, None) is None
+    assert cli._tuning(3, False, "x.log").storage == "x.log"
+    assert type(cli._tuning(3, True, None).pruner).__name__ == "WilcoxonPruner"
     for prune, storage in ((True, None), (False, "x.log")):
         with pytest.raises(StudyError, match="--tune N"):
-            _tuning(None, prune, storage)
+            cli._tuning(None, prune, storage)
 
 
 @pytest.mark.parametrize(("command", "words"), [("list", ["AdaptiveRobust", "weight-noise", "diabetes"]), ("doctor", ["keras", "backend"])])  # fmt: skip
-def test_list_and_doctor(command, words, tmp_path):
-    text = kriterion(command, folder=tmp_path, env={**os.environ, "COLUMNS": "140"}).stdout
+def test_list_and_doctor(command, words, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "140")
+    run(monkeypatch, tmp_path, command)
+    text = capsys.readouterr().out
     for word in words:
         assert word in text
 
 
 def test_doctor_tells_what_to_install_for_what_is_missing(monkeypatch, capsys):
-    from kriterion import cli
-
     monkeypatch.setattr(cli, "_PACKAGES", {"study": {"no-such-package": "no_such_package"}})
     cli.doctor()
     assert "pip install 'kriterion[study]'" in capsys.readouterr().out

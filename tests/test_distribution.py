@@ -12,7 +12,8 @@ COMMON = """
 import keras, kriterion, sys, numpy as np
 
 if keras.backend.backend() != "tensorflow":
-    sys.modules["tensorflow"] = None  # as in conftest.py
+    # Keras imports it wherever it is installed, which takes long.
+    sys.modules["tensorflow"] = None
 
 x = np.random.default_rng(0).normal(size=(128, 8)).astype("float32")
 
@@ -116,10 +117,10 @@ for refused in (noisy, scaled):
 """
 
 
-def lines(script, **environment):
+def lines(script, *xla_flags):
     done = subprocess.run(
         [sys.executable, "-c", COMMON + script], capture_output=True, text=True, timeout=400,
-        env={**os.environ, **environment},
+        env={**os.environ, "XLA_FLAGS": " ".join([os.environ.get("XLA_FLAGS", ""), *xla_flags])},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return [line.split() for line in done.stdout.splitlines()]
@@ -133,7 +134,7 @@ def assert_same_losses(line, expected, devices):
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution is for JAX")
 def test_data_and_model_parallel_training_is_training_on_one_device():
-    one, data_parallel, model_parallel = lines(KERAS_DISTRIBUTION, XLA_FLAGS="--xla_force_host_platform_device_count=2")
+    one, data_parallel, model_parallel = lines(KERAS_DISTRIBUTION, "--xla_force_host_platform_device_count=2")
     assert_same_losses(one, one, devices=1)
     assert_same_losses(data_parallel, one, devices=2)
     assert_same_losses(model_parallel, one, devices=2)
@@ -141,7 +142,7 @@ def test_data_and_model_parallel_training_is_training_on_one_device():
 
 @pytest.mark.skipif(keras.backend.backend() != "jax", reason="keras.distribution is for JAX")
 def test_statistics_of_gradients_are_those_of_one_device():
-    one, four = lines(GRADIENT_STATISTICS, XLA_FLAGS="--xla_force_host_platform_device_count=4")
+    one, four = lines(GRADIENT_STATISTICS, "--xla_force_host_platform_device_count=4")
     assert_same_losses(one, one, devices=1)
     assert_same_losses(four, one, devices=4)
 

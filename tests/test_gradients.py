@@ -399,11 +399,13 @@ def test_running_moments_are_the_weighted_sums(values, beta, offset):
     mean = weights @ gradients
     variance = weights @ (gradients - mean) ** 2 / (1 - weights @ weights)
     scale = np.abs(gradients).max()
-    assert float(numpy(moments.mean[0])) == pytest.approx(mean, rel=1e-5, abs=1e-5 * scale)
+    # What is smaller is flushed to 0, in each of a few terms.
+    tiny = 100 * np.finfo("float32").tiny
+    assert float(numpy(moments.mean[0])) == pytest.approx(mean, rel=1e-5, abs=1e-5 * scale + tiny)
     found = float(numpy(moments.variance[0]))
     assert found >= 0.0
     # A rounding of the mean by 1e-6 of its size, next to differences of the size of the standard deviation.
-    assert found == pytest.approx(variance, rel=1e-3, abs=1e-11 * scale**2 + 1e-5 * scale * np.sqrt(variance))
+    assert found == pytest.approx(variance, rel=1e-3, abs=1e-11 * scale**2 + 1e-5 * scale * np.sqrt(variance) + tiny)
 
 
 # What follows from the moments
