@@ -43,7 +43,8 @@ class AdaptiveRobust(ResidualLikelihood):
             about that spread.
         alpha_init: first shape, strictly inside `alpha_range`, whatever `init` says.
         scale_init: first scale, in units of the targets, greater than `scale_min`, whatever `init` says.
-        scale_min: lower bound of a learned scale, positive.
+        scale_min: lower bound of a learned scale, positive. Where most residuals can be exactly 0, the likelihood has
+            no other bound, and training may end there: give 0.1 for one-hot targets.
         coordinate: `"alpha"`, or `"lambda"` to have lambda, rather than the shape, depend on u by the sigmoid. Up to 2
             they are the same, as lambda = a/2 - 1 there; beyond, only lambda can have hi = inf.
         axis: the axis, or axes, of the predictions along which each position has its own shape and scale; 0, the

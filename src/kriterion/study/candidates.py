@@ -159,7 +159,8 @@ _CANDIDATES = (
     Candidate(
         "adaptive-robust",
         "robust loss that learns its shape and scale",
-        loss=Part("AdaptiveRobust"),
+        # Of one-hot targets most residuals can be 0: without a bound the scale follows, and all classes but one do.
+        loss=Part("AdaptiveRobust", {"scale_min": 0.1}),
         loss_learning_rate=0.02,
         search={"loss_learning_rate": (2e-3, 2e-1)},
     ),
