@@ -46,8 +46,9 @@ def test_a_study_that_is_stored_is_printed_again(tmp_path, monkeypatch, capsys):
         assert "weight-noise" in text
         # The table fits into 80 columns.
         assert "…" not in text
-        tables.add(text.split("\n\n")[0])
-        assert max(map(len, text.split("\n\n")[0].splitlines())) <= 80
+        table, *_ = text.split("\n\n")
+        assert max(map(len, table.splitlines())) <= 80
+        tables.add(table)
     assert len(tables) == 1
 
 
