@@ -1,6 +1,7 @@
 """Hyperparameters: what is searched, how trials are shared, and what is chosen."""
 
 import dataclasses
+import math
 import multiprocessing
 import sys
 
@@ -299,8 +300,8 @@ def test_what_a_dead_process_began_is_begun_again_with_the_same_numbers(tmp_path
     dead.tell(begun[1], [0.5])
     # Whoever works in the same folder now, knows at once.
     again = trials(tuning.storage, "here", tuning).ask(3)
-    assert [trial.number for trial in again] == [0, 2, 3]
-    assert [trial.params for trial in again[:2]] == [begun[0].params, begun[2].params]
+    assert [trial.number for trial in again] == [0, 2]
+    assert [trial.params for trial in again] == [begun[0].params, begun[2].params]
     # It is told once, whoever does it.
     dead.tell(begun[0], [7.0])
     late = trials(tuning.storage, "here", tuning)
@@ -313,12 +314,8 @@ def test_other_machines_wait_for_a_silence(tmp_path, monkeypatch):
     tuning = Tuning(3, splits=1, storage=str(tmp_path / "trials.log"))
     dead, other = (trials(tuning.storage, place, tuning) for place in ("here", "elsewhere"))
     begun = dead.ask(2)
-    # Killed before it could sign a third trial.
-    dead.study.ask()
     now = [100.0]
     monkeypatch.setattr("kriterion.study.trials.time.monotonic", lambda: now[0])
-    assert other.ask(3) == []
-    monkeypatch.setattr("kriterion.study.trials._SIGN", -1.0)
     assert [trial.number for trial in other.ask(3)] == [2]
     now[0] += 59.0
     assert other.ask(3) == []
@@ -331,21 +328,44 @@ def test_other_machines_wait_for_a_silence(tmp_path, monkeypatch):
     assert [trial.number for trial in other.ask(3)] == [0, 1]
 
 
-def test_a_trial_killed_while_it_was_asked_for_has_the_numbers_that_it_would_have_had(tmp_path):
-    tuning = Tuning(3, splits=1, storage=str(tmp_path / "trials.log"))
-    whole = trials(str(tmp_path / "whole.log"), "here", tuning).ask(3)
-    trials(tuning.storage, "here", tuning).ask(2)
-    # Of the third only its number and its first parameter are there.
-    part = trials(tuning.storage, "here", tuning)
-    trial = part.study.ask()
-    trial.set_user_attr("owner", "here/dead")
-    trial.suggest_float(*next((path, *ends) for path, ends in part.ranges.items()), log=True)
-    first = dict(trial.params)
-    again = trials(tuning.storage, "here", tuning).ask(3)
-    assert [of.number for of in again] == [0, 1, 2]
-    assert {path: again[2].params[path] for path in first} == first
-    assert [of.params for of in again[:2]] == [of.params for of in whole[:2]]
-    assert set(again[2].params) == set(whole[2].params)
+def searched(storage, tuning):
+    """All trials done by one process, with a score that depends on their numbers."""
+    of = trials(storage, "here", tuning)
+    while not of.done:
+        for trial in of.ask(2):
+            scores = [abs(math.log(number)) for number in trial.params.values()]
+            for split, score in enumerate(scores):
+                of.report(trial, split, score)
+            of.tell(trial, scores)
+    return [(trial.number, trial.state.name, trial.params, trial.value) for trial in of.study.trials]
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=2),
+        lambda seed: optuna.samplers.TPESampler(seed=seed, n_startup_trials=2, multivariate=True),
+    ],
+    ids=["each-alone", "all-together"],
+)
+@pytest.mark.filterwarnings("ignore::optuna.exceptions.ExperimentalWarning")
+def test_killed_at_any_moment_it_ends_with_the_same_trials(sampler, tmp_path):
+    tuning = Tuning(7, splits=3, sampler=sampler)
+    journal = tmp_path / "whole.log"
+    whole = searched(str(journal), tuning)
+    assert len({tuple(params.values()) for _, _, params, _ in whole}) == 7
+    # Not along the diagonal of their ranges.
+    ranges = search_of(NOISE)
+    for _, _, params, _ in whole[1:]:
+        shares = [math.log(params[path] / low) / math.log(high / low) for path, (low, high) in ranges.items()]
+        assert np.ptp(shares) > 1e-3
+    # A journal grows by lines: its beginnings are what kills leave.
+    lines = journal.read_bytes().splitlines(keepends=True)
+    assert len(lines) > 7 * len(ranges)
+    for count in range(len(lines)):
+        killed = tmp_path / f"killed-{count}.log"
+        killed.write_bytes(b"".join(lines[:count]))
+        assert searched(str(killed), tuning) == whole, lines[count - 1]
 
 
 @same_everywhere

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import datetime
 import hashlib
 import json
 import math
@@ -11,12 +10,13 @@ import threading
 import time
 import uuid
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import optuna
+from optuna.samplers import BaseSampler, TPESampler
 from optuna.storages.journal import JournalFileBackend
-from optuna.trial import FrozenTrial, Trial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
 
 from kriterion.study.candidates import Candidate
@@ -118,6 +118,7 @@ class Trials:
                 study_name=self._name,
                 direction="minimize",
                 load_if_exists=True,
+                sampler=_Reproducible(self._name, self.given, tuning.sampler or (lambda seed: TPESampler(seed=seed))),
                 pruner=tuning.pruner or optuna.pruners.NopPruner(),
             )
 
@@ -131,28 +132,41 @@ class Trials:
         return numbers
 
     def ask(self, count: int) -> list[Trial]:
-        """Up to `count` trials to do: those of processes that died, then new ones, as many as the budget allows."""
+        """Up to `count` trials to do: those of processes that died, then new ones, as many as the budget allows.
+
+        With the former come new ones up to a multiple of `count` in all: what is known when a trial's numbers are
+        chosen is then what would have been known, had no process died.
+        """
+        trials = []
         with self._storage.errors():
-            trials = []
             for of in self._abandoned()[:count]:
                 # Its owner may live after all, and end it now.
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                    trials.append(self._begun(Trial(self.study, of._trial_id)))
-            while len(trials) < count and len(self._counted()) < self._tuning.trials:
-                trial = self.study.ask()
-                if [of.number for of in self._counted()].index(trial.number) >= self._tuning.trials:
-                    # Another process asked for the last one at the same moment.
-                    self.study.tell(trial, state=TrialState.FAIL)
+                    self._storage.storage.set_trial_user_attr(of._trial_id, "owner", self._storage.owner)
+                    trials.append(self._begun(of._trial_id))
+            while len(trials) < count and not (trials and len(self._counted()) % count == 0):
+                new = self._new()
+                if new is None:
                     break
-                trials.append(self._begun(trial))
+                trials.append(self._begun(new))
         return trials
 
-    def _begun(self, trial: Trial) -> Trial:
-        trial.set_user_attr("owner", self._storage.owner)
-        # By the trial's number and what is known by then, whichever process asks: begun again it is the same trial.
-        seed = zlib.crc32(f"{self._name} {trial.number}".encode())
-        sampler = self._tuning.sampler(seed) if self._tuning.sampler else optuna.samplers.TPESampler(seed=seed)
-        self.study.sampler = _Given(self.given) if trial.number == 0 else sampler
+    def _new(self) -> int | None:
+        """The id of a new trial, unless the budget is spent."""
+        storage, budget = self._storage.storage, self._tuning.trials
+        if len(self._counted()) >= budget:
+            return None
+        # Not by `study.ask`, which leaves a moment in which nobody knows whose it is.
+        ours = create_trial(state=TrialState.RUNNING, user_attrs={"owner": self._storage.owner})
+        new: int = storage.create_new_trial(storage.get_study_id_from_name(self._name), ours)
+        if new in [of._trial_id for of in self._counted()[:budget]]:
+            return new
+        # Another process took the last one at the same moment.
+        storage.set_trial_state_values(new, TrialState.FAIL)
+        return None
+
+    def _begun(self, trial_id: int) -> Trial:
+        trial = Trial(self.study, trial_id)
         for path, (low, high) in self.ranges.items():
             trial.suggest_float(path, low, high, log=low > 0)
         return trial
@@ -171,12 +185,13 @@ class Trials:
     def report(self, trial: Trial, split: int, score: float) -> None:
         """Tell the score of a trial on a split, infinite where it diverged, unless another process ended it."""
         with self._storage.errors(), contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-            trial.report(score, step=split)
+            # Not by `trial.report`, which warns where a process that died had told it already; so below.
+            self._storage.storage.set_trial_intermediate_value(trial._trial_id, split, score)
 
     def pruned(self, trial: Trial) -> bool:
         """Whether the pruner ends the trial, which it then does."""
         with self._storage.errors():
-            if trial.should_prune():
+            if self.study.pruner.prune(self.study, self._storage.storage.get_trial(trial._trial_id)):
                 self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
                 return True
         return False
@@ -210,24 +225,40 @@ class Trials:
         return [of for of in running if self._is_abandoned(of, signs)]
 
     def _is_abandoned(self, trial: FrozenTrial, signs: Mapping[str, float]) -> bool:
-        owner = trial.user_attrs.get("owner")
-        if owner is None:
-            # Its process died before it could sign, unless it is about to. (Should clocks differ, it is done twice.)
-            return bool((datetime.datetime.now() - trial.datetime_start).total_seconds() > _SIGN)
+        owner = trial.user_attrs["owner"]
         return self._storage.abandoned(owner, signs.get(owner, 0.0))
 
 
-class _Given(optuna.samplers.BaseSampler):
-    """These numbers."""
+class _Reproducible(BaseSampler):
+    """Samples by a trial's number and what is known by then, whichever process asks: begun again it is the same trial.
 
-    def __init__(self, numbers: Mapping[str, float]) -> None:
-        self._numbers = numbers
+    Args:
+        name: of the Optuna study.
+        first: the numbers of the first trial.
+        sampler: of a seed. There is one for each number that is sampled alone, since whoever begins a trial again
+            does not sample those that are stored.
+    """
 
-    def infer_relative_search_space(self, study: Any, trial: Any) -> dict[str, Any]:
-        return {}
+    def __init__(self, name: str, first: Mapping[str, float], sampler: Callable[[int], BaseSampler]) -> None:
+        self._name, self._first, self._sampler = name, first, sampler
 
-    def sample_relative(self, study: Any, trial: Any, search_space: Any) -> dict[str, Any]:
-        return {}
+    def _of(self, trial: FrozenTrial, path: str = "") -> BaseSampler:
+        return self._sampler(zlib.crc32(f"{self._name} {trial.number} {path}".encode()))
 
-    def sample_independent(self, study: Any, trial: Any, param_name: str, param_distribution: Any) -> float:
-        return self._numbers[param_name]
+    def before_trial(self, study: Any, trial: FrozenTrial) -> None:
+        self._of(trial).before_trial(study, trial)
+
+    def infer_relative_search_space(self, study: Any, trial: FrozenTrial) -> dict[str, Any]:
+        self._together = self._of(trial)
+        return self._together.infer_relative_search_space(study, trial) if trial.number else {}
+
+    def sample_relative(self, study: Any, trial: FrozenTrial, search_space: dict[str, Any]) -> dict[str, Any]:
+        return self._together.sample_relative(study, trial, search_space) if trial.number else {}
+
+    def sample_independent(self, study: Any, trial: FrozenTrial, param_name: str, param_distribution: Any) -> Any:
+        if trial.number == 0:
+            return self._first[param_name]
+        return self._of(trial, param_name).sample_independent(study, trial, param_name, param_distribution)
+
+    def after_trial(self, study: Any, trial: FrozenTrial, state: TrialState, values: Sequence[float] | None) -> None:
+        self._of(trial).after_trial(study, trial, state, values)
