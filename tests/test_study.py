@@ -199,10 +199,11 @@ def test_candidates_from_toml(tmp_path):
     path.write_text(
         '[candidates.strong]\nsummary = "s"\ntransforms = [{type = "WeightNoise", stddev = 0.5}, '
         '{type = "WeightPenalty", regularizer = {type = "L2", l2 = 0.1}}]\nloss = "Huber"\n'
-        'loss_learning_rate = 0.1\nsearch = {"transforms.0.stddev" = [0.1, 1]}\n'
+        'loss_learning_rate = 0.1\nsearch = {"transforms.0.stddev" = [0.1, 1]}\noptional = true\n'
     )
     (candidate,) = read_candidates(path)
     assert candidate.search == {"transforms.0.stddev": [0.1, 1]}
+    assert candidate.optional
     assert "loss_learning_rate=0.1," in candidate.code("regression")
     assert candidate.code("regression").count("keras.losses.Huber()") == 1
     assert "kriterion.transforms.WeightPenalty(regularizer=keras.regularizers.L2(l2=0.1))" in candidate.code(
@@ -222,6 +223,7 @@ def test_candidates_from_toml(tmp_path):
         ("[candidates.x]\ntransforms = [{type = 'WeightNoise', stddev = -1}]", ["WeightNoise", "stddev"]),
         ("[candidates.x]\ntransforms = 'WeightNoise'", ["list"]),
         ("[candidates.x]\nsearch = [0.1, 1]", ["`search`", "table"]),
+        ("[candidates.x]\noptional = 1", ["`optional`", "true or false", "Received: 1"]),
         ("[candidates.'a/b']\nloss = 'Huber'", ["letters"]),
     ],
 )
@@ -396,6 +398,31 @@ def test_a_candidate_that_cannot_be_compiled_is_told_before_anything_is_trained(
     with told(StudyError, ["'learner'", "learning_rate"]):
         Study(mlp, "iris", candidates, folder=tmp_path / "s")
     assert not (tmp_path / "s").exists()
+
+
+def normalised(features, outputs):
+    layers = [keras.layers.Dense(8), keras.layers.BatchNormalization(), keras.layers.Dense(outputs, "softmax")]
+    return keras.Sequential([keras.Input((features,)), *layers])
+
+
+def test_optional_candidates_that_refuse_the_network_are_left_out(tmp_path):
+    from kriterion.report import write_page
+
+    penalty, noise = (c for c in default_candidates() if c.name in ("gradient-variance", "weight-noise"))
+    settings, baseline = Settings(seeds=2, epochs=1), default_candidates()[0]
+    study = Study(normalised, "iris", (baseline, penalty, noise), settings, folder=tmp_path / "s")
+    assert [c.name for c in study.candidates] == ["baseline", "weight-noise"]
+    words = ["GradientVariancePenalty", "batch_normalization", "micro_batch"]
+    assert all(word in study.left_out["gradient-variance"] for word in words)
+    page = write_page(study.run(), tmp_path / "s").read_text()
+    assert "gradient-variance: GradientVariancePenalty" in page[page.index("What was left out") :]
+    # What a user names is not left out.
+    named = choose(["gradient-variance"], default_candidates())
+    with told(StudyError, ["candidate 'gradient-variance'", *words]):
+        Study(normalised, "iris", named, settings, folder=tmp_path / "t")
+    with told(StudyError, ["No candidate suits the network", *words]):
+        Study(normalised, "iris", (baseline, penalty), settings, folder=tmp_path / "t")
+    assert not (tmp_path / "t").exists()
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path):

@@ -118,7 +118,7 @@ def study(
     names = [n.strip() for n in candidates.split(",") if n.strip()] if candidates is not None else None
     if names == []:
         raise StudyError("--candidates is empty. Give names with commas between, or leave the option out.")
-    chosen = choose([c.name for c in available] if names is None else names, available)
+    chosen = choose(names, available)
     table = load_data(data, target=target, task=task)
     suffix = f"-corrupt-{corrupt_targets:g}" if corrupt_targets else ""
     folder = out or Path("studies") / f"{table.name}{suffix}"
@@ -127,10 +127,10 @@ def study(
     console.print(
         f"[bold]{table.name}[/]: {table.task}, {len(table.target)} rows, {table.features.width} features"
         + (f", {len(table.classes)} classes" if table.classes else "")
-        + f"; {len(chosen)} candidates x {seeds} seeds x {epochs} epochs"
+        + f"; {len(comparing.candidates)} candidates x {seeds} seeds x {epochs} epochs"
         + (f", after {tune} trials each on {tuning.splits} other splits" if tuning else "")
     )
-    for note in table.notes:
+    for note in (*table.notes, *(f"{name} is left out: {why}" for name, why in comparing.left_out.items())):
         console.print(f"note: {_escaped(note)}")
     results = _train(comparing, console)
     page = write_page(results, folder)

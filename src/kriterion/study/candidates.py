@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +90,7 @@ class Candidate:
         loss_learning_rate: as in `Trainer.compile`.
         search: what tuning searches besides the optimizer's learning rate and weight decay: (low, high) by paths such
             as `"loss.alpha"`, `"transforms.0.stddev"`; on a logarithmic scale where low > 0.
+        optional: where its parts refuse the network, a study leaves it out and says why, instead of refusing as well.
     """
 
     name: str
@@ -99,6 +100,7 @@ class Candidate:
     optimizer: Part = _ADAM
     loss_learning_rate: float | None = None
     search: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    optional: bool = False
 
     def loss_for(self, task: str) -> Part:
         """The candidate's loss, or the usual one of the task."""
@@ -192,8 +194,11 @@ _CANDIDATES = (
 
 
 def default_candidates() -> tuple[Candidate, ...]:
-    """The default set, baseline first: at least one candidate for each of the five capabilities."""
-    return _CANDIDATES
+    """The default set, baseline first: at least one candidate for each of the five capabilities.
+
+    All but the baseline are optional: some networks suit not all of them.
+    """
+    return _CANDIDATES[0], *(replace(candidate, optional=True) for candidate in _CANDIDATES[1:])
 
 
 def read_candidates(path: Path) -> tuple[Candidate, ...]:
@@ -215,7 +220,7 @@ def read_candidates(path: Path) -> tuple[Candidate, ...]:
 
 
 def _from_table(name: str, table: Any, where: str) -> Candidate:
-    known = ("summary", "loss", "transforms", "optimizer", "loss_learning_rate", "search")
+    known = ("summary", "loss", "transforms", "optimizer", "loss_learning_rate", "search", "optional")
     unknown = [key for key in table if key not in known] if isinstance(table, Mapping) else ["(no table)"]
     if unknown:
         raise StudyError(f"{where}: unknown key {unknown[0]!r}.{_nearest(unknown[0], known)} Keys: {', '.join(known)}.")
@@ -227,6 +232,9 @@ def _from_table(name: str, table: Any, where: str) -> Candidate:
     search = table.get("search", {})
     if not isinstance(search, Mapping):
         raise StudyError(f"{where}: `search` is a table of paths and [low, high]. Received: {search!r}")
+    optional = table.get("optional", False)
+    if not isinstance(optional, bool):
+        raise StudyError(f"{where}: `optional` is true or false. Received: {optional!r}")
     candidate = Candidate(
         name,
         str(table.get("summary", "")),
@@ -235,6 +243,7 @@ def _from_table(name: str, table: Any, where: str) -> Candidate:
         Part.from_dict(table["optimizer"], where) if "optimizer" in table else _ADAM,
         table.get("loss_learning_rate"),
         search,
+        optional,
     )
     # Whatever the parts refuse, they refuse now and not after an hour of training.
     for part in (candidate.loss, *candidate.transforms, candidate.optimizer):
@@ -243,8 +252,8 @@ def _from_table(name: str, table: Any, where: str) -> Candidate:
     return candidate
 
 
-def choose(names: Iterable[str], available: Iterable[Candidate]) -> tuple[Candidate, ...]:
-    """The candidates of these names, the baseline always first.
+def choose(names: Iterable[str] | None, available: Iterable[Candidate]) -> tuple[Candidate, ...]:
+    """The candidates of these names, which are not optional then, or all of them; the baseline always first.
 
     Raises:
         StudyError: there is no candidate of a name (the message tells the nearest one), or none but the baseline.
@@ -252,14 +261,14 @@ def choose(names: Iterable[str], available: Iterable[Candidate]) -> tuple[Candid
     by_name = {candidate.name: candidate for candidate in available}
     by_name.setdefault("baseline", _CANDIDATES[0])
     chosen = ["baseline"]
-    for name in names:
+    for name in by_name if names is None else names:
         if name not in by_name:
             raise StudyError(f"There is no candidate {name!r}.{_nearest(name, by_name)} Known: {', '.join(by_name)}.")
         if name not in chosen:
             chosen.append(name)
     if len(chosen) == 1:
         raise StudyError(f"Name a candidate to compare, besides the baseline. Known: {', '.join(by_name)}.")
-    return tuple(by_name[name] for name in chosen)
+    return tuple(by_name[name] if names is None else replace(by_name[name], optional=False) for name in chosen)
 
 
 def _nearest(name: str, names: Iterable[str]) -> str:

@@ -57,7 +57,7 @@ def with_numbers(candidate: Candidate, numbers: Mapping[str, float]) -> Candidat
         holder, key = _place(candidate, content, path)
         holder[key] = number
     changed = Candidate.from_dict({"name": candidate.name, "summary": candidate.summary, **content})
-    return dataclasses.replace(changed, search=candidate.search)
+    return dataclasses.replace(changed, search=candidate.search, optional=candidate.optional)
 
 
 def _place(candidate: Candidate, content: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:

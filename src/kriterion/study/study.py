@@ -31,7 +31,8 @@ class Study:
     Args:
         build_model: `build_model(features, outputs)` gives a Keras model, as `mlp` does; or `"module:function"`.
         data: from `load_data`, or what it takes.
-        candidates: the first one is the baseline.
+        candidates: the first one is the baseline. Those that are `optional`, as the default ones are, are left out
+            where they refuse the network.
         settings: how many seeds, epochs and so on.
         folder: where runs are stored as they finish, and found again by the same study; by default `studies/NAME`.
         engine: where runs are trained: an `Engine` or its name; by default this process on JAX, which trains all seeds
@@ -39,8 +40,8 @@ class Study:
         tuning: how hyperparameters are chosen before; by default candidates are as they are given.
 
     Raises:
-        StudyError: the model does not fit, the metric is unknown, a candidate is refused, or the folder holds a
-            different study.
+        StudyError: the model does not fit, the metric is unknown, a candidate is refused, all are left out, or the
+            folder holds a different study.
 
     Example:
     >>> import tempfile
@@ -65,7 +66,7 @@ class Study:
         tuning: Tuning | None = None,
     ) -> None:
         self.data = load_data(data) if isinstance(data, str) else data
-        self.candidates, self.settings, self.tuning = tuple(candidates), settings or Settings(), tuning
+        self.settings, self.tuning = settings or Settings(), tuning
         self.metrics = metrics_of(self.data.task)
         self.metric = self._metric(self.settings.metric)
         self.build_model = model_function(build_model) if isinstance(build_model, str) else build_model
@@ -80,7 +81,7 @@ class Study:
         )
         fold = self.problem.fold(0)
         check_model(self.problem.network(0), fold.x_train, self.data.outputs)
-        self._check_candidates()
+        self.candidates, self.left_out = self._checked(candidates)
         self._identity = self._identified()
         self.storage = Storage(Path(folder or Path("studies") / self.data.name), self._identity)
         self._results: Results | None = None
@@ -99,15 +100,24 @@ class Study:
             "tuning": self.tuning and [self.tuning.trials, self.tuning.splits],
         }
 
-    def _check_candidates(self) -> None:
-        """Whatever candidates' parts refuse, they refuse now and not after an hour of training."""
+    def _checked(self, candidates: Sequence[Candidate]) -> tuple[tuple[Candidate, ...], dict[str, str]]:
+        """Those to train, and why others are left out: what parts refuse, they refuse now, not after an hour."""
         model = self.problem.network(0)
-        for candidate in self.candidates:
-            for each in (candidate, *(extremes(candidate) if self.tuning else ())):
-                try:
+        fit, left_out = [], {}
+        for candidate in candidates:
+            try:
+                for each in (candidate, *(extremes(candidate) if self.tuning else ())):
                     build_trainer(each, model, self.data.task)
-                except (StudyError, TypeError, ValueError) as error:
+            except (StudyError, TypeError, ValueError) as error:
+                if not candidate.optional:
                     raise StudyError(f"candidate {candidate.name!r}: {error}") from error
+                left_out[candidate.name] = str(error)
+            else:
+                fit.append(candidate)
+        if left_out and len(fit) < 2:
+            reasons = "; ".join(f"{name}: {reason}" for name, reason in left_out.items())
+            raise StudyError(f"No candidate suits the network but the baseline. {reasons}")
+        return tuple(fit), left_out
 
     def _metric(self, key: str | None) -> Metric:
         if key is None:
@@ -200,6 +210,7 @@ class Study:
                 "name": getattr(function, "__qualname__", "build_model"),
             },
             "candidates": [{"name": c.name, "summary": c.summary, **c.to_dict()} for c in candidates],
+            "left_out": self.left_out,
             "tuning": {of.candidate.name: of.to_dict() for of in tuned} if tuned else None,
             "test_over_train": self.problem.fold(0).test_over_train,
             "command": command,
