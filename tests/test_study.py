@@ -416,6 +416,7 @@ def test_optional_candidates_that_refuse_the_network_are_left_out(tmp_path):
     assert all(word in study.left_out["gradient-variance"] for word in words)
     page = write_page(study.run(), tmp_path / "s").read_text()
     assert "gradient-variance: GradientVariancePenalty" in page[page.index("What was left out") :]
+    assert "<p>gradient-variance was left out: GradientVariancePenalty" in study._repr_html_()
     # What a user names is not left out.
     named = choose(["gradient-variance"], default_candidates())
     with told(StudyError, ["candidate 'gradient-variance'", *words]):

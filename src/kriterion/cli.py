@@ -231,6 +231,7 @@ def _as_json(results: Results, page: Path) -> dict[str, Any]:
         "verdict": comparison.verdict,
         "winner": comparison.winner.name,
         "candidates": rows,
+        "left_out": dict(results.left_out),
         "report": str(page),
         "results": str(page.parent / "results.parquet"),
     }

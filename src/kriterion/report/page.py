@@ -65,7 +65,7 @@ def _numbers(tuned: Mapping[str, Any]) -> list[tuple[str, list[float], float, fl
 
 def _left_out(results: Results) -> list[str]:
     """What the numbers do not count, and why."""
-    left_out = [f"{name}: {reason}" for name, reason in results.description.get("left_out", {}).items()]
+    left_out = [f"{name}: {reason}" for name, reason in results.left_out.items()]
     for row in results.comparison.rows:
         name = row.candidate.name
         seeds = [str(run.seed) for run in results.runs if run.candidate == name and run.status == DIVERGED]

@@ -36,6 +36,8 @@ class Results:
         self.settings = Settings(**description["settings"])
         # By candidate, as `Tuned.to_dict`; empty where nothing was tuned.
         self.tuning: Mapping[str, Any] = description.get("tuning") or {}
+        # Candidates that were not trained, by name, and why.
+        self.left_out: Mapping[str, str] = description.get("left_out") or {}
         self.candidates = tuple(Candidate.from_dict(each) for each in description["candidates"])
         self.metrics = metrics_of(self.task)
         self.metric = next(metric for metric in self.metrics if metric.key == description["metric"])
@@ -81,8 +83,9 @@ class Results:
         )
 
     def _repr_html_(self) -> str:
-        """For notebooks: the verdict and the table."""
-        return f"<p>{html.escape(self.verdict)}</p>{self.table()._repr_html_()}"
+        """For notebooks: the verdict, the table, and what was left out."""
+        left_out = [f"<p>{html.escape(f'{name} was left out: {why}')}</p>" for name, why in self.left_out.items()]
+        return f"<p>{html.escape(self.verdict)}</p>{self.table()._repr_html_()}{''.join(left_out)}"
 
 
 class Svg(str):

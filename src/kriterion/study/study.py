@@ -32,7 +32,7 @@ class Study:
         build_model: `build_model(features, outputs)` gives a Keras model, as `mlp` does; or `"module:function"`.
         data: from `load_data`, or what it takes.
         candidates: the first one is the baseline. Those that are `optional`, as the default ones are, are left out
-            where they refuse the network.
+            where they refuse the network; `left_out` then says why.
         settings: how many seeds, epochs and so on.
         folder: where runs are stored as they finish, and found again by the same study; by default `studies/NAME`.
         engine: where runs are trained: an `Engine` or its name; by default this process on JAX, which trains all seeds
@@ -237,5 +237,5 @@ class Study:
         return self.results.figure(name, candidate)
 
     def _repr_html_(self) -> str:
-        """For notebooks: the verdict and the table."""
+        """For notebooks: as `Results` has it."""
         return self.results._repr_html_()
