@@ -222,11 +222,9 @@ class Trials:
     def _abandoned(self) -> list[FrozenTrial]:
         running = [of for of in self._counted() if of.state == TrialState.RUNNING]
         signs = self.study.user_attrs if running else {}
-        return [of for of in running if self._is_abandoned(of, signs)]
-
-    def _is_abandoned(self, trial: FrozenTrial, signs: Mapping[str, float]) -> bool:
-        owner = trial.user_attrs["owner"]
-        return self._storage.abandoned(owner, signs.get(owner, 0.0))
+        owners = [of.user_attrs["owner"] for of in running]
+        dead = [self._storage.abandoned(owner, signs.get(owner, 0.0)) for owner in owners]
+        return [of for of, gone in zip(running, dead, strict=True) if gone]
 
 
 class _Reproducible(BaseSampler):
