@@ -103,7 +103,12 @@ def test_killed_while_it_tunes_it_ends_with_the_same_trials(tmp_path, processes)
         process.join()
     assert kills >= 2
     resumed, whole = (tuning_study(tmp_path / name).run() for name in ("killed", "whole"))
-    assert resumed.tuning == whole.tuning
+    (of_resumed,), (of_whole,) = resumed.tuning.values(), whole.tuning.values()
+    assert of_resumed["chosen"] == of_whole["chosen"]
+    for one, other in zip(of_resumed["trials"], of_whole["trials"], strict=True):
+        assert one["numbers"] == other["numbers"]
+        # In float32: what is left of a round trains in a smaller program, which may round otherwise.
+        assert one["score"] == pytest.approx(other["score"], rel=1e-4)
     assert [run.test for run in resumed.runs] == [run.test for run in whole.runs]
     for name in optuna.get_all_study_names(f"sqlite:///{folder}/tuning.db"):
         of = optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/tuning.db")
