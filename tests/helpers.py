@@ -191,6 +191,6 @@ def assert_same(left, right, **tolerance):
 def told(error, words):
     """Within it an error is raised, and its message has all these words."""
     with pytest.raises(error) as raised:
-        yield
+        yield raised
     for word in words:
         assert word in str(raised.value)

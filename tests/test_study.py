@@ -421,6 +421,8 @@ def test_optional_candidates_that_refuse_the_network_are_left_out(tmp_path):
     named = choose(["gradient-variance"], default_candidates())
     with told(StudyError, ["candidate 'gradient-variance'", *words]):
         Study(normalised, "iris", named, settings, folder=tmp_path / "t")
+    with told(StudyError, ["candidate 'gradient-variance'", *words]):
+        Study(normalised, "iris", (penalty, baseline, noise), settings, folder=tmp_path / "t")
     with told(StudyError, ["No candidate suits the network", *words]):
         Study(normalised, "iris", (baseline, penalty), settings, folder=tmp_path / "t")
     assert not (tmp_path / "t").exists()

@@ -96,8 +96,9 @@ def namespaces():
 )
 def test_a_search_that_cannot_be_is_told_before_anything_is_trained(search, words, tmp_path):
     candidates = (CANDIDATES[0], dataclasses.replace(NOISE, search=search))
-    with told(StudyError, words):
+    with told(StudyError, words) as error:
         study(tmp_path / "s", Tuning(2), candidates)
+    assert str(error.value).count("candidate 'noise'") == 1
     assert not (tmp_path / "s").exists()
 
 

@@ -104,12 +104,14 @@ class Study:
         """Those to train, and why others are left out: what parts refuse, they refuse now, not after an hour."""
         model = self.problem.network(0)
         fit, left_out = [], {}
-        for candidate in candidates:
+        for index, candidate in enumerate(candidates):
+            every = [candidate, *(extremes(candidate) if self.tuning else ())]
             try:
-                for each in (candidate, *(extremes(candidate) if self.tuning else ())):
+                for each in every:
                     build_trainer(each, model, self.data.task)
             except (StudyError, TypeError, ValueError) as error:
-                if not candidate.optional:
+                # Without the first one, another would be the baseline.
+                if index == 0 or not candidate.optional:
                     raise StudyError(f"candidate {candidate.name!r}: {error}") from error
                 left_out[candidate.name] = str(error)
             else:
