@@ -79,13 +79,14 @@ class SharedStorage:
             ended.set()
             thread.join()
 
-    def abandoned(self, owner: str, sign: float) -> bool:
-        """Whether a process that gave this sign of life has died, as far as can be told."""
+    def abandoned(self, owner: str, signs: Mapping[str, float]) -> bool:
+        """Whether a process has died, as far as can be told from the signs of life of all."""
         if owner == self.owner:
             return False
         if owner.partition("/")[0] == self.owner.partition("/")[0]:
             # Only one process at a time is there: now this one.
             return True
+        sign = signs.get(owner, 0.0)
         seen, since = self._signs.get(owner, (None, 0.0))
         if seen != sign:
             # By this process's clock: other machines' may differ.
@@ -144,26 +145,23 @@ class Trials:
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
                     self._storage.storage.set_trial_user_attr(of._trial_id, "owner", self._storage.owner)
                     trials.append(self._begun(of._trial_id))
-            while len(trials) < count and not (trials and len(self._counted()) % count == 0):
-                new = self._new()
-                if new is None:
+            there = len(self._counted())
+            new = min(count - len(trials), -there % count) if trials else count
+            for _ in range(min(new, self._tuning.trials - there)):
+                trial_id = self._created()
+                if trial_id not in [of._trial_id for of in self._counted()[: self._tuning.trials]]:
+                    # Another process took the last one at the same moment.
+                    self._storage.storage.set_trial_state_values(trial_id, TrialState.FAIL)
                     break
-                trials.append(self._begun(new))
+                trials.append(self._begun(trial_id))
         return trials
 
-    def _new(self) -> int | None:
-        """The id of a new trial, unless the budget is spent."""
-        storage, budget = self._storage.storage, self._tuning.trials
-        if len(self._counted()) >= budget:
-            return None
-        # Not by `study.ask`, which leaves a moment in which nobody knows whose it is.
+    def _created(self) -> int:
+        """The id of a new trial, this process's. (`study.ask` leaves a moment in which nobody knows whose it is.)"""
+        storage = self._storage.storage
         ours = create_trial(state=TrialState.RUNNING, user_attrs={"owner": self._storage.owner})
-        new: int = storage.create_new_trial(storage.get_study_id_from_name(self._name), ours)
-        if new in [of._trial_id for of in self._counted()[:budget]]:
-            return new
-        # Another process took the last one at the same moment.
-        storage.set_trial_state_values(new, TrialState.FAIL)
-        return None
+        trial_id: int = storage.create_new_trial(storage.get_study_id_from_name(self._name), ours)
+        return trial_id
 
     def _begun(self, trial_id: int) -> Trial:
         trial = Trial(self.study, trial_id)
@@ -222,9 +220,7 @@ class Trials:
     def _abandoned(self) -> list[FrozenTrial]:
         running = [of for of in self._counted() if of.state == TrialState.RUNNING]
         signs = self.study.user_attrs if running else {}
-        owners = [of.user_attrs["owner"] for of in running]
-        dead = [self._storage.abandoned(owner, signs.get(owner, 0.0)) for owner in owners]
-        return [of for of, gone in zip(running, dead, strict=True) if gone]
+        return [of for of in running if self._storage.abandoned(of.user_attrs["owner"], signs)]
 
 
 class _Reproducible(BaseSampler):
