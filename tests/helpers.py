@@ -8,99 +8,21 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-import kriterion
 from kriterion import backend
+from kriterion.testing import finite_difference, gradient
+from kriterion.testing._numbers import numpy
 
-TRANSFORMS = {
-    "weight_noise": lambda: kriterion.transforms.WeightNoise(0.1, mode="relative", seed=3),
-    "scheduled_noise": lambda: kriterion.transforms.WeightNoise(
-        keras.optimizers.schedules.ExponentialDecay(0.2, 10, 0.9), draws="table", antithetic=True, stop=12, seed=3
-    ),
-    "example_noise": lambda: kriterion.transforms.WeightNoise(0.1, select="all", per="example", seed=3),
-    "learned_noise": lambda: kriterion.transforms.LearnedWeightNoise(
-        prior=kriterion.transforms.ScaleMixturePrior(1.0, 0.1), init=0.1, warm_up=3, antithetic=True, seed=3
-    ),
-    "sharpness_aware": lambda: kriterion.transforms.SharpnessAware(0.1),
-    "weight_penalty": lambda: kriterion.transforms.WeightPenalty(keras.regularizers.L2(0.01)),
-    "gradient_variance_penalty": lambda: kriterion.transforms.GradientVariancePenalty(
-        0.01, estimator="micro_batch", micro_batches=3
-    ),
-    "gradient_norm_penalty": lambda: kriterion.transforms.GradientNormPenalty(0.01),
-}
-
-
-HALF_SQUARED = kriterion.losses.GeneralRobust(alpha=2.0)
-LOSSES = {
-    "general_robust": lambda **kwargs: kriterion.losses.GeneralRobust(alpha=0.5, scale=0.7, **kwargs),
-    "adaptive_robust": lambda **kwargs: kriterion.losses.AdaptiveRobust(scale_init=0.7, **kwargs),
-    "adaptive_student_t": lambda **kwargs: kriterion.losses.AdaptiveStudentT(df_init=3.0, scale_init=0.7, **kwargs),
-    "confidence_weighted": lambda **kwargs: kriterion.losses.ConfidenceWeighted(
-        HALF_SQUARED, differentiate=True, **kwargs
-    ),
-    "error_weighted": lambda **kwargs: kriterion.losses.ErrorWeighted(HALF_SQUARED, differentiate=True, **kwargs),
-    "batch_adaptive": lambda **kwargs: kriterion.losses.BatchAdaptive(HALF_SQUARED, **kwargs),
-    "cvar": lambda **kwargs: kriterion.losses.CVaR(HALF_SQUARED, 0.3, **kwargs),
-    "quantile_threshold": lambda **kwargs: kriterion.losses.QuantileThreshold(0.7, HALF_SQUARED, **kwargs),
-    "task_uncertainty": lambda **kwargs: kriterion.losses.TaskUncertainty(HALF_SQUARED, **kwargs),
-}
-# For class indices (batch, ...) and probabilities or embeddings (batch, ..., 3).
-SPARSE = keras.losses.SparseCategoricalCrossentropy()
-CLASSIFIERS = {
-    "barrier": lambda **kwargs: kriterion.losses.LearnedClassWeights(3, "barrier", SPARSE, **kwargs),
-    "uncertainty": lambda **kwargs: kriterion.losses.LearnedClassWeights(3, "uncertainty", SPARSE, **kwargs),
-    "adversarial": lambda **kwargs: kriterion.losses.LearnedClassWeights(3, "adversarial", SPARSE, **kwargs),
-    "logit_adjusted": lambda **kwargs: kriterion.losses.LogitAdjusted([5, 3, 1], **kwargs),
-    "temperature_scaled": lambda **kwargs: kriterion.losses.TemperatureScaled(SPARSE, **kwargs),
-    "class_gaussian": lambda **kwargs: kriterion.losses.Mahalanobis(
-        3, form="class_gaussian", num_classes=3, strength=0.3, **kwargs
-    ),
-}
-
-
-def examples(name, random, *shape):
-    """Targets and predictions of this shape for a loss in one of the lists."""
-    p = random.normal(size=shape).astype("float32")
-    if name in CLASSIFIERS:
-        p = np.exp(p) / np.exp(p).sum(axis=-1, keepdims=True)
-        return random.integers(shape[-1], size=shape[:-1]).astype("float32"), p
-    return random.normal(size=shape).astype("float32"), p
-
-
-def settled(name, **arguments):
-    """A loss of one of the lists for predictions (batch, ..., 3), after a batch of training, now in evaluation."""
-    loss = {**LOSSES, **CLASSIFIERS}[name](**arguments)
-    if isinstance(loss, kriterion.losses.TrainableLoss):
-        loss.build_once((None, 3), (None, 3))
-        loss(*examples(name, np.random.default_rng(5), 20, 3))
-        loss.training = False
-    return loss
-
-
-REGULARIZERS = {
-    "total_variation": lambda strength=0.3: kriterion.regularizers.TotalVariation(strength, axis=0),
-    "range": lambda strength=0.3: kriterion.regularizers.Range(strength, -0.2, 0.4),
-    "group_sparsity_output": lambda strength=0.3: kriterion.regularizers.GroupSparsity(strength),
-    "group_sparsity_input": lambda strength=0.3: kriterion.regularizers.GroupSparsity(strength, groups="input"),
-    "sparse_group_sparsity": lambda strength=0.3: kriterion.regularizers.SparseGroupSparsity(strength, 0.4),
-}
-OPTIMIZERS = {
-    "variance_scaling": lambda: kriterion.optimizers.VarianceScaling(keras.optimizers.AdamW(0.01)),
-}
-
-
-def numpy(value):
-    return (
-        value.numpy()
-        if isinstance(value, keras.Variable)
-        else keras.ops.convert_to_numpy(keras.ops.stop_gradient(value))
-    )
-
-
-def gradient(function, *values):
-    """Gradients of a scalar function of arrays, as NumPy arrays."""
-    tensors = [keras.ops.convert_to_tensor(value) for value in values]
-    _, gradients = backend.value_and_gradient(lambda t: (function(*t), None), tensors)
-    return [numpy(g) for g in gradients]
+__all__ = [
+    "assert_same",
+    "data",
+    "finite_difference",
+    "gradient",
+    "minimise_variables",
+    "network",
+    "numpy",
+    "told",
+    "weights_of",
+]
 
 
 def minimise_variables(loss, y_true, y_pred, sample_weight=None, smooth=True):
@@ -144,17 +66,6 @@ def minimise_variables(loss, y_true, y_pred, sample_weight=None, smooth=True):
         variable.assign(part)
     loss.reduction = reduction
     return found.fun
-
-
-def finite_difference(function, value, step=1e-6):
-    """Central differences of a scalar function of one float64 array."""
-    value = np.array(value, dtype="float64")
-    result = np.zeros_like(value)
-    for index in np.ndindex(value.shape):
-        shift = np.zeros_like(value)
-        shift[index] = step
-        result[index] = (float(function(value + shift)) - float(function(value - shift))) / (2 * step)
-    return result
 
 
 def data(random, rows=70, features=5, outputs=2):

@@ -1,16 +1,15 @@
 """The losses: what they converge to, and Keras's contract for each."""
 
-import copy
-import pickle
-
 import keras
 import numpy as np
 import pytest
 from scipy import stats
 
 import kriterion
+from kriterion import testing
 from kriterion.losses import AdaptiveRobust, AdaptiveStudentT, GeneralRobust
-from tests.helpers import CLASSIFIERS, LOSSES, examples, finite_difference, gradient, numpy, settled, told
+from tests.helpers import gradient, numpy, told
+from tests.parts import LOSSES
 
 
 def test_the_adaptive_loss_is_a_density(float64):
@@ -246,19 +245,6 @@ def test_an_enormous_residual_has_a_finite_gradient():
     assert np.isfinite(gradient(lambda p: loss(0 * x, p), x)[0]).all()
 
 
-def test_copies_have_variables_of_their_own():
-    """A copy of the reference implementation reads the original's parameters; pickling it fails."""
-    loss = parameters_for((None, 2), reduction="sum")
-    loss.latent_scale.assign([1.0, 2.0])
-    y, p = np.zeros((3, 2), "float32"), np.ones((3, 2), "float32")
-    before = float(numpy(loss(y, p)))
-    for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
-        assert float(numpy(twin(y, p))) == before
-        twin.latent_scale.assign([5.0, 5.0])
-        assert float(numpy(loss(y, p))) == before
-        assert float(numpy(twin(y, p))) != before
-
-
 def test_a_large_residual_in_half_precision(random):
     """300^2 overflows float16."""
     keras.config.set_dtype_policy("mixed_float16")
@@ -275,117 +261,53 @@ def test_a_large_residual_in_half_precision(random):
     )
 
 
-# Keras's contract, for every loss in the lists.
+# What the conformance suite does not ask of every loss.
 
 
-every_loss = pytest.mark.parametrize("name", [*LOSSES, *CLASSIFIERS])
-
-
-@every_loss
-def test_reductions_and_sample_weights(name, random):
-    y, p = examples(name, random, 5, 3)
-    weights = random.uniform(size=5).astype("float32")
-    each = numpy(settled(name, reduction=None)(y, p))
-    assert each.shape == (5,)
-    assert numpy(settled(name)(y, p)) == pytest.approx(each.mean(), rel=1e-5)
-    assert numpy(settled(name, reduction="sum")(y, p)) == pytest.approx(each.sum(), rel=1e-5)
-    assert numpy(settled(name)(y, p, sample_weight=weights)) == pytest.approx((weights * each).mean(), rel=1e-5)
-
-
-@every_loss
-def test_a_weight_counts_as_repetitions_do(name, random):
-    """In the first batch of training too, where some losses measure something."""
-    y, p = examples(name, random, 9, 3)
-    counts = np.arange(9) % 3
-    loss = {**LOSSES, **CLASSIFIERS}[name]
-    weighted, repeated = loss(reduction="sum"), loss(reduction="sum")
-    for one in (weighted, repeated):
-        if isinstance(one, kriterion.losses.TrainableLoss):
-            one.build_once((None, 3), (None, 3))
-    expected = float(numpy(repeated(np.repeat(y, counts, axis=0), np.repeat(p, counts, axis=0))))
-    assert float(numpy(weighted(y, p, sample_weight=counts.astype("float32")))) == pytest.approx(expected, rel=1e-5)
-
-
-@pytest.mark.parametrize("name", LOSSES)
-def test_any_rank_and_mismatched_ranks(name, random):
-    y, p = random.normal(size=(4, 6, 3)).astype("float32"), random.normal(size=(4, 6, 3)).astype("float32")
-    loss = settled(name, reduction=None)
-    each = numpy(loss(y, p))
-    assert each.shape == (4, 6)
-    np.testing.assert_allclose(each[2], numpy(loss(y[2], p[2])), rtol=1e-5)
-    single = LOSSES[name](reduction=None)
-    if isinstance(single, kriterion.losses.TrainableLoss):
-        single.build_once((None,), (None, 1))
-    flat = numpy(single(y[:, 0, 0], p[:, 0, :1]))
+@pytest.mark.parametrize("name", [name for name, part in LOSSES.items() if not part.attributes])
+def test_targets_without_the_last_axis(name, random):
+    """(n,) with predictions (n, 1): not broadcast to (n, n)."""
+    y, p = (random.normal(size=(4, 1)).astype("float32") for _ in range(2))
+    loss = LOSSES[name].make(reduction=None)
+    if isinstance(loss, kriterion.losses.TrainableLoss):
+        loss.build_once((None,), (None, 1))
+    flat = numpy(loss(y[:, 0], p))
     assert flat.shape == (4,)
-    np.testing.assert_allclose(flat, numpy(single(y[:, 0, :1], p[:, 0, :1])), rtol=1e-6)
+    np.testing.assert_allclose(flat, numpy(loss(y, p)), rtol=1e-6)
     with pytest.raises(ValueError, match="same shape"):
-        loss(y[:, 0], p)
+        loss(np.ones((4, 3)), np.ones((4, 2, 3)))
 
 
-@pytest.mark.parametrize("name", CLASSIFIERS)
+@pytest.mark.parametrize("name", [name for name, part in LOSSES.items() if part.attributes.get("targets") == "classes"])
 def test_class_indices_and_one_hot_targets(name, random):
-    y, p = examples(name, random, 4, 6, 3)
-    loss = settled(name, reduction=None)
+    y = random.integers(3, size=(4, 6)).astype("float32")
+    p = random.dirichlet(np.ones(3), size=(4, 6)).astype("float32")
+    loss = LOSSES[name].make(reduction=None)
+    if isinstance(loss, kriterion.losses.TrainableLoss):
+        loss.build_once((None, 6), (None, 6, 3))
+        loss.training = False
     each = numpy(loss(y, p))
-    assert each.shape == (4, 6)
-    np.testing.assert_allclose(each[2], numpy(loss(y[2], p[2])), rtol=1e-5)
     np.testing.assert_allclose(each, numpy(loss(y[..., None], p)), rtol=1e-5)
     if not hasattr(loss, "loss"):
         np.testing.assert_allclose(each, numpy(loss(np.eye(3)[y.astype(int)], p)), rtol=1e-5)
 
 
-@every_loss
-def test_round_trip_through_the_configuration(name):
-    loss = {**LOSSES, **CLASSIFIERS}[name](reduction="sum", name="mine")
-    restored = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(loss))
-    assert restored.get_config() == loss.get_config()
-
-
-@every_loss
-def test_nothing_leaks_from_masked_positions(name, random):
-    """Padding may hold NaN; value and gradient are those of the positions that count."""
-    y, p = examples(name, random, 2, 4, 3)
-    mask = np.array([[True, True, False, False], [True, False, True, False]])
-    expected = numpy(settled(name, reduction="sum")(y[mask], p[mask]))
-    broken = np.where(np.reshape(mask, (2, 4) + (1,) * (y.ndim - 2)), y, np.nan)
-    loss = settled(name, reduction="sum")
-
-    def masked(prediction):
-        prediction = prediction + 0.0
-        keras.src.backend.set_keras_mask(prediction, keras.ops.convert_to_tensor(mask))
-        return loss(broken, prediction)
-
-    assert float(numpy(masked(keras.ops.convert_to_tensor(p)))) == pytest.approx(float(expected), rel=1e-5)
-    slope = gradient(masked, np.where(mask[..., None], p, np.nan).astype("float32"))[0]
-    assert np.isfinite(slope).all()
-    assert (slope[~mask] == 0).all()
-    assert (slope[mask] != 0).any()
-
-
-@pytest.mark.parametrize("name", [name for name in [*LOSSES, *CLASSIFIERS] if name != "quantile_threshold"])
-def test_gradient_by_the_predictions(name, random):
-    """Of all but the loss whose threshold the predictions are not to see."""
-    y, p = examples(name, random, 2, 3)
-    loss = settled(name, reduction="sum")
-    actual = gradient(lambda v: loss(y, v), p)[0]
-    # In float32: rounding 1e-7 / step, truncation step^2.
-    expected = finite_difference(lambda v: numpy(loss(y, v.astype("float32"))), p, step=5e-3)
-    np.testing.assert_allclose(actual, expected, rtol=1e-3, atol=2e-4)
-
-
 @pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch.compile")
 @pytest.mark.filterwarnings("ignore")  # the compiler's own
-@every_loss
+@pytest.mark.parametrize("name", LOSSES)
 def test_torch_does_not_compile_the_loss_in_every_step(name, random):
     import torch
 
-    loss = settled(name)
-    loss.training = True
+    part = LOSSES[name]
+    suite = type("Suite", (testing.LossSuite,), part.attributes)()
+    loss = part.make()
+    if isinstance(loss, kriterion.losses.TrainableLoss):
+        y, p = suite.examples(random, 9)
+        loss.build_once((None, *y.shape[1:]), (None, *p.shape[1:]))
     compiled = torch.compile(loss, backend="eager")
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for _ in range(torch._dynamo.config.recompile_limit + 3):
-            compiled(*(keras.ops.convert_to_tensor(value) for value in examples(name, random, 9, 3)))
+            compiled(*map(keras.ops.convert_to_tensor, suite.examples(random, 9)))
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,5 @@
 """Values against loops in float64 for each kind of kernel, gradients finite at zero, and use in stock Keras."""
 
-import itertools
-
 import keras
 import numpy as np
 import pytest
@@ -20,18 +18,10 @@ from kriterion.regularizers import (
     TotalVariation,
     fisher_information,
 )
-from tests.helpers import REGULARIZERS, data, finite_difference, gradient, network, numpy, told
+from tests.helpers import data, finite_difference, gradient, network, numpy, told
+from tests.parts import REGULARIZERS, norms, out_of_range, total_variation
 
 SHAPES = st.lists(st.integers(2, 4), min_size=2, max_size=4).map(tuple)
-
-
-def total_variation(w, axes=(0,)):
-    total = 0.0
-    for axis, index in itertools.product(axes, np.ndindex(w.shape)):
-        after = tuple(i + (k == axis) for k, i in enumerate(index))
-        if after[axis] < w.shape[axis]:
-            total += abs(w[after] - w[index])
-    return total
 
 
 def isotropic(w):
@@ -54,44 +44,14 @@ def periodic(w):
     return sum(abs(w[(i + 1) % len(w)][j] - w[i][j]) for i in range(len(w)) for j in np.ndindex(w.shape[1:]))
 
 
-def out_of_range(w, power=2):
-    return sum(max(v - 0.4, -0.2 - v, 0.0) ** power for v in w.ravel())
-
-
-def norms(key, weight_by_size=True):
-    """The group lasso; `key` gives the group of an index, or None."""
-
-    def value(w):
-        found = {}
-        for index in np.ndindex(w.shape):
-            found.setdefault(key(index, w.shape), []).append(w[index])
-        found.pop(None, None)
-        return sum((len(g) if weight_by_size else 1) ** 0.5 * sum(v * v for v in g) ** 0.5 for g in found.values())
-
-    return value
-
-
-def sparse_group(w):
-    return 0.4 * np.abs(w).sum() + 0.6 * norms(lambda i, s: i[-1])(w)
-
-
-REFERENCES = {
-    "total_variation": total_variation,
-    "range": out_of_range,
-    "group_sparsity_output": norms(lambda i, s: i[-1]),
-    "group_sparsity_input": norms(lambda i, s: i[-2]),
-    "sparse_group_sparsity": sparse_group,
-}
-
-
-@pytest.mark.parametrize("name", REGULARIZERS)
+@pytest.mark.parametrize("name", [name for name, part in REGULARIZERS.items() if not part.attributes])
 @settings(max_examples=25, deadline=None)
 @given(shape=SHAPES, seed=st.integers(0, 2**16))
 def test_value_against_a_loop(name, shape, seed):
     w = np.random.default_rng(seed).normal(size=shape)
-    actual = numpy(REGULARIZERS[name]()(ops.convert_to_tensor(w.astype("float32"))))
+    actual = numpy(REGULARIZERS[name].make()(ops.convert_to_tensor(w.astype("float32"))))
     assert actual.shape == ()
-    assert actual == pytest.approx(0.3 * REFERENCES[name](w), rel=1e-5, abs=1e-6)
+    assert actual == pytest.approx(0.3 * REGULARIZERS[name].reference(w), rel=1e-5, abs=1e-6)
 
 
 LABELS = np.array([[0, 1, -1], [1, 0, 2]])
@@ -193,40 +153,6 @@ def test_axes_and_groups_of_each_kind_of_kernel():
     assert not KINDS
 
 
-@pytest.mark.parametrize("name", REGULARIZERS)
-def test_gradient(name, random, float64):
-    w = random.normal(size=(3, 4))
-    actual = gradient(REGULARIZERS[name](), w)[0]
-    np.testing.assert_allclose(actual, finite_difference(lambda v: 0.3 * REFERENCES[name](v), w), rtol=1e-5, atol=1e-8)
-
-
-@pytest.mark.parametrize("make", REGULARIZERS.values(), ids=REGULARIZERS)
-@pytest.mark.parametrize("dtype", ["float32", "float16"])
-def test_gradient_is_finite_where_groups_and_differences_vanish(make, dtype):
-    w = np.array([[0.0, 0.3, 0.0], [0.0, 0.0, 0.0], [0.0, 0.3, 0.0]], dtype=dtype)
-    slope = gradient(make(), w)[0]
-    assert np.isfinite(slope).all()
-    assert slope.dtype == dtype
-    assert (gradient(make(), np.zeros((3, 3), dtype))[0] == 0).all()
-
-
-@pytest.mark.parametrize("make", REGULARIZERS.values(), ids=REGULARIZERS)
-def test_in_stock_keras_and_back_from_a_file(make, random, tmp_path):
-    model = keras.Sequential(
-        [keras.Input((6, 6, 2)), keras.layers.Conv2D(3, 2, kernel_regularizer=make()), keras.layers.Flatten(), keras.layers.Dense(1, kernel_regularizer=make())]
-    )  # fmt: skip
-    model.compile("sgd", "mse")
-    x, y = random.normal(size=(8, 6, 6, 2)), random.normal(size=(8, 1))
-    model.fit(x, y, verbose=0)
-    expected = [float(numpy(loss)) for loss in model.losses]
-    assert len(expected) == 2
-    kernels = [layer.kernel for layer in model.layers if hasattr(layer, "kernel")]
-    assert expected == pytest.approx([float(numpy(make()(ops.convert_to_tensor(k)))) for k in kernels], rel=1e-6)
-    model.save(tmp_path / "m.keras")
-    loaded = keras.saving.load_model(tmp_path / "m.keras")
-    assert [float(numpy(loss)) for loss in loaded.losses] == pytest.approx(expected, rel=1e-6)
-
-
 @pytest.mark.parametrize("name", FORMS)
 def test_configurations_make_equal_regularizers(name, random):
     regularizer, shape, _ = FORMS[name]
@@ -234,13 +160,6 @@ def test_configurations_make_equal_regularizers(name, random):
     copy = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(regularizer))
     assert copy.get_config() == regularizer.get_config()
     assert float(numpy(copy(w))) == float(numpy(regularizer(w)))
-
-
-@pytest.mark.parametrize("make", REGULARIZERS.values(), ids=REGULARIZERS)
-def test_strength_is_a_factor(make, random):
-    w = ops.convert_to_tensor(random.normal(size=(3, 4)).astype("float32"))
-    assert float(numpy(make(0.6)(w))) == pytest.approx(2 * float(numpy(make(0.3)(w))), rel=1e-6)
-    assert float(numpy(make(0.0)(w))) == 0.0
 
 
 def test_anchors_survive_saving_and_training(random, tmp_path):

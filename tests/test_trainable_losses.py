@@ -27,23 +27,6 @@ from tests.helpers import gradient, numpy, told
 
 BACKEND = keras.backend.backend()
 SPARSE = "sparse_categorical_crossentropy"
-# Each trainable loss: how to make it, and what the network puts out.
-FITTED = {
-    "cvar": (lambda: CVaR("mean_squared_error", 0.5), "numbers"),
-    "quantile_threshold": (lambda: QuantileThreshold(0.9, "mean_squared_error"), "numbers"),
-    "task_uncertainty": (lambda: TaskUncertainty("mean_squared_error"), "numbers"),
-    "gaussian": (lambda: Mahalanobis(3), "numbers"),
-    "low_rank": (lambda: Mahalanobis(3, 1), "numbers"),
-    "soft_boundary": (lambda: SoftBoundary(0.2), "numbers"),
-    "class_gaussian": (lambda: Mahalanobis(3, form="class_gaussian", num_classes=3), "embeddings"),
-    "nca": (lambda: Mahalanobis(3, 2, "nca", num_classes=3), "embeddings"),
-    "lmnn": (lambda: Mahalanobis(3, form="lmnn", num_classes=3, neighbors=2), "embeddings"),
-    "barrier": (lambda: LearnedClassWeights(3, loss=SPARSE), "classes"),
-    "adversarial": (lambda: LearnedClassWeights(3, "adversarial", SPARSE), "classes"),
-    "temperature_scaled": (lambda: TemperatureScaled(SPARSE), "classes"),
-    "soft_f1": (lambda: LearnedThreshold("soft_f1", "binary_crossentropy"), "binary"),
-    "precision_at_recall": (lambda: LearnedThreshold("precision_at_recall", temperature=1.0, target=0.8), "binary"),
-}
 
 
 def steps(count):
@@ -73,35 +56,6 @@ def identity(shape=(1,), trainable=True):
     model = keras.Sequential([keras.Input(shape), keras.layers.Rescaling(1.0)])
     model.trainable = trainable
     return model
-
-
-@pytest.mark.parametrize("name", FITTED)
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
-def test_fit_save_and_go_on(name, policy, random, tmp_path):
-    make, kind = FITTED[name]
-    loss = make()
-    keras.config.set_dtype_policy(policy)
-    try:
-        x, y, last = problem(kind, random)
-        trainer = trainer_of(loss, keras.layers.Dense(5, "tanh"), last)
-        trainer.prepare(x[:16], y[:16])
-        before = [v.numpy() for v in loss.variables]
-        history = trainer.fit(x, y, batch_size=16, epochs=2, shuffle=False, verbose=0).history
-        assert all(np.isfinite(values).all() for values in history.values())
-        after = [v.numpy() for v in loss.variables]
-        assert all(not np.array_equal(a, b) for a, b in zip(before, after, strict=True) if name != "soft_boundary")
-        assert {id(v) for v in loss.trainable_variables} <= {id(v) for v in trainer.trainable_variables}
-        if policy == "float32":
-            trainer.save(tmp_path / "trainer.keras")
-            loaded = keras.saving.load_model(tmp_path / "trainer.keras")
-            for a, b in zip(loss.variables, loaded.loss.variables, strict=True):
-                np.testing.assert_array_equal(a.numpy(), b.numpy())
-            expected = trainer.fit(x, y, batch_size=16, shuffle=False, verbose=0).history
-            assert loaded.fit(x, y, batch_size=16, shuffle=False, verbose=0).history == expected
-            twin = copy.deepcopy(loss)
-            assert [v.numpy().tolist() for v in twin.variables] == [v.numpy().tolist() for v in loss.variables]
-    finally:
-        keras.config.set_dtype_policy("float32")
 
 
 # What `fit` finds.

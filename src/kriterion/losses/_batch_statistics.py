@@ -38,7 +38,8 @@ class Density:
         return ops.take(ops.where(seen, 1 / (self.bins * ops.where(seen, fractions, 1.0)), 1.0), self._bin(values))
 
     def _bin(self, values: Tensor) -> Tensor:
-        return ops.cast(ops.clip(-ops.expm1(-ops.relu(values)) * self.bins, 0, self.bins - 1), "int32")
+        # NaN has no bin, and must get to the loss.
+        return ops.cast(ops.clip(ops.nan_to_num(-ops.expm1(-ops.relu(values))) * self.bins, 0, self.bins - 1), "int32")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -65,11 +65,16 @@ def large_margin(z: Tensor, x: Tensor, same: Tensor, importance: Tensor, neighbo
     counts = ops.broadcast_to(importance[None, :], ops.shape(same))
     eligible = ops.logical_and(same * counts > 0, alone < 0.5)
     nearness = ops.where(eligible, -squared_distances(ops.stop_gradient(x)), -_FAR)
-    scores, targets = ops.top_k(nearness, min(neighbors, z.shape[0] or neighbors))
+    # A batch may have fewer rows than there are to be neighbours.
+    nearness = ops.pad(nearness, [[0, 0], [0, neighbors]], constant_values=-_FAR)
+    scores, targets = ops.top_k(nearness, neighbors)
+    targets = ops.minimum(targets, ops.shape(z)[0] - 1)
     distances = squared_distances(z)
     pulled = ops.take_along_axis(distances, targets, axis=1)
     # Rows of a rare class have fewer neighbours.
     found = ops.cast(scores > -_FAR / 2, z.dtype) * ops.take_along_axis(counts, targets, axis=1)
     hinges = ops.relu(1 + pulled[:, :, None] - distances[:, None, :])
     pushed = ops.sum(hinges * ((1 - same) * counts)[:, None, :], axis=-1)
-    return ops.divide_no_nan(ops.sum(found * ((1 - push) * pulled + push * pushed), axis=1), ops.sum(found, axis=1))
+    means = ops.divide_no_nan(ops.sum(found * ((1 - push) * pulled + push * pushed), axis=1), ops.sum(found, axis=1))
+    # NaN has no neighbours, and must get to the loss.
+    return means + 0 * ops.sum(distances, axis=1)

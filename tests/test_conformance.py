@@ -1,0 +1,48 @@
+"""Every part of the library through the suite that third parties run."""
+
+import kriterion
+from kriterion import testing
+from tests import parts
+
+
+def suites(suite, listed):
+    for name, part in listed.items():
+        attributes = {"make": staticmethod(part.make), "reference": staticmethod(part.reference), **part.attributes}
+        title = "Test" + "".join(word.title() for word in name.split("_"))
+        globals()[title] = type(title, (suite,), {**attributes, "__module__": __name__})
+
+
+suites(testing.LossSuite, parts.LOSSES)
+suites(testing.RegularizerSuite, parts.REGULARIZERS)
+suites(testing.OptimizerSuite, parts.OPTIMIZERS)
+suites(testing.TransformSuite, parts.TRANSFORMS)
+
+
+class TestBackend(testing.BackendSuite):
+    pass
+
+
+def test_every_loss_is_in_the_list():
+    public = {getattr(kriterion.losses, name) for name in kriterion.losses.__all__}
+    classes = {part for part in public if isinstance(part, type)}
+    abstract = {kriterion.losses.TrainableLoss, kriterion.losses.UncertaintyWeighted}
+    assert classes - abstract == {type(part.make()) for part in parts.LOSSES.values()}
+
+
+def test_every_regularizer_is_in_the_list():
+    public = {getattr(kriterion.regularizers, name) for name in kriterion.regularizers.__all__}
+    classes = {part for part in public if isinstance(part, type)}
+    # The second is of several variables: see test_regularizers.py.
+    others = {kriterion.regularizers.WeightRegularizer, kriterion.regularizers.JointGroupSparsity}
+    assert classes - others == {type(part.make()) for part in parts.REGULARIZERS.values()}
+
+
+def test_every_optimizer_is_in_the_list():
+    public = {getattr(kriterion.optimizers, name) for name in kriterion.optimizers.__all__}
+    assert public == {type(part.make(0.1)) for part in parts.OPTIMIZERS.values()}
+
+
+def test_every_transform_is_in_the_list():
+    public = {getattr(kriterion.transforms, name) for name in kriterion.transforms.__all__}
+    others = {kriterion.transforms.Transform, kriterion.transforms.Batch, kriterion.transforms.ScaleMixturePrior}
+    assert public - others == {type(part.make()) for part in parts.TRANSFORMS.values()}
