@@ -66,7 +66,8 @@ def large_margin(z: Tensor, x: Tensor, same: Tensor, importance: Tensor, neighbo
     eligible = ops.logical_and(same * counts > 0, alone < 0.5)
     nearness = ops.where(eligible, -squared_distances(ops.stop_gradient(x)), -_FAR)
     # A batch may have fewer rows than there are to be neighbours.
-    nearness = ops.pad(nearness, [[0, 0], [0, neighbors]], constant_values=-_FAR)
+    missing = ops.repeat(ops.full_like(nearness[:, :1], -_FAR), neighbors, axis=1)
+    nearness = ops.concatenate([nearness, missing], axis=1)
     scores, targets = ops.top_k(nearness, neighbors)
     targets = ops.minimum(targets, ops.shape(z)[0] - 1)
     distances = squared_distances(z)

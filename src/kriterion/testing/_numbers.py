@@ -29,8 +29,9 @@ def gradient(function: Callable[..., Any], *values: Any) -> list[np.ndarray]:
         Arrays of their shapes.
 
     Example:
-    >>> import keras, numpy as np, kriterion
-    >>> kriterion.testing.gradient(lambda v: keras.ops.sum(v**2), np.array([1.0, 2.0]))[0].tolist()
+    >>> import keras, numpy as np
+    >>> from kriterion import testing
+    >>> testing.gradient(lambda v: keras.ops.sum(v**2), np.array([1.0, 2.0]))[0].tolist()
     [2.0, 4.0]
     """
     tensors = [keras.ops.convert_to_tensor(value) for value in values]
@@ -52,8 +53,8 @@ def finite_difference(function: Callable[[np.ndarray], Any], value: Any, step: f
         An array of the value's shape.
 
     Example:
-    >>> import kriterion
-    >>> kriterion.testing.finite_difference(lambda v: (v**2).sum(), [1.0, 2.0]).round(6).tolist()
+    >>> from kriterion import testing
+    >>> testing.finite_difference(lambda v: (v**2).sum(), [1.0, 2.0]).round(6).tolist()
     [2.0, 4.0]
     """
     value = np.array(value, dtype="float64")

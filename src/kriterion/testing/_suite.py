@@ -69,10 +69,11 @@ def file(name: str) -> Iterator[Path]:
         yield Path(folder) / name
 
 
-def network(last: Callable[[], Sequence[keras.layers.Layer]]) -> keras.Sequential:
+def network(last: Callable[[], Sequence[keras.layers.Layer]], *, dropout: bool = False) -> keras.Sequential:
     """A small network of 4 inputs with the last layers that the function makes, always from the same seed."""
     keras.utils.set_random_seed(11)
-    return keras.Sequential([keras.Input((4,)), keras.layers.Dense(6, "tanh"), *last()])
+    hidden = [keras.layers.Dense(6, "tanh"), *([keras.layers.Dropout(0.2, seed=5)] if dropout else [])]
+    return keras.Sequential([keras.Input((4,)), *hidden, *last()])
 
 
 def trainer_of(model: keras.Model, optimizer: Any, loss: Any, **arguments: Any) -> kriterion.Trainer:

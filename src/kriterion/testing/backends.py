@@ -33,8 +33,8 @@ class BackendSuite(Suite):
     Source: `kriterion.backend._protocol.Backend`.
 
     Example:
-    >>> import kriterion
-    >>> class TestBackend(kriterion.testing.BackendSuite):
+    >>> from kriterion import testing
+    >>> class TestBackend(testing.BackendSuite):
     ...     pass
     >>> suite = TestBackend()
     >>> suite.setup_method()

@@ -12,30 +12,15 @@ import numpy as np
 from keras import ops
 from keras.src.backend import set_keras_mask  # Keras has no public name for it.
 
-from kriterion import backend
 from kriterion.losses import TrainableLoss
 from kriterion.testing._numbers import finite_difference, gradient, numpy
-from kriterion.testing._suite import (
-    Suite,
-    data_parallel,
-    dtype_policy,
-    file,
-    fit,
-    network,
-    require,
-    require_two_devices,
-    restored,
-    same_numbers,
-    same_weights,
-    skip,
-    trainer_of,
-    values_of,
-)
+from kriterion.testing._suite import fit, network, require, restored, same_numbers, skip, trainer_of, values_of
+from kriterion.testing._trained import TrainedSuite
 
 _KINDS = ("numbers", "classes", "binary", "embeddings")
 
 
-class LossSuite(Suite):
+class LossSuite(TrainedSuite):
     """The contract of a `keras.losses.Loss`, or a `kriterion.losses.TrainableLoss`, as tests that pytest collects.
 
     loss(y, f) is sum_i u_i l_i / n ("sum_over_batch_size"), sum_i u_i l_i ("sum") or each u_i l_i (None), with the
@@ -66,8 +51,9 @@ class LossSuite(Suite):
     `pandas.tests.extension` and `optuna.testing`.
 
     Example:
-    >>> import keras, numpy as np, kriterion
-    >>> class TestHuber(kriterion.testing.LossSuite):
+    >>> import keras, numpy as np
+    >>> from kriterion import testing
+    >>> class TestHuber(testing.LossSuite):
     ...     def make(self, **arguments):
     ...         return keras.losses.Huber(delta=0.5, **arguments)
     ...     def reference(self, loss, y_true, y_pred):
@@ -138,14 +124,13 @@ class LossSuite(Suite):
         flat = keras.layers.Dense(math.prod(self.shape), activation, dtype="float32", name="last")
         return [flat, keras.layers.Reshape(self.shape, dtype="float32", name="shape")]
 
-    def _data(self, rows: int = 33) -> tuple[np.ndarray, np.ndarray]:
-        """Inputs and targets: two batches of 16 and one of a single row."""
-        random = np.random.default_rng(3)
-        return random.normal(size=(rows, 4)).astype("float32"), self.examples(random, rows)[0]
+    def _targets(self, random: np.random.Generator, rows: int) -> np.ndarray:
+        return self.examples(random, rows)[0]
 
-    def _trainer(self, loss: Any, **arguments: Any) -> Any:
+    def _compiled(self, *, dropout: bool = False, **arguments: Any) -> Any:
         # Not by a rule that divides by the gradient's size: where it is 0 that would make rounding a step.
-        return trainer_of(network(self._last_layers), keras.optimizers.SGD(0.02), loss, **arguments)
+        model = network(self._last_layers, dropout=dropout)
+        return trainer_of(model, keras.optimizers.SGD(0.02), self.make(), **arguments)
 
     # Values and gradients.
 
@@ -346,83 +331,35 @@ class LossSuite(Suite):
                 variable.assign(variable.numpy() + 0.25)
             require(float(numpy(loss(y, p))) == before, "A change of a copy's variables changes the original.")
 
-    def test_fit_saves_and_goes_on(self) -> None:
-        """With a last batch of one row; loaded from its file, a trainer goes on as the saved one does, bit for bit."""
-        x, y = self._data()
-        loss = self.make()
-        trainer = self._trainer(loss)
-        trainer.prepare(x, y)
-        before, at_first = values_of(trainer.model.trainable_variables), values_of(self._variables(loss))
-        fit(trainer, x, y)
-        after = values_of(trainer.model.trainable_variables)
-        require(
-            any(np.any(a != b) for a, b in zip(after, before, strict=True)), "Training left all weights as they were."
-        )
-        for variable, old in zip(self._variables(loss), at_first, strict=True):
-            require(np.any(variable.numpy() != old), f"Training left the loss's {variable.name} as it was.")
-        trained = {id(variable) for variable in trainer.trainable_variables}
-        require({id(v) for v in self._variables(loss)} <= trained, "The trainer does not know the loss's variables.")
-        with file("trainer.keras") as path:
-            trainer.save(path)
-            loaded = keras.saving.load_model(path)
-        same_weights(loaded, trainer, "Not what was saved")
-        expected = fit(trainer, x, y)
-        require(fit(loaded, x, y) == expected, "A loaded trainer does not go on as the saved one does.")
-        same_weights(loaded, trainer, "A loaded trainer does not go on as the saved one does")
-
-    @staticmethod
-    def _variables(loss: Any) -> list[keras.Variable]:
-        return loss.trainable_variables if isinstance(loss, TrainableLoss) else []
-
     # How it is trained.
+
+    def test_training_changes_weights_and_variables(self) -> None:
+        x, y = self._data()
+        trainer = self._compiled()
+        trainer.prepare(x, y)
+        variables = trainer.loss.trainable_variables if isinstance(trainer.loss, TrainableLoss) else []
+        trained = {id(variable) for variable in trainer.trainable_variables}
+        require({id(v) for v in variables} <= trained, "The trainer does not know the loss's variables.")
+        weights = trainer.model.trainable_variables
+        before, at_first = values_of(weights), values_of(variables)
+        fit(trainer, x, y)
+        changed = [np.any(a != b) for a, b in zip(values_of(weights), before, strict=True)]
+        require(any(changed), "Training left all weights as they were.")
+        for variable, old in zip(variables, at_first, strict=True):
+            require(np.any(variable.numpy() != old), f"Training left the loss's {variable.name} as it was.")
 
     def test_stock_compile_works_or_is_refused(self) -> None:
         """A loss with variables, which stock `compile` would not train, must say so."""
         x, y = self._data()
-        loss = self.make()
+        trainer = self._compiled()
         model = network(self._last_layers)
-        model.compile(keras.optimizers.SGD(0.02), loss)
-        if isinstance(loss, TrainableLoss) and loss.needs_trainer:
-            try:
-                fit(model, x, y)
-            except RuntimeError as error:
-                require("kriterion.Trainer" in str(error), f"The error must name kriterion.Trainer. Received: {error}")
-                return
-            raise AssertionError("Stock `compile` took a loss with variables, which it does not train.")
-        trainer = self._trainer(self.make())
-        same_numbers(fit(model, x, y)["loss"], fit(trainer, x, y)["loss"], "`fit` differs.", rtol=1e-5, atol=1e-6)
-
-    def test_the_same_seeds_give_the_same_numbers(self) -> None:
-        x, y = self._data()
-        histories = []
-        for _ in range(2):
-            keras.utils.set_random_seed(1)
-            histories.append(fit(self._trainer(self.make()), x, y))
-        require(histories[0] == histories[1], f"The same seeds gave {histories[0]} and {histories[1]}.")
-
-    def test_compiled_and_eager_training_agree(self) -> None:
-        if backend.name == "torch":
-            skip("Keras trains eagerly on PyTorch")
-        x, y = self._data()
-        trainers = [self._trainer(self.make(), **how) for how in ({"run_eagerly": True}, {"jit_compile": True})]
-        losses = [fit(trainer, x, y)["loss"] for trainer in trainers]
-        same_numbers(losses[1], losses[0], "Compiled training differs from eager.", rtol=1e-4, atol=1e-5)
-        same_weights(trainers[1], trainers[0], "Compiled training differs from eager", rtol=1e-3, atol=1e-3)
-
-    def test_mixed_precision(self) -> None:
-        x, y = self._data()
-        expected = fit(self._trainer(self.make()), x, y)["loss"]
-        for policy in ("mixed_float16", "mixed_bfloat16"):
-            with dtype_policy(policy):
-                loss = fit(self._trainer(self.make()), x, y)["loss"]
-            # bfloat16 has 8 bits: each of the network's layers adds an error of up to 2^-8.
-            same_numbers(loss, expected, f"Training in {policy}.", rtol=0.1, atol=0.05)
-
-    def test_two_devices_train_as_one(self) -> None:
-        devices = require_two_devices()
-        x, y = self._data(rows=32)
-        expected = fit(self._trainer(self.make()), x, y)["loss"]
-        with data_parallel(devices):
-            actual = fit(self._trainer(self.make()), x, y)["loss"]
-        # Sums over devices are taken in another order.
-        same_numbers(actual, expected, "Two devices differ from one.", rtol=1e-4, atol=1e-5)
+        model.compile(keras.optimizers.SGD(0.02), self.make())
+        if not (isinstance(trainer.loss, TrainableLoss) and trainer.loss.needs_trainer):
+            same_numbers(fit(model, x, y)["loss"], fit(trainer, x, y)["loss"], "`fit` differs.", rtol=1e-5, atol=1e-6)
+            return
+        try:
+            fit(model, x, y)
+        except RuntimeError as error:
+            require("kriterion.Trainer" in str(error), f"The error must name kriterion.Trainer. Received: {error}")
+            return
+        raise AssertionError("Stock `compile` took a loss with variables, which it does not train.")

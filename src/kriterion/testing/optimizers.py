@@ -9,28 +9,13 @@ import keras
 import numpy as np
 from keras import ops
 
-from kriterion import backend
 from kriterion.testing._numbers import numpy
-from kriterion.testing._suite import (
-    Suite,
-    data_parallel,
-    dtype_policy,
-    file,
-    fit,
-    network,
-    require,
-    require_two_devices,
-    restored,
-    same_numbers,
-    same_weights,
-    skip,
-    trainer_of,
-    values_of,
-)
+from kriterion.testing._suite import fit, network, require, restored, same_numbers, skip, trainer_of, values_of
+from kriterion.testing._trained import TrainedSuite
 from kriterion.transforms import Transform
 
 
-class OptimizerSuite(Suite):
+class OptimizerSuite(TrainedSuite):
     """The contract of a `keras.optimizers.Optimizer`, as tests that pytest collects.
 
     w_t = w_(t-1) - step of the gradients g_1, ..., g_t
@@ -49,8 +34,9 @@ class OptimizerSuite(Suite):
     Source: `keras.optimizers.Optimizer`.
 
     Example:
-    >>> import keras, numpy as np, kriterion
-    >>> class TestSGD(kriterion.testing.OptimizerSuite):
+    >>> import keras, numpy as np
+    >>> from kriterion import testing
+    >>> class TestSGD(testing.OptimizerSuite):
     ...     def make(self, learning_rate, **arguments):
     ...         return keras.optimizers.SGD(learning_rate, **arguments)
     ...     def reference(self, learning_rate, weights, gradients):
@@ -186,20 +172,14 @@ class OptimizerSuite(Suite):
 
     # In a model.
 
-    def _last_layers(self) -> list[keras.layers.Layer]:
-        return [keras.layers.Dense(2)]
-
-    def _data(self, rows: int = 33) -> tuple[np.ndarray, np.ndarray]:
-        random = np.random.default_rng(3)
-        return random.normal(size=(rows, 4)).astype("float32"), random.normal(size=(rows, 2)).astype("float32")
-
-    def _trained(self, rate: float = 0.01, **arguments: Any) -> Any:
+    def _compiled(self, *, dropout: bool = False, **arguments: Any) -> Any:
         """In stock `compile`, or in a trainer where there are transforms."""
-        model = network(self._last_layers)
         transforms = self.transforms()
+        # Keras does not save the state of dropout; a trainer does.
+        model = network(lambda: [keras.layers.Dense(2, dtype="float32")], dropout=dropout and bool(transforms))
         if transforms:
-            return trainer_of(model, self.make(rate), "mse", transforms=transforms, **arguments)
-        model.compile(self.make(rate), "mse", **arguments)
+            return trainer_of(model, self.make(0.01), "mse", transforms=transforms, **arguments)
+        model.compile(self.make(0.01), "mse", **arguments)
         return model
 
     def test_the_configuration_makes_an_equal_optimizer(self) -> None:
@@ -210,25 +190,17 @@ class OptimizerSuite(Suite):
         optimizer = self.make(keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.1, 0.2]))
         require(restored(optimizer).get_config() == optimizer.get_config(), "A schedule is lost.")
 
-    def test_fit_saves_and_goes_on(self) -> None:
-        """Loaded from its file a model goes on as the one that was saved, bit for bit."""
+    def test_training_moves_every_weight(self) -> None:
         x, y = self._data()
-        model = self._trained()
+        model = self._compiled()
         before = values_of(model.trainable_variables)
         fit(model, x, y, epochs=2)
-        moved = [np.any(numpy(v) != old) for v, old in zip(model.trainable_variables, before, strict=True)]
-        require(all(moved), "Training left a weight as it was.")
-        with file("model.keras") as path:
-            model.save(path)
-            loaded = keras.saving.load_model(path)
-        for a, b in zip(loaded.optimizer.variables, model.optimizer.variables, strict=True):
-            same_numbers(numpy(a), numpy(b), f"The optimizer's {a.path} is not what was saved.")
-        require(fit(loaded, x, y) == fit(model, x, y), "A loaded model does not go on as the saved one does.")
-        same_weights(loaded, model, "A loaded model does not go on as the saved one does")
+        for variable, old in zip(model.trainable_variables, before, strict=True):
+            require(np.any(numpy(variable) != old), f"Training left {variable.path} as it was.")
 
     def test_frozen_layers_stay(self) -> None:
         x, y = self._data()
-        model = self._trained()
+        model = self._compiled()
         inner = getattr(model, "model", model)
         inner.layers[0].trainable = False
         frozen = values_of(inner.layers[0].variables)
@@ -236,46 +208,3 @@ class OptimizerSuite(Suite):
         model.compile(self.make(0.01), **loss)
         fit(model, x, y)
         same_numbers(values_of(inner.layers[0].variables)[0], frozen[0], "A frozen layer was trained.")
-
-    def test_the_same_seeds_give_the_same_numbers(self) -> None:
-        x, y = self._data()
-        histories = []
-        for _ in range(2):
-            keras.utils.set_random_seed(1)
-            histories.append(fit(self._trained(), x, y))
-        require(histories[0] == histories[1], f"The same seeds gave {histories[0]} and {histories[1]}.")
-
-    def test_compiled_and_eager_training_agree(self) -> None:
-        if backend.name == "torch":
-            skip("Keras trains eagerly on PyTorch")
-        x, y = self._data()
-        trained = []
-        for how in ({"run_eagerly": True}, {"jit_compile": True}):
-            keras.utils.set_random_seed(1)
-            trained.append(self._trained(**how))
-        losses = [fit(each, x, y, epochs=2)["loss"] for each in trained]
-        same_numbers(losses[1], losses[0], "Compiled training differs from eager.", rtol=1e-3, atol=1e-4)
-
-    def test_mixed_precision(self) -> None:
-        """Keras scales the loss in float16, and the optimizer must see gradients that are not."""
-        x, y = self._data()
-        keras.utils.set_random_seed(1)
-        expected = fit(self._trained(), x, y)["loss"]
-        for policy in ("mixed_float16", "mixed_bfloat16"):
-            with dtype_policy(policy):
-                keras.utils.set_random_seed(1)
-                trained = self._trained()
-            scaled = isinstance(trained.optimizer, keras.optimizers.LossScaleOptimizer)
-            require(scaled == (policy == "mixed_float16"), f"The optimizer in {policy} is {trained.optimizer}.")
-            same_numbers(fit(trained, x, y)["loss"], expected, f"Training in {policy}.", rtol=0.1, atol=0.05)
-
-    def test_two_devices_train_as_one(self) -> None:
-        devices = require_two_devices()
-        x, y = self._data(rows=32)
-        keras.utils.set_random_seed(1)
-        expected = fit(self._trained(), x, y, epochs=2)["loss"]
-        with data_parallel(devices):
-            keras.utils.set_random_seed(1)
-            actual = fit(self._trained(), x, y, epochs=2)["loss"]
-        # Sums over devices are taken in another order.
-        same_numbers(actual, expected, "Two devices differ from one.", rtol=1e-3, atol=1e-4)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from kriterion import backend
 from kriterion.regularizers import WeightRegularizer
 from kriterion.testing._numbers import finite_difference, gradient, numpy
 from kriterion.testing._suite import Suite, dtype_policy, file, fit, require, restored, same_numbers, skip, trainer_of
@@ -35,8 +37,9 @@ class RegularizerSuite(Suite):
     Source: `keras.regularizers.Regularizer`; Parikh, Boyd, "Proximal algorithms", 2014, sections 1.1 and 2.3.
 
     Example:
-    >>> import keras, numpy as np, kriterion
-    >>> class TestL1(kriterion.testing.RegularizerSuite):
+    >>> import keras, numpy as np
+    >>> from kriterion import testing
+    >>> class TestL1(testing.RegularizerSuite):
     ...     def make(self, strength):
     ...         return keras.regularizers.L1(strength)
     ...     def reference(self, w):
@@ -152,7 +155,7 @@ class RegularizerSuite(Suite):
         same_numbers(numpy(plain.weights[0]), numpy(model.weights[0]), "As a transform.", rtol=1e-4, atol=1e-5)
 
     def test_a_schedule_as_strength(self) -> None:
-        regularizer = self._with_proximal_map(check_proximal=False)
+        regularizer = self._weight_regularizer()
         schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.2, 0.6])
         for step, strength in ((0, 0.2), (1, 0.2), (2, 0.6)):
             config = {**regularizer.get_config(), "strength": keras.saving.serialize_keras_object(schedule)}
@@ -164,29 +167,33 @@ class RegularizerSuite(Suite):
 
     # Proximal maps.
 
-    def _with_proximal_map(self, check_proximal: bool = True) -> WeightRegularizer:
+    def _weight_regularizer(self) -> WeightRegularizer:
         regularizer = self.make(0.3)
         if not isinstance(regularizer, WeightRegularizer):
             skip("not a kriterion.regularizers.WeightRegularizer")
-        if check_proximal:
-            try:
-                regularizer.require_proximal()
-            except NotImplementedError as error:
-                skip(str(error))
         return regularizer
+
+    def _proximal_map(self) -> Callable[[np.ndarray, Any], np.ndarray]:
+        regularizer = self._weight_regularizer()
+        try:
+            regularizer.require_proximal()
+        except NotImplementedError as error:
+            skip(str(error))
+        compiled = backend.compiled(regularizer.prox)
+        return lambda w, step: numpy(compiled(*map(ops.convert_to_tensor, (w, step))))
 
     def test_nothing_nearby_is_better_than_the_proximal_map(self) -> None:
         """Nor w itself, 0, or the maps of other steps; for a step, and for one of each weight."""
-        regularizer = self._with_proximal_map()
+        proximal = self._proximal_map()
         for shape in self.shapes:
             w = self._weights(shape)
-            for step in (0.5, self.random.uniform(0.1, 2.0, size=shape).astype("float32")):
-                found = numpy(regularizer.prox(ops.convert_to_tensor(w), step)).astype("float64")
+            for step in (np.full(shape, 0.5, "float32"), self.random.uniform(0.1, 2.0, size=shape).astype("float32")):
+                found = proximal(w, step).astype("float64")
 
                 def objective(v: np.ndarray, w: Any = w, step: Any = step) -> float:
                     return ((v - w) ** 2 / (2 * step)).sum() + 0.3 * self.reference(v)
 
-                others = [w, 0 * w, *(numpy(regularizer.prox(ops.convert_to_tensor(w), k * step)) for k in (0.9, 1.1))]
+                others = [w, 0 * w, *(proximal(w, np.float32(k) * step) for k in (0.9, 1.1))]
                 for size in (1e-3, 1e-2, 1e-1):
                     others += [found + size * self.random.normal(size=shape) for _ in range(20)]
                 best = min(objective(other.astype("float64")) for other in others)
@@ -199,14 +206,12 @@ class RegularizerSuite(Suite):
 
     def test_a_proximal_map_is_smooth(self) -> None:
         """Of a convex function |prox(a) - prox(b)| <= |a - b|; a step that vanishes changes nothing."""
-        regularizer = self._with_proximal_map()
+        proximal = self._proximal_map()
         for shape in self.shapes:
             a, b = self._weights(shape), self._weights(shape)
-            same_numbers(
-                numpy(regularizer.prox(ops.convert_to_tensor(a), 1e-8)), a, "A step of 1e-8.", rtol=1e-6, atol=1e-6
-            )
+            same_numbers(proximal(a, np.float32(1e-8)), a, "A step of 1e-8.", rtol=1e-6, atol=1e-6)
             if self.convex:
-                ends = [numpy(regularizer.prox(ops.convert_to_tensor(v), 0.5)) for v in (a, b)]
+                ends = [proximal(v, np.float32(0.5)) for v in (a, b)]
                 require(
                     np.linalg.norm(ends[0] - ends[1]) <= np.linalg.norm(a - b) * (1 + 1e-5),
                     f"The proximal map takes {a} and {b} further apart, to {ends[0]} and {ends[1]}.",

@@ -10,23 +10,8 @@ import numpy as np
 from kriterion import backend
 from kriterion.losses import GeneralRobust
 from kriterion.testing._numbers import finite_difference, numpy
-from kriterion.testing._suite import (
-    BATCH,
-    Suite,
-    data_parallel,
-    dtype_policy,
-    file,
-    fit,
-    network,
-    require,
-    require_two_devices,
-    restored,
-    same_numbers,
-    same_weights,
-    skip,
-    trainer_of,
-    values_of,
-)
+from kriterion.testing._suite import BATCH, fit, network, require, restored, same_numbers, skip, trainer_of, values_of
+from kriterion.testing._trained import TrainedSuite
 from kriterion.transforms import Transform, WeightPenalty
 
 
@@ -58,7 +43,7 @@ class LeastSquares(NamedTuple):
         return self.x.T @ self.x / len(self.x)
 
 
-class TransformSuite(Suite):
+class TransformSuite(TrainedSuite):
     """The contract of a `kriterion.transforms.Transform`, as tests that pytest collects.
 
     L -> T(L), with T(L) of a least-squares problem L that of a reference in float64
@@ -79,8 +64,9 @@ class TransformSuite(Suite):
     Source: `docs/architecture.md` for the contract.
 
     Example:
-    >>> import keras, numpy as np, kriterion
-    >>> class TestDecay(kriterion.testing.TransformSuite):
+    >>> import keras, kriterion
+    >>> from kriterion import testing
+    >>> class TestDecay(testing.TransformSuite):
     ...     def make(self):
     ...         return kriterion.transforms.WeightPenalty(keras.regularizers.L2(0.1))
     ...     def reference(self, problem, w):
@@ -129,16 +115,22 @@ class TransformSuite(Suite):
         w = self.random.normal(size=3).astype("float32")
         model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, use_bias=False)])
         trainer = self._trainer(model, loss=GeneralRobust(alpha=2.0))
-        trainer.prepare(x, y[:, None])
+        data = trainer.prepare(x, y[:, None])
         model.set_weights([w[:, None]])
-        found = []
+        index = [id(variable) for variable in trainer.trainable_variables].index(id(model.weights[0]))
+
+        def step(values: Any, state: Any, metrics: Any) -> Any:
+            (loss, (_, *left)), gradients = backend.value_and_gradient(
+                lambda v: trainer.evaluate_objective(v, state, metrics, data), values, differentiable=False
+            )
+            return loss, gradients[index], *left
+
+        compiled, found = backend.compiled(step), []
+        variables = (trainer.trainable_variables, trainer.non_trainable_variables, trainer.metrics_variables)
+        values, state, metrics = ([variable.value for variable in part] for part in variables)
         for _ in range(self.draws):
-            value, gradients = trainer.value_and_gradient(x, y[:, None])
-            slope = {id(v): g for v, g in zip(trainer.trainable_variables, gradients, strict=True)}[
-                id(model.weights[0])
-            ]
-            found.append([float(numpy(value)), *numpy(slope)[:, 0]])
-        same_numbers(model.weights[0].numpy()[:, 0], w, "A look at the objective changed the weights.")
+            loss, slope, state, metrics = compiled(values, state, metrics)
+            found.append([float(numpy(loss)), *numpy(slope)[:, 0]])
         problem = LeastSquares(x.astype("float64"), y.astype("float64"))
         wide = w.astype("float64")
         expected = np.array([self.reference(problem, wide), *self.reference_gradient(problem, wide)])
@@ -154,19 +146,15 @@ class TransformSuite(Suite):
 
     # What a step leaves behind.
 
-    def _last_layers(self) -> list[keras.layers.Layer]:
-        return [keras.layers.Dropout(0.2, seed=5), keras.layers.Dense(2)]
+    def _network(self, dropout: bool = True) -> keras.Sequential:
+        return network(lambda: [keras.layers.Dense(2, dtype="float32")], dropout=dropout)
 
-    def _data(self, rows: int = 33) -> tuple[np.ndarray, np.ndarray]:
-        random = np.random.default_rng(3)
-        return random.normal(size=(rows, 4)).astype("float32"), random.normal(size=(rows, 2)).astype("float32")
-
-    def _network(self) -> keras.Sequential:
-        return network(self._last_layers)
+    def _compiled(self, *, dropout: bool = False, **arguments: Any) -> Any:
+        return self._trainer(self._network(dropout), **arguments)
 
     def test_statistics_and_seeds_advance_once_a_step(self) -> None:
         """The moving mean of the inputs does not depend on weights or noise."""
-        x, y = self._data(rows=32)
+        x, y = self._data()
         keras.utils.set_random_seed(1)
         normal = keras.layers.BatchNormalization(momentum=0.9)
         dropout = keras.layers.Dropout(0.3, seed=1)
@@ -223,19 +211,6 @@ class TransformSuite(Suite):
         require(again.get_config() == transform.get_config(), "The configuration must come back as it was.")
         require(again.name == transform.name, "`name` is lost in the configuration.")
 
-    def test_fit_saves_and_goes_on(self) -> None:
-        """With a last batch of one row; loaded from its file, a trainer goes on as the saved one does, bit for bit."""
-        x, y = self._data()
-        trainer = self._trainer(self._network())
-        fit(trainer, x, y)
-        with file("trainer.keras") as path:
-            trainer.save(path)
-            loaded = keras.saving.load_model(path)
-        same_weights(loaded, trainer, "Not what was saved")
-        expected, found = fit(trainer, x, y, epochs=2), fit(loaded, x, y, epochs=2)
-        require(found == expected, f"A loaded trainer does not go on as the saved one does: {found}, not {expected}")
-        same_weights(loaded, trainer, "A loaded trainer does not go on as the saved one does")
-
     # How it is used.
 
     def test_training_changes(self) -> None:
@@ -267,50 +242,9 @@ class TransformSuite(Suite):
     def test_sample_weights(self) -> None:
         x, y = self._data()
         weights = self.random.uniform(size=len(x)).astype("float32")
-        plain = fit(self._trainer(self._network()), x, y)["loss"]
-        weighted = fit(self._trainer(self._network()), x, y, sample_weight=weights)["loss"]
+        plain = fit(self._compiled(dropout=True), x, y)["loss"]
+        weighted = fit(self._compiled(dropout=True), x, y, sample_weight=weights)["loss"]
         require(plain != weighted, "Sample weights change nothing.")
-
-    def test_the_same_seeds_give_the_same_numbers(self) -> None:
-        x, y = self._data()
-        histories = []
-        for _ in range(2):
-            keras.utils.set_random_seed(1)
-            histories.append(fit(self._trainer(self._network()), x, y))
-        require(histories[0] == histories[1], f"The same seeds gave {histories[0]} and {histories[1]}.")
-
-    def test_compiled_and_eager_training_agree(self) -> None:
-        if backend.name == "torch":
-            skip("Keras trains eagerly on PyTorch")
-        x, y = self._data(rows=48)
-        losses = [
-            fit(self._trainer(self._network(), **how), x, y, epochs=2)["loss"]
-            for how in ({"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 3})
-        ]
-        for loss in losses[1:]:
-            same_numbers(loss, losses[0], "Compiled training differs from eager.", rtol=1e-3, atol=1e-4)
-
-    def test_mixed_precision(self) -> None:
-        x, y = self._data()
-
-        def trained() -> Any:
-            # Dropout draws other numbers in half precision.
-            return fit(self._trainer(network(lambda: [keras.layers.Dense(2, dtype="float32")])), x, y)["loss"]
-
-        expected = trained()
-        for policy in ("mixed_float16", "mixed_bfloat16"):
-            with dtype_policy(policy):
-                loss = trained()
-            same_numbers(loss, expected, f"Training in {policy}.", rtol=0.1, atol=0.05)
-
-    def test_two_devices_train_as_one(self) -> None:
-        devices = require_two_devices()
-        x, y = self._data(rows=32)
-        expected = fit(self._trainer(self._network()), x, y, epochs=2)["loss"]
-        with data_parallel(devices):
-            actual = fit(self._trainer(self._network()), x, y, epochs=2)["loss"]
-        # Sums over devices are taken in another order.
-        same_numbers(actual, expected, "Two devices differ from one.", rtol=1e-3, atol=1e-4)
 
 
 class _Fails(Transform):
