@@ -40,10 +40,11 @@ if BACKEND != "tensorflow":
     sys.meta_path.insert(0, _NoTensorFlow())
 
 # The command starts processes of its own, at several seconds each; what it runs is tested on all backends, and what it
-# stores is stored alike, and so is its page. Only JAX maps a step.
-collect_ignore = (
-    [] if BACKEND == "jax" else ["test_cli.py", "test_page.py", "test_reliability.py", "test_vectorized.py"]
-)
+# stores is stored alike, and so is its page. Only JAX maps a step. That a package is installed and found is the same
+# everywhere; its suites are those of test_conformance.py.
+collect_ignore = [] if BACKEND == "torch" else ["test_extension.py"]
+if BACKEND != "jax":
+    collect_ignore += ["test_cli.py", "test_page.py", "test_reliability.py", "test_vectorized.py"]
 
 
 @pytest.fixture(autouse=True)

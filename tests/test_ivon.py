@@ -9,7 +9,8 @@ import kriterion
 from kriterion import backend
 from kriterion.optimizers import IVON
 from kriterion.transforms import IVONNoise, SharpnessAware
-from tests.helpers import HALF_SQUARED, assert_same, data, network, numpy, told, weights_of
+from tests.helpers import assert_same, data, network, numpy, told, weights_of
+from tests.parts import HALF_SQUARED
 
 
 def trainer_of(model, optimizer, noise=None, loss=HALF_SQUARED, **arguments):

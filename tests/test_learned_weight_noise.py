@@ -9,7 +9,8 @@ from scipy import integrate, optimize, stats
 import kriterion
 from kriterion import backend
 from kriterion.transforms import Batch, LearnedWeightNoise, ScaleMixturePrior
-from tests.helpers import HALF_SQUARED, assert_same, data, network, numpy, told, weights_of
+from tests.helpers import assert_same, data, network, numpy, told, weights_of
+from tests.parts import HALF_SQUARED
 
 
 def dense(features, outputs=1, **arguments):

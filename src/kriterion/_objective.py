@@ -149,8 +149,8 @@ def _drops(model: keras.Model) -> bool:
     )
 
 
-def _product(output: Tensor, factor: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-    return output * factor, (factor, ops.zeros_like(output))
+def _product(output: Tensor, factor: Tensor) -> tuple[Tensor, tuple[Tensor, None]]:
+    return output * factor, (factor, None)
 
 
 _held_product = backend.elementwise(_product)

@@ -57,8 +57,8 @@ class Backend(Protocol):
     def elementwise(self, function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> Callable[..., Tensor]:
         """The function, entry by entry, of which `function(*tensors)` gives the value and the partial derivatives.
 
-        The tensors broadcast; value and derivatives have the broadcast shape. One pass gives both; only for a second
-        derivative are the given derivatives themselves differentiated.
+        The tensors broadcast; value and derivatives have the broadcast shape, and None is a derivative that is zero.
+        One pass gives both; only for a second derivative are the given derivatives themselves differentiated.
         """
         ...
 

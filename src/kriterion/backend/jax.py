@@ -43,7 +43,7 @@ def elementwise(function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> C
     def value_and_tangent(tensors: Any, tangents: Any) -> tuple[Tensor, Tensor]:
         value, derivatives = function(*tensors)
         pairs = zip(derivatives, tangents, strict=True)
-        return value, sum(derivative * _broadcast(tangent, value.shape) for derivative, tangent in pairs)
+        return value, sum(d * _broadcast(tangent, value.shape) for d, tangent in pairs if d is not None)
 
     return value_of
 

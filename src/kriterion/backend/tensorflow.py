@@ -42,7 +42,8 @@ def elementwise(function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> C
         value, derivatives = function(*tensors)
 
         def backward(upstream: Tensor) -> list[Tensor]:
-            return [_sum_to(upstream * d, t) for d, t in zip(derivatives, tensors, strict=True)]
+            pairs = zip(derivatives, tensors, strict=True)
+            return [tf.zeros_like(t) if d is None else _sum_to(upstream * d, t) for d, t in pairs]
 
         return value, backward
 

@@ -71,7 +71,9 @@ class _Elementwise(torch.autograd.Function):
             # A second derivative is wanted (`create_graph`); the saved derivatives have no history.
             derivatives = ctx.function(*tensors)[1]
         wanted = zip(ctx.needs_input_grad[1:], tensors, derivatives, strict=True)
-        return None, *((upstream * d).sum_to_size(t.shape) if needed else None for needed, t, d in wanted)
+        return None, *(
+            (upstream * d).sum_to_size(t.shape) if needed and d is not None else None for needed, t, d in wanted
+        )
 
 
 def elementwise(function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> Callable[..., Tensor]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -162,7 +163,8 @@ def load_data(source: str, *, target: str | None = None, task: str | None = None
             raise StudyError(f"--target is for files; the built-in data set {source!r} has its own target.")
         return _built_in(source)
     path = Path(source)
-    if not path.exists():
+    # Unlike Path.exists, False for names that no file can have.
+    if not os.path.exists(source):
         names = ", ".join(BUILT_IN)
         raise StudyError(f"No such file, and no built-in data set of this name: {source}. Built in: {names}.")
     return _from_frame(path, _read(path), target, task)

@@ -30,7 +30,12 @@ class Settings:
     def __post_init__(self) -> None:
         for name, minimum in (("seeds", 2), ("epochs", 1), ("batch_size", 1), ("patience", 1)):
             value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise StudyError(f"--{name.replace('_', '-')} must be at least {minimum}. Received: {value}")
-        if not 0.0 <= self.corrupt_targets < 1.0:
-            raise StudyError(f"--corrupt-targets must be in [0, 1). Received: {self.corrupt_targets}")
+            if name == "patience" and value is None:
+                continue
+            if not isinstance(value, int) or value < minimum:
+                raise StudyError(
+                    f"--{name.replace('_', '-')} must be a whole number of at least {minimum}. Received: {value!r}"
+                )
+        fraction = self.corrupt_targets
+        if not isinstance(fraction, (int, float)) or not 0.0 <= fraction < 1.0:
+            raise StudyError(f"--corrupt-targets must be in [0, 1). Received: {fraction!r}")

@@ -134,6 +134,9 @@ class BackendSuite(Suite):
             held = ops.convert_to_tensor(b)
             return ops.sum(self.backend.value_and_gradient(lambda v: (ops.sum(closed(v[0], held)), None), [t])[1][0])
 
+        held = self.backend.elementwise(lambda a, b: (a * b, (b, None)))
+        for_nothing = self._gradient(lambda *t: ops.sum(held(*t)), a, b)[1]
+        same_numbers(for_nothing, 0 * b, "By what is constant to a first derivative.")
         second = self._gradient(slope, a)[0]
         expected = -((b**2) * np.sin(a * b)).sum(axis=1, keepdims=True)
         same_numbers(second, expected, "Twice by the first.", rtol=1e-5, atol=1e-6)

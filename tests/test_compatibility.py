@@ -1,0 +1,27 @@
+"""The table of docs/compatibility.md is what happens: every transform with every kind of model, and losses in turn."""
+
+import json
+
+import keras
+import pytest
+
+from docs.compatibility import STORED, sentence
+from tests import kinds
+from tests.parts import TRANSFORMS
+
+BACKEND = keras.backend.backend()
+# Of PyTorch all, which is quick; elsewhere, where each combination is compiled, every fourth.
+SHARE = 1 if BACKEND == "torch" else 4
+LOSSES = list(kinds.LOSSES)
+TRIED = [
+    (transform, LOSSES[(i + j // 2) % len(LOSSES)], kind)
+    for i, transform in enumerate(TRANSFORMS)
+    for j, kind in enumerate(kinds.KINDS)
+    if (i + j) % SHARE == 0
+]
+
+
+@pytest.mark.parametrize(("transform", "loss", "kind"), TRIED)
+def test_it_works_or_is_refused_as_the_table_says(transform, loss, kind):
+    stored = json.loads(STORED.read_text())[BACKEND]
+    assert sentence(kinds.outcome(transform, loss, kind)) == stored[transform][kind]
