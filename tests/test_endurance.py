@@ -2,7 +2,6 @@
 
 import gc
 import threading
-from pathlib import Path
 
 import keras
 import numpy as np
@@ -11,6 +10,9 @@ import pytest
 import kriterion
 from tests.helpers import data, network
 from tests.parts import TRANSFORMS
+
+# Of an eager step on PyTorch fewer, which still tell one object a step from none.
+STEPS = 300 if keras.backend.backend() == "torch" else 1000
 
 
 def trainer_with(name):
@@ -29,32 +31,31 @@ def objects():
     return len(gc.get_objects())
 
 
-def grows(step, count, warm_up):
-    """How many more objects Python holds after so many steps, beyond those of the first."""
-    for _ in range(warm_up):
+def growth(step):
+    """How many more objects Python holds for each step, after the first ones."""
+    for _ in range(20):
         step()
     before = objects()
-    for _ in range(count):
+    for _ in range(STEPS):
         step()
-    return objects() - before
+    return (objects() - before) / STEPS
 
 
-def test_a_thousand_fits_do_not_grow(random):
+def test_many_fits_do_not_grow(random):
     x, y = data(random, rows=16)
     trainer = trainer_with("weight_noise")
 
     def fit():
         trainer.fit(x, y, batch_size=16, verbose=0)
 
-    # A leak of one object a call would be a thousand.
-    assert grows(fit, 1000, warm_up=20) < 200
+    assert growth(fit) < 0.2
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
-def test_a_thousand_steps_do_not_grow(name, random):
+def test_many_steps_do_not_grow(name, random):
     x, y = data(random, rows=8)
     trainer = trainer_with(name)
-    assert grows(lambda: trainer.train_on_batch(x, y), 1000, warm_up=20) < 200
+    assert growth(lambda: trainer.train_on_batch(x, y)) < 0.2
 
 
 def test_trainers_in_threads_do_not_disturb_each_other(random):
@@ -75,23 +76,24 @@ def test_trainers_in_threads_do_not_disturb_each_other(random):
     assert found == alone
 
 
+@pytest.mark.filterwarnings("ignore:The object being serialized includes a `lambda`")
 def test_a_file_from_a_stranger_runs_no_code(random, tmp_path):
     """A function in a file is refused, be it a layer's or what selects weights, unless the user trusts the file."""
     x, y = data(random)
     trace = tmp_path / "trace"
-    sequential = keras.Sequential(
-        [keras.Input((5,)), keras.layers.Dense(2), keras.layers.Lambda(lambda v: (Path(str(trace)).touch(), v)[1])]
-    )
-    for name, model, select in (
-        ("layer", sequential, "kernels"),
-        ("select", network(), lambda variable: (Path(str(trace)).touch(), variable.name == "kernel")[1]),
+    # Functions in a file know plain values only.
+    name = str(trace)
+    leaving_a_trace = keras.layers.Lambda(lambda v: (__import__("pathlib").Path(name).touch(), v)[1])
+    for model, select in (
+        (keras.Sequential([keras.Input((5,)), keras.layers.Dense(2), leaving_a_trace]), "kernels"),
+        (network(), lambda variable: (__import__("pathlib").Path(name).touch(), variable.name == "kernel")[1]),
     ):
         trainer = kriterion.Trainer(model)
         trainer.compile("sgd", "mse", transforms=[kriterion.transforms.WeightNoise(0.1, select=select)])
         trainer.fit(x, y, verbose=0)
-        path = tmp_path / f"{name}.keras"
+        path = tmp_path / "trainer.keras"
         trainer.save(path)
-        trace.unlink(missing_ok=True)
+        trace.unlink()
         with pytest.raises(ValueError, match="safe_mode"):
             keras.saving.load_model(path)
         assert not trace.exists()
@@ -99,7 +101,7 @@ def test_a_file_from_a_stranger_runs_no_code(random, tmp_path):
 
 def test_nan_in_the_data_is_seen(random):
     """Not hidden by a transform: the loss is NaN, and Keras's callback ends the training."""
-    x, y = data(random)
+    x, y = data(random, rows=64)
     x[20, 3] = np.nan
     for name in TRANSFORMS:
         history = trainer_with(name).fit(

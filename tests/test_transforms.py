@@ -1,5 +1,7 @@
 """What each transform does to an objective, on objectives that can be worked out by hand."""
 
+import json
+
 import keras
 import numpy as np
 import pytest
@@ -188,6 +190,30 @@ def test_selection(select, chosen):
     transform = WeightNoise(0.1, select=select)
     transform.build(model)
     assert [v.name for v, c in zip(model.trainable_variables, transform.chosen, strict=True) if c] == chosen
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def is_kernel(variable):
+    return variable.name == "kernel"
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda select: WeightNoise(0.1, select=select),
+        lambda select: kriterion.transforms.LearnedWeightNoise(select=select),
+        lambda select: kriterion.transforms.IVONNoise(select=select),
+        lambda select: SharpnessAware(0.1, select=select),
+        lambda select: WeightPenalty("l2", select=select),
+        lambda select: GradientVariancePenalty(0.1, select=select),
+        lambda select: kriterion.transforms.GradientNormPenalty(0.1, select=select),
+        lambda select: kriterion.transforms.MeasureGradient(select=select),
+        lambda select: kriterion.optimizers.Proximal("sgd", "l1", select=select),
+    ],
+)
+def test_a_function_that_selects_is_restored(part):
+    stored = json.loads(json.dumps(keras.saving.serialize_keras_object(part(is_kernel))))
+    assert keras.saving.deserialize_keras_object(stored).select is is_kernel
 
 
 # WeightPenalty

@@ -94,9 +94,8 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:
         """An optimizer made from `get_config()`."""
-        config = dict(config)
-        optimizer = keras.saving.deserialize_keras_object(config.pop("optimizer"), custom_objects=custom_objects)
-        return cls(optimizer, **config)
+        deserialized = keras.saving.deserialize_keras_object
+        return cls(**{name: deserialized(value, custom_objects=custom_objects) for name, value in config.items()})
 
 
 def _rate(config: Any) -> Any:

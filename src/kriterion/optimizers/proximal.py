@@ -184,12 +184,6 @@ class Proximal(OptimizerWrapper):
             parts = keras.saving.serialize_keras_object(parts)
         return {**super().get_config(), "regularizer": parts, "select": self.select, "metric": self.metric}
 
-    @classmethod
-    def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Proximal:
-        # Regularizer or mapping of them: the structure is that which was saved.
-        regularizer = keras.saving.deserialize_keras_object(config["regularizer"], custom_objects=custom_objects)
-        return super().from_config({**config, "regularizer": regularizer}, custom_objects)
-
 
 def collapse_message(collapsed: Mapping[str, int]) -> str:
     """What to say of kernels that would have become zero, with the number of steps for each."""

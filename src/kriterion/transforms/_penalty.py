@@ -44,8 +44,3 @@ class PenaltyTransform(Transform):
         if not isinstance(strength, float):
             strength = keras.saving.serialize_keras_object(strength)
         return {"strength": strength, **super().get_config()}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Any:
-        config = dict(config)
-        return cls(keras.saving.deserialize_keras_object(config.pop("strength")), **config)

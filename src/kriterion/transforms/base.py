@@ -108,8 +108,8 @@ class Transform:
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Transform:
-        """A transform made from `get_config()`."""
-        return cls(**config)
+        """A transform made from `get_config()`, in which schedules, regularizers and functions are serialised."""
+        return cls(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
 
 
 def _snake_case(name: str) -> str:

@@ -153,10 +153,3 @@ class GradientVariancePenalty(PenaltyTransform):
             "num_groups": self.num_groups,
             "select": self.select,
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> GradientVariancePenalty:
-        config = dict(config)
-        groups = config.pop("groups")
-        config["groups"] = groups if groups is None else keras.saving.deserialize_keras_object(groups)
-        return super().from_config(config)

@@ -228,8 +228,3 @@ class LearnedWeightNoise(SizedTransform):
             "antithetic": self.antithetic,
             "per": self.per,
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> LearnedWeightNoise:
-        config = dict(config)
-        return cls(prior=keras.saving.deserialize_keras_object(config.pop("prior")), **config)

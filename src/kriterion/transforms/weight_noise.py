@@ -227,8 +227,3 @@ class WeightNoise(Transform):
             "start": self.start,
             "stop": self.stop,
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> WeightNoise:
-        config = dict(config)
-        return cls(keras.saving.deserialize_keras_object(config.pop("stddev")), **config)

@@ -83,8 +83,3 @@ class WeightPenalty(Transform):
             "select": self.select,
             "name": self.name,
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> WeightPenalty:
-        config = dict(config)
-        return cls(keras.saving.deserialize_keras_object(config.pop("regularizer")), **config)
