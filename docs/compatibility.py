@@ -68,8 +68,10 @@ def table(stored):
 
 
 if __name__ == "__main__":
+    found = {transform: {kind: tried(transform, kind) for kind in kinds.KINDS} for transform in TRANSFORMS}
+    # Read late: another backend may have finished in the meantime.
     stored = json.loads(STORED.read_text()) if STORED.exists() else {}
-    stored[kriterion.backend.name] = {t: {kind: tried(t, kind) for kind in kinds.KINDS} for t in TRANSFORMS}
+    stored[kriterion.backend.name] = found
     STORED.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
     count = len(stored) * len(TRANSFORMS) * len(kinds.KINDS) * len(kinds.LOSSES)
     backends = ", ".join(sorted(stored))
