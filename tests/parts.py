@@ -550,7 +550,7 @@ TRANSFORMS = {
     "gradient_variance_penalty": Part(
         lambda: GradientVariancePenalty(0.01, seed=3),
         lambda problem, w: problem.value(w) + 0.01 * example_variance(problem, w),
-        {"draws": 200},
+        {"draws": 200, "refuses": ("batch normalisation",)},
     ),
     "micro_batch_penalty": Part(
         lambda: GradientVariancePenalty(0.01, estimator="micro_batch", micro_batches=3),
@@ -559,15 +559,22 @@ TRANSFORMS = {
     "exact_variance_penalty": Part(
         lambda: GradientVariancePenalty(0.01, estimator="exact"),
         lambda problem, w: problem.value(w) + 0.01 * example_variance(problem, w),
+        {"refuses": ("batch normalisation", "earlier transforms")},
     ),
     "gradient_norm_penalty": Part(
         lambda: GradientNormPenalty(0.01),
         lambda problem, w: problem.value(w) + 0.01 * np.sum(problem.gradient(w) ** 2),
     ),
-    "measure_gradient": Part(lambda: MeasureGradient(every=2, seed=3), unchanged, {"changes": False}),
+    "measure_gradient": Part(
+        lambda: MeasureGradient(every=2, seed=3), unchanged, {"changes": False, "refuses": ("batch normalisation",)}
+    ),
     "mini_batch_variance": Part(
         lambda: MiniBatchVariance(seed=3),
         unchanged,
-        {"changes": None, "optimizer": lambda self, rate: VarianceAware(rate, variance="mini_batch")},
+        {
+            "changes": None,
+            "optimizer": lambda self, rate: VarianceAware(rate, variance="mini_batch"),
+            "refuses": ("batch normalisation",),
+        },
     ),
 }
