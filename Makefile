@@ -1,4 +1,4 @@
-# make: run the main job. make test, make check, make bench: see CONTRIBUTING.md.
+# make: run the main job. make test, make check, make bench, make docs: see CONTRIBUTING.md.
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --no-compile --quiet
 BACKENDS ?= jax
 BENCH ?= step_time
@@ -11,6 +11,7 @@ TORCH ?= torch==2.13.0
 install_jax := '.[jax,tune]'
 install_dev := '.[dev]'
 install_tensorflow := '.[tensorflow]'
+install_docs := '.[docs]'
 install_torch := '$(TORCH)' '.[torch]'
 
 .venv/bin/python:
@@ -32,4 +33,8 @@ check: .venv/.jax .venv/.dev
 bench: $(foreach backend,jax $(BACKENDS),.venv/.$(backend))
 	@for backend in $(BACKENDS); do KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 .venv/bin/python benchmarks/$(BENCH).py || exit 1; done
 
-.PHONY: study test check bench
+# The site, in site/: opens from the file system.
+docs: .venv/.docs
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+
+.PHONY: study test check bench docs

@@ -54,12 +54,12 @@ class WeightSamples:
 
         Source: as Monte-Carlo prediction in Blundell et al., "Weight uncertainty in neural networks", ICML 2015.
 
-        Example:
-        >>> import keras, numpy as np, kriterion
-        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
-        >>> trainer.compile("adam", "mse", transforms=[kriterion.transforms.WeightNoise(0.1)])
-        >>> trainer.predict_samples(np.ones((8, 3)), 5).shape
-        (5, 8, 1)
+        Examples:
+            >>> import keras, numpy as np, kriterion
+            >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+            >>> trainer.compile("adam", "mse", transforms=[kriterion.transforms.WeightNoise(0.1)])
+            >>> trainer.predict_samples(np.ones((8, 3)), 5).shape
+            (5, 8, 1)
         """
         if not any(type(transform).sample is not Transform.sample for transform in self.transforms):
             raise ValueError(
@@ -116,12 +116,13 @@ class WeightSamples:
         Source: Hutchinson, "A stochastic estimator of the trace of the influence matrix", Communications in Statistics
         18 (1989), with the product of Hessian and vector by differences.
 
-        Example:
-        >>> import keras, numpy as np, kriterion
-        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)]))
-        >>> trainer.compile("adam", "mse")
-        >>> round(trainer.sharpness(np.full((8, 1), 2.0), np.zeros((8, 1)), stddev=0.1).trace)  # 2 x^2
-        8
+        Examples:
+            >>> import keras, numpy as np, kriterion
+            >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+            >>> trainer = kriterion.Trainer(model)
+            >>> trainer.compile("adam", "mse")
+            >>> round(trainer.sharpness(np.full((8, 1), 2.0), np.zeros((8, 1)), stddev=0.1).trace)  # 2 x^2
+            8
         """
         check_int("Trainer.sharpness", "samples", samples, minimum=2)
         check_int("Trainer.sharpness", "batch_size", batch_size, minimum=1)

@@ -22,16 +22,16 @@ class Parametrization:
 
     Source: `docs/trainable-losses.md`.
 
-    Example:
-    >>> import numpy as np, kriterion
-    >>> class Odd(kriterion.parametrizations.Parametrization):
-    ...     "v = u^3"
-    ...     def constrain(self, latent):
-    ...         return latent**3
-    ...     def unconstrain(self, value):
-    ...         return np.cbrt(value)
-    >>> float(Odd().constrain(Odd().unconstrain(8.0)))
-    8.0
+    Examples:
+        >>> import numpy as np, kriterion
+        >>> class Odd(kriterion.parametrizations.Parametrization):
+        ...     "v = u^3"
+        ...     def constrain(self, latent):
+        ...         return latent**3
+        ...     def unconstrain(self, value):
+        ...         return np.cbrt(value)
+        >>> float(Odd().constrain(Odd().unconstrain(8.0)))
+        8.0
     """
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -59,10 +59,10 @@ class Positive(Parametrization):
 
     Source: the logarithm, as usual for scale parameters.
 
-    Example:
-    >>> import kriterion
-    >>> float(kriterion.parametrizations.Positive().unconstrain(1.0))
-    0.0
+    Examples:
+        >>> import kriterion
+        >>> float(kriterion.parametrizations.Positive().unconstrain(1.0))
+        0.0
     """
 
     def constrain(self, latent: Tensor) -> Tensor:
@@ -87,10 +87,10 @@ class Bounded(Parametrization):
 
     Source: the logistic function.
 
-    Example:
-    >>> import kriterion
-    >>> float(kriterion.parametrizations.Bounded(0.01, 100.0, log=True).unconstrain(1.0))
-    0.0
+    Examples:
+        >>> import kriterion
+        >>> float(kriterion.parametrizations.Bounded(0.01, 100.0, log=True).unconstrain(1.0))
+        0.0
     """
 
     def __init__(self, low: float, high: float, *, log: bool = False) -> None:
@@ -121,10 +121,10 @@ class UnitInterval(Bounded):
 
     Source: the logistic function.
 
-    Example:
-    >>> import kriterion
-    >>> float(kriterion.parametrizations.UnitInterval().unconstrain(0.5))
-    0.0
+    Examples:
+        >>> import kriterion
+        >>> float(kriterion.parametrizations.UnitInterval().unconstrain(0.5))
+        0.0
     """
 
     def __init__(self) -> None:
@@ -144,10 +144,10 @@ class Simplex(Parametrization):
     Source: Egozcue, Pawlowsky-Glahn, Mateu-Figueras, Barcelo-Vidal, "Isometric logratio transformations for
     compositional data analysis", Mathematical Geology 35, 2003, section 4.
 
-    Example:
-    >>> import kriterion
-    >>> kriterion.parametrizations.Simplex().unconstrain([0.25, 0.25, 0.25, 0.25]).shape
-    (3,)
+    Examples:
+        >>> import kriterion
+        >>> kriterion.parametrizations.Simplex().unconstrain([0.25, 0.25, 0.25, 0.25]).shape
+        (3,)
     """
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -183,10 +183,10 @@ class CholeskyFactor(Parametrization):
     Source: Pinheiro, Bates, "Unconstrained parametrizations for variance-covariance matrices", Statistics and
     Computing 6, 1996, section 2.2 (log-Cholesky).
 
-    Example:
-    >>> import kriterion
-    >>> kriterion.parametrizations.CholeskyFactor().latent_shape((4, 4))
-    (10,)
+    Examples:
+        >>> import kriterion
+        >>> kriterion.parametrizations.CholeskyFactor().latent_shape((4, 4))
+        (10,)
     """
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -220,10 +220,10 @@ class PositiveDefinite(CholeskyFactor):
 
     Source: as `CholeskyFactor`.
 
-    Example:
-    >>> import numpy as np, kriterion
-    >>> kriterion.parametrizations.PositiveDefinite().unconstrain(np.eye(2)).tolist()
-    [0.0, 0.0, 0.0]
+    Examples:
+        >>> import numpy as np, kriterion
+        >>> kriterion.parametrizations.PositiveDefinite().unconstrain(np.eye(2)).tolist()
+        [0.0, 0.0, 0.0]
     """
 
     def constrain(self, latent: Tensor) -> Tensor:

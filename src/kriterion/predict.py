@@ -45,10 +45,10 @@ def summary(
 
     Source: Depeweg et al., "Decomposition of uncertainty in Bayesian deep learning", ICML 2018, section 2.
 
-    Example:
-    >>> import numpy as np, kriterion
-    >>> kriterion.predict.summary(np.array([[1.0], [3.0]]), "regression")["mean"]
-    array([2.])
+    Examples:
+        >>> import numpy as np, kriterion
+        >>> kriterion.predict.summary(np.array([[1.0], [3.0]]), "regression")["mean"]
+        array([2.])
     """
     check_choice("summary", "task", task, ("regression", "classification"))
     samples = np.asarray(samples, dtype="float64")

@@ -41,15 +41,15 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
 
     Source: `docs/architecture.md`.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    >>> trainer = kriterion.Trainer(model)
-    >>> trainer.compile("adam", kriterion.losses.AdaptiveRobust(),
-    ...                 transforms=[kriterion.transforms.WeightNoise(0.05)])
-    >>> history = trainer.fit(np.ones((8, 3)), np.zeros((8, 1)), epochs=2, verbose=0)
-    >>> model.predict(np.ones((2, 3)), verbose=0).shape
-    (2, 1)
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        >>> trainer = kriterion.Trainer(model)
+        >>> trainer.compile("adam", kriterion.losses.AdaptiveRobust(),
+        ...                 transforms=[kriterion.transforms.WeightNoise(0.05)])
+        >>> history = trainer.fit(np.ones((8, 3)), np.zeros((8, 1)), epochs=2, verbose=0)
+        >>> model.predict(np.ones((2, 3)), verbose=0).shape
+        (2, 1)
     """
 
     def __init__(self, model: keras.Model, *, name: str | None = None) -> None:
@@ -281,13 +281,13 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         Raises:
             ValueError: the trainer is not compiled.
 
-        Example:
-        >>> import keras, numpy as np, kriterion
-        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
-        >>> trainer.compile("adam", "mse")
-        >>> batch = trainer.prepare(np.ones((8, 3)), np.zeros((8, 1)))
-        >>> trainer.optimizer.built
-        True
+        Examples:
+            >>> import keras, numpy as np, kriterion
+            >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+            >>> trainer.compile("adam", "mse")
+            >>> batch = trainer.prepare(np.ones((8, 3)), np.zeros((8, 1)))
+            >>> trainer.optimizer.built
+            True
         """
         if not self.compiled:
             raise ValueError("Trainer.prepare: call `trainer.compile(optimizer, loss)` first.")
@@ -312,12 +312,12 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         Raises:
             ValueError: the trainer is not compiled.
 
-        Example:
-        >>> import keras, numpy as np, kriterion
-        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
-        >>> trainer.compile(keras.optimizers.SGD(0.1), "mse")
-        >>> loss, gradients = trainer.value_and_gradient(np.ones((8, 3)), np.zeros((8, 1)))
-        >>> trainer.optimizer.apply(gradients, trainer.trainable_variables)
+        Examples:
+            >>> import keras, numpy as np, kriterion
+            >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+            >>> trainer.compile(keras.optimizers.SGD(0.1), "mse")
+            >>> loss, gradients = trainer.value_and_gradient(np.ones((8, 3)), np.zeros((8, 1)))
+            >>> trainer.optimizer.apply(gradients, trainer.trainable_variables)
         """
         data = self.prepare(x, y, sample_weight)
         self._check_ready()

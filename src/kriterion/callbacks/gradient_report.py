@@ -36,15 +36,15 @@ class GradientReport(keras.callbacks.Callback):
     Source: Schneider, Dangel and Hennig, "Cockpit: a practical debugging tool for the training of deep neural
     networks", NeurIPS 2021.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
-    >>> trainer.compile("sgd", "mse", transforms=[kriterion.transforms.MeasureGradient(every=2)])
-    >>> report = kriterion.callbacks.GradientReport(path=None)
-    >>> x = np.random.default_rng(0).normal(size=(64, 3))
-    >>> history = trainer.fit(x, x[:, :1], epochs=4, verbose=0, callbacks=[report])
-    >>> report.values.shape
-    (4, 3, 2)
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+        >>> trainer.compile("sgd", "mse", transforms=[kriterion.transforms.MeasureGradient(every=2)])
+        >>> report = kriterion.callbacks.GradientReport(path=None)
+        >>> x = np.random.default_rng(0).normal(size=(64, 3))
+        >>> history = trainer.fit(x, x[:, :1], epochs=4, verbose=0, callbacks=[report])
+        >>> report.values.shape
+        (4, 3, 2)
     """
 
     def __init__(self, path: str | Path | None = "gradient.svg") -> None:

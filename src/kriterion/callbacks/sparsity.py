@@ -33,13 +33,14 @@ class Sparsity(keras.callbacks.Callback):
 
     Source: `docs/weight-regularization.md`.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(1)])
-    >>> model.compile(kriterion.optimizers.Proximal("sgd", kriterion.regularizers.GroupSparsity(1e-3)), "mse")
-    >>> history = model.fit(np.ones((8, 3)), np.zeros((8, 1)), verbose=0, callbacks=[kriterion.callbacks.Sparsity()])
-    >>> history.history["sparsity"]
-    [0.0]
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(1)])
+        >>> model.compile(kriterion.optimizers.Proximal("sgd", kriterion.regularizers.GroupSparsity(1e-3)), "mse")
+        >>> sparsity = kriterion.callbacks.Sparsity()
+        >>> history = model.fit(np.ones((8, 3)), np.zeros((8, 1)), verbose=0, callbacks=[sparsity])
+        >>> history.history["sparsity"]
+        [0.0]
     """
 
     def __init__(self, select: Select = "kernels", *, stop: bool = True) -> None:

@@ -44,12 +44,12 @@ class GradientMoments:
 
     Source: the notation is that of McCandlish et al., "An empirical model of large-batch training", 2018, section 2.
 
-    Example:
-    >>> import numpy as np, kriterion
-    >>> g = np.array([[1.0, 2.0], [3.0, 2.0]])
-    >>> moments = kriterion.gradients.GradientMoments.of_examples([g])
-    >>> moments.mean, moments.variance, float(moments.trace)
-    ([array([2., 2.])], [array([2., 0.])], 2.0)
+    Examples:
+        >>> import numpy as np, kriterion
+        >>> g = np.array([[1.0, 2.0], [3.0, 2.0]])
+        >>> moments = kriterion.gradients.GradientMoments.of_examples([g])
+        >>> moments.mean, moments.variance, float(moments.trace)
+        ([array([2., 2.])], [array([2., 0.])], 2.0)
     """
 
     mean: list[np.ndarray]
@@ -145,13 +145,14 @@ def gradient_moments(
     Kunstner and Hennig, "BackPACK", ICLR 2020, section 2; signs: as in Hutchinson, "A stochastic estimator of the trace
     of the influence matrix", Communications in Statistics 18 (1989).
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
-    >>> model.compile("sgd", "mse")
-    >>> moments = kriterion.gradients.gradient_moments(model, np.ones((2, 1)), np.array([[1.0], [2.0]]))
-    >>> moments.mean, moments.trace  # g = -2 y
-    ([array([[-3.]], dtype=float32)], 2.0)
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> line = keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")
+        >>> model = keras.Sequential([keras.Input((1,)), line])
+        >>> model.compile("sgd", "mse")
+        >>> moments = kriterion.gradients.gradient_moments(model, np.ones((2, 1)), np.array([[1.0], [2.0]]))
+        >>> moments.mean, moments.trace  # g = -2 y
+        ([array([[-3.]], dtype=float32)], 2.0)
     """
     owner = "gradient_moments"
     if not isinstance(model, keras.Model):

@@ -32,13 +32,13 @@ class RunningMoments(NamedTuple):
     Source: Balles and Hennig, "Dissecting Adam: the sign, magnitude and variance of stochastic gradients", ICML 2018,
     section 4.1.
 
-    Example:
-    >>> import numpy as np, kriterion
-    >>> moments = kriterion.gradients.RunningMoments.start([np.zeros(2, "float32")], beta=0.5)
-    >>> for gradient in ([1.0, 5.0], [4.0, 5.0]):
-    ...     moments = moments.updated([np.float32(gradient)])
-    >>> np.asarray(moments.mean[0]), np.asarray(moments.variance[0])
-    (array([3., 5.], dtype=float32), array([4.5, 0. ], dtype=float32))
+    Examples:
+        >>> import numpy as np, kriterion
+        >>> moments = kriterion.gradients.RunningMoments.start([np.zeros(2, "float32")], beta=0.5)
+        >>> for gradient in ([1.0, 5.0], [4.0, 5.0]):
+        ...     moments = moments.updated([np.float32(gradient)])
+        >>> np.asarray(moments.mean[0]), np.asarray(moments.variance[0])
+        (array([3., 5.], dtype=float32), array([4.5, 0. ], dtype=float32))
     """
 
     beta: float

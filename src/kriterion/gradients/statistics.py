@@ -27,11 +27,11 @@ def noise_scale(moments: GradientMoments | Iterable[GradientMoments]) -> float:
 
     Source: McCandlish et al., "An empirical model of large-batch training", 2018, equation 2.9 and appendix A.1.
 
-    Example:
-    >>> import numpy as np, kriterion
-    >>> g = np.random.default_rng(0).normal(0.5, 2.0, size=(1000, 50))  # tr = 4 * 50, |G|^2 = 0.25 * 50
-    >>> round(kriterion.gradients.noise_scale(kriterion.gradients.GradientMoments.of_examples([g])))
-    16
+    Examples:
+        >>> import numpy as np, kriterion
+        >>> g = np.random.default_rng(0).normal(0.5, 2.0, size=(1000, 50))  # tr = 4 * 50, |G|^2 = 0.25 * 50
+        >>> round(kriterion.gradients.noise_scale(kriterion.gradients.GradientMoments.of_examples([g])))
+        16
     """
     several = [moments] if isinstance(moments, GradientMoments) else list(moments)
     if not several:
@@ -60,10 +60,10 @@ def noise_scale_of_sizes(
 
     Source: McCandlish et al., "An empirical model of large-batch training", 2018, appendix A.1.
 
-    Example:
-    >>> import kriterion
-    >>> kriterion.gradients.noise_scale_of_sizes(1.5, 1.125, 8, 32)  # |G|^2 = 1, tr = 4
-    4.0
+    Examples:
+        >>> import kriterion
+        >>> kriterion.gradients.noise_scale_of_sizes(1.5, 1.125, 8, 32)  # |G|^2 = 1, tr = 4
+        4.0
     """
     check_int("noise_scale_of_sizes", "small_size", small_size, minimum=1)
     check_int("noise_scale_of_sizes", "large_size", large_size, minimum=small_size + 1)
@@ -87,11 +87,11 @@ def noise_scale_of_replicas(gradients: Sequence[Sequence[Any]], examples: int) -
 
     Source: McCandlish et al., "An empirical model of large-batch training", 2018, appendix A.1.
 
-    Example:
-    >>> import numpy as np, kriterion
-    >>> replicas = [[np.array([1.0, 3.0])], [np.array([1.0, 1.0])]]
-    >>> kriterion.gradients.noise_scale_of_replicas(replicas, examples=4)
-    2.0
+    Examples:
+        >>> import numpy as np, kriterion
+        >>> replicas = [[np.array([1.0, 3.0])], [np.array([1.0, 1.0])]]
+        >>> kriterion.gradients.noise_scale_of_replicas(replicas, examples=4)
+        2.0
     """
     if len(gradients) < 2:
         raise ValueError(
@@ -128,10 +128,10 @@ def training_cost(batch_size: float, noise_scale: float) -> TrainingCost:
 
     Source: McCandlish et al., "An empirical model of large-batch training", 2018, equations 2.7 and 2.11.
 
-    Example:
-    >>> import kriterion
-    >>> kriterion.gradients.training_cost(batch_size=64, noise_scale=256)
-    TrainingCost(steps=5.0, examples=1.25)
+    Examples:
+        >>> import kriterion
+        >>> kriterion.gradients.training_cost(batch_size=64, noise_scale=256)
+        TrainingCost(steps=5.0, examples=1.25)
     """
     check_float("training_cost", "batch_size", batch_size, above=0.0)
     check_float("training_cost", "noise_scale", noise_scale, above=0.0)
@@ -155,10 +155,10 @@ def critical_batch_size(batch_sizes: Sequence[float], steps: Sequence[float]) ->
 
     Source: McCandlish et al., "An empirical model of large-batch training", 2018, equation 2.11.
 
-    Example:
-    >>> import kriterion
-    >>> round(kriterion.gradients.critical_batch_size([32, 128, 512], [900, 300, 150]))
-    256
+    Examples:
+        >>> import kriterion
+        >>> round(kriterion.gradients.critical_batch_size([32, 128, 512], [900, 300, 150]))
+        256
     """
     sizes, needed = np.asarray(batch_sizes, dtype="float64"), np.asarray(steps, dtype="float64")
     if sizes.shape != needed.shape or len(np.unique(sizes)) < 2 or not (sizes > 0).all() or not (needed > 0).all():
@@ -186,11 +186,11 @@ def signal_to_noise(moments: GradientMoments) -> list[np.ndarray]:
     Source: Liu et al., "Understanding why neural networks generalize well through GSNR of parameters", ICLR 2020,
     definition 2.1 (there with mean g^2, which is biased upwards by V / n).
 
-    Example:
-    >>> import numpy as np, kriterion
-    >>> moments = kriterion.gradients.GradientMoments.of_examples([np.array([[1.0, 5.0], [3.0, 5.0]])])
-    >>> kriterion.gradients.signal_to_noise(moments)
-    [array([1.5, inf])]
+    Examples:
+        >>> import numpy as np, kriterion
+        >>> moments = kriterion.gradients.GradientMoments.of_examples([np.array([[1.0, 5.0], [3.0, 5.0]])])
+        >>> kriterion.gradients.signal_to_noise(moments)
+        [array([1.5, inf])]
     """
     ratios = []
     for mean, variance in zip(moments.mean, moments.variance, strict=True):
@@ -226,11 +226,11 @@ def norm_test(moments: GradientMoments, theta: float = 0.5) -> BatchTest:
     Source: Byrd, Chin, Nocedal and Wu, "Sample size selection in optimization methods for machine learning",
     Mathematical Programming 134 (2012), section 3.
 
-    Example:
-    >>> import numpy as np, kriterion
-    >>> moments = kriterion.gradients.GradientMoments.of_examples([np.array([[1.0], [3.0]])])
-    >>> kriterion.gradients.norm_test(moments, theta=0.5)
-    BatchTest(passed=True, squared_error=0.25, batch_size=2.0)
+    Examples:
+        >>> import numpy as np, kriterion
+        >>> moments = kriterion.gradients.GradientMoments.of_examples([np.array([[1.0], [3.0]])])
+        >>> kriterion.gradients.norm_test(moments, theta=0.5)
+        BatchTest(passed=True, squared_error=0.25, batch_size=2.0)
     """
     norm = sum(float(np.sum(np.square(m, dtype="float64"))) for m in moments.mean)
     return _test("norm_test", _ratio(moments.trace, norm), moments.examples, theta)
@@ -254,11 +254,11 @@ def inner_product_test(moments: GradientMoments, theta: float = 0.9) -> BatchTes
     Source: Bollapragada, Byrd and Nocedal, "Adaptive sampling strategies for stochastic optimization", SIAM Journal on
     Optimization 28 (2018), section 2.
 
-    Example:
-    >>> import numpy as np, kriterion
-    >>> moments = kriterion.gradients.GradientMoments.of_examples([np.array([[1.0, 2.0], [3.0, -2.0]])])
-    >>> kriterion.gradients.inner_product_test(moments)  # the inner products are 2 and 6
-    BatchTest(passed=True, squared_error=0.25, batch_size=0.617...)
+    Examples:
+        >>> import numpy as np, kriterion
+        >>> moments = kriterion.gradients.GradientMoments.of_examples([np.array([[1.0, 2.0], [3.0, -2.0]])])
+        >>> kriterion.gradients.inner_product_test(moments)  # the inner products are 2 and 6
+        BatchTest(passed=True, squared_error=0.25, batch_size=0.617...)
     """
     norm = sum(float(np.sum(np.square(m, dtype="float64"))) for m in moments.mean)
     return _test("inner_product_test", _ratio(moments.variance_along_mean, norm**2), moments.examples, theta)
@@ -285,11 +285,11 @@ def evidence(moments: GradientMoments) -> float:
 
     Source: Mahsereci, Balles, Lassner and Hennig, "Early stopping without a validation set", 2017, equation 8.
 
-    Example:
-    >>> import numpy as np, kriterion
-    >>> g = np.random.default_rng(0).normal(size=(100, 50))
-    >>> abs(kriterion.gradients.evidence(kriterion.gradients.GradientMoments.of_examples([g]))) < 0.5
-    True
+    Examples:
+        >>> import numpy as np, kriterion
+        >>> g = np.random.default_rng(0).normal(size=(100, 50))
+        >>> abs(kriterion.gradients.evidence(kriterion.gradients.GradientMoments.of_examples([g]))) < 0.5
+        True
     """
     total, count = 0.0, 0
     for mean, variance in zip(moments.mean, moments.variance, strict=True):
@@ -319,11 +319,11 @@ def cabs_batch_size(moments: GradientMoments, loss: float, learning_rate: float)
 
     Source: Balles, Romero and Hennig, "Coupling adaptive batch sizes with learning rates", UAI 2017, equation 9.
 
-    Example:
-    >>> import numpy as np, kriterion
-    >>> moments = kriterion.gradients.GradientMoments.of_examples([np.array([[1.0], [3.0]])])
-    >>> kriterion.gradients.cabs_batch_size(moments, loss=0.5, learning_rate=0.1)
-    0.4
+    Examples:
+        >>> import numpy as np, kriterion
+        >>> moments = kriterion.gradients.GradientMoments.of_examples([np.array([[1.0], [3.0]])])
+        >>> kriterion.gradients.cabs_batch_size(moments, loss=0.5, learning_rate=0.1)
+        0.4
     """
     check_float("cabs_batch_size", "loss", loss, above=0.0)
     return check_float("cabs_batch_size", "learning_rate", learning_rate, above=0.0) * moments.trace / loss

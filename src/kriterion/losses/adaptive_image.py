@@ -47,14 +47,14 @@ class AdaptiveImage(AdaptiveRobust):
     Source: Barron, "A general and adaptive robust loss function", CVPR 2019, section 3.1 and supplement; Daubechies,
     Sweldens, "Factoring wavelet transforms into lifting steps", 1998 (the wavelets); ITU-R BT.601 (YUV).
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> loss = kriterion.losses.AdaptiveImage(levels=2, parameters="band", data_format="channels_last")
-    >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Rescaling(0.5)]))
-    >>> trainer.compile("adam", loss)
-    >>> history = trainer.fit(np.random.rand(4, 8, 8, 3), np.zeros((4, 8, 8, 3)), verbose=0)
-    >>> loss.alpha.shape
-    (8, 8, 3)
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> loss = kriterion.losses.AdaptiveImage(levels=2, parameters="band", data_format="channels_last")
+        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Rescaling(0.5)]))
+        >>> trainer.compile("adam", loss)
+        >>> history = trainer.fit(np.random.rand(4, 8, 8, 3), np.zeros((4, 8, 8, 3)), verbose=0)
+        >>> loss.alpha.shape
+        (8, 8, 3)
     """
 
     def __init__(

@@ -66,14 +66,14 @@ class AdaptiveRobust(ResidualLikelihood):
     Source: Barron, "A general and adaptive robust loss function", CVPR 2019, equations 15 and 16, section 3.1 (the
     parametrisation); "A Power Transform", arXiv 2502.10647 (2025) (lambda).
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> loss = kriterion.losses.AdaptiveRobust()
-    >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
-    >>> trainer.compile("adam", loss)
-    >>> history = trainer.fit(np.ones((8, 3)), np.zeros((8, 1)), verbose=0)
-    >>> loss.alpha.shape, loss.scale.shape
-    ((1,), (1,))
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> loss = kriterion.losses.AdaptiveRobust()
+        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+        >>> trainer.compile("adam", loss)
+        >>> history = trainer.fit(np.ones((8, 3)), np.zeros((8, 1)), verbose=0)
+        >>> loss.alpha.shape, loss.scale.shape
+        ((1,), (1,))
     """
 
     shape_name = "alpha"

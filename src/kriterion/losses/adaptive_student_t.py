@@ -51,14 +51,14 @@ class AdaptiveStudentT(ResidualLikelihood):
     Source: Lange, Little and Taylor, "Robust statistical modeling using the t distribution", JASA 1989; as the
         alternative to his own in Barron, CVPR 2019, supplement.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> loss = kriterion.losses.AdaptiveStudentT()
-    >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
-    >>> trainer.compile("adam", loss)
-    >>> history = trainer.fit(np.ones((8, 3)), np.zeros((8, 1)), verbose=0)
-    >>> loss.df.shape, loss.scale.shape
-    ((1,), (1,))
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> loss = kriterion.losses.AdaptiveStudentT()
+        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+        >>> trainer.compile("adam", loss)
+        >>> history = trainer.fit(np.ones((8, 3)), np.zeros((8, 1)), verbose=0)
+        >>> loss.df.shape, loss.scale.shape
+        ((1,), (1,))
     """
 
     shape_name = "df"

@@ -42,22 +42,22 @@ class TrainableLoss(keras.losses.Loss):
 
     Source: Keras documents no such losses; `docs/trainable-losses.md` says how these are trained.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> @keras.saving.register_keras_serializable(package="example")
-    ... class GaussianLikelihood(kriterion.losses.TrainableLoss):
-    ...     "(r / s)^2 / 2 + log s, with a learned s"
-    ...     def build(self, y_true_shape, y_pred_shape):
-    ...         positive = kriterion.parametrizations.Positive()
-    ...         self.scale = self.add_weight((), 1.0, parametrization=positive, name="scale")
-    ...     def call(self, y_true, y_pred):
-    ...         squares = keras.ops.mean((y_true - y_pred)**2, axis=-1)
-    ...         return squares / (2 * self.scale.value**2) + keras.ops.log(self.scale.value)
-    >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
-    >>> trainer.compile("sgd", GaussianLikelihood(name="normal"))
-    >>> history = trainer.fit(np.ones((8, 3)), np.zeros((8, 1)), verbose=0)
-    >>> sorted(history.history)
-    ['loss', 'normal_scale']
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> @keras.saving.register_keras_serializable(package="example")
+        ... class GaussianLikelihood(kriterion.losses.TrainableLoss):
+        ...     "(r / s)^2 / 2 + log s, with a learned s"
+        ...     def build(self, y_true_shape, y_pred_shape):
+        ...         positive = kriterion.parametrizations.Positive()
+        ...         self.scale = self.add_weight((), 1.0, parametrization=positive, name="scale")
+        ...     def call(self, y_true, y_pred):
+        ...         squares = keras.ops.mean((y_true - y_pred)**2, axis=-1)
+        ...         return squares / (2 * self.scale.value**2) + keras.ops.log(self.scale.value)
+        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+        >>> trainer.compile("sgd", GaussianLikelihood(name="normal"))
+        >>> history = trainer.fit(np.ones((8, 3)), np.zeros((8, 1)), verbose=0)
+        >>> sorted(history.history)
+        ['loss', 'normal_scale']
     """
 
     has_finite_minimum = True

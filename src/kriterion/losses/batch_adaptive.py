@@ -62,11 +62,11 @@ class BatchAdaptive(ExampleWeighted):
     Kumar, Packer, Koller, "Self-paced learning for latent variable models", NeurIPS 2010, section 4 (self-paced);
     Holland, Welsch, Communications in Statistics 6, 1977 (standardised residuals).
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, "sigmoid")]))
-    >>> trainer.compile("adam", kriterion.losses.BatchAdaptive("binary_crossentropy"))
-    >>> history = trainer.fit(np.random.rand(8, 3), np.ones((8, 1)), verbose=0)
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, "sigmoid")]))
+        >>> trainer.compile("adam", kriterion.losses.BatchAdaptive("binary_crossentropy"))
+        >>> history = trainer.fit(np.random.rand(8, 3), np.ones((8, 1)), verbose=0)
     """
 
     def __init__(

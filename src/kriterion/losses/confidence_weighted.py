@@ -46,12 +46,12 @@ class ConfidenceWeighted(ExampleWeighted):
     Source: Lin, Goyal, Girshick, He, Dollar, "Focal loss for dense object detection", ICCV 2017, equation 4 (hard);
     Zhang, Sabuncu, "Generalized cross entropy loss", NeurIPS 2018, section 3.2 (easy).
 
-    Example:
-    >>> import numpy as np, kriterion
-    >>> loss = kriterion.losses.ConfidenceWeighted("binary_crossentropy", gamma=2.0)
-    >>> value = loss(np.array([[1.0]]), np.array([[0.75]]))  # 0.25^2 log(4/3)
-    >>> round(float(value), 4)
-    0.018
+    Examples:
+        >>> import numpy as np, kriterion
+        >>> loss = kriterion.losses.ConfidenceWeighted("binary_crossentropy", gamma=2.0)
+        >>> value = loss(np.array([[1.0]]), np.array([[0.75]]))  # 0.25^2 log(4/3)
+        >>> round(float(value), 4)
+        0.018
     """
 
     def __init__(

@@ -39,13 +39,13 @@ class CVaR(TailLoss):
 
     Source: Rockafellar, Uryasev, "Optimization of conditional value-at-risk", Journal of Risk 2, 2000, theorem 1.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
-    >>> trainer.compile("adam", kriterion.losses.CVaR("mean_absolute_error", 0.9))
-    >>> history = trainer.fit(np.random.rand(64, 3), np.ones((64, 1)), verbose=0)
-    >>> trainer.loss.threshold > 0
-    True
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+        >>> trainer.compile("adam", kriterion.losses.CVaR("mean_absolute_error", 0.9))
+        >>> history = trainer.fit(np.random.rand(64, 3), np.ones((64, 1)), verbose=0)
+        >>> trainer.loss.threshold > 0
+        True
     """
 
     def __init__(

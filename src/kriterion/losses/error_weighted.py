@@ -50,12 +50,12 @@ class ErrorWeighted(ExampleWeighted):
     Statistics 6, 1977, with the weights of Barron, CVPR 2019, equation 9; Shrivastava, Gupta, Girshick, "Training
     region-based object detectors with online hard example mining", CVPR 2016, section 4.
 
-    Example:
-    >>> import numpy as np, kriterion
-    >>> loss = kriterion.losses.ErrorWeighted("mean_squared_error", alpha=0.0, scale=1.0, reduction="none")
-    >>> value = loss(np.zeros((2, 1)), np.array([[0.0], [2.0]]))  # weights 1 and 1/(2^2/2 + 1)
-    >>> [round(float(v), 4) for v in value]
-    [0.0, 1.3333]
+    Examples:
+        >>> import numpy as np, kriterion
+        >>> loss = kriterion.losses.ErrorWeighted("mean_squared_error", alpha=0.0, scale=1.0, reduction="none")
+        >>> value = loss(np.zeros((2, 1)), np.array([[0.0], [2.0]]))  # weights 1 and 1/(2^2/2 + 1)
+        >>> [round(float(v), 4) for v in value]
+        [0.0, 1.3333]
     """
 
     def __init__(

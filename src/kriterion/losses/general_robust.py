@@ -38,11 +38,11 @@ class GeneralRobust(keras.losses.Loss):
 
     Source: Barron, "A general and adaptive robust loss function", CVPR 2019, equation 8.
 
-    Example:
-    >>> import numpy as np, kriterion
-    >>> loss = kriterion.losses.GeneralRobust(alpha=0.0, scale=1.0)
-    >>> round(float(loss(np.array([[0.0]]), np.array([[2.0**0.5]]))), 6)  # log(1 + x^2/2)
-    0.693147
+    Examples:
+        >>> import numpy as np, kriterion
+        >>> loss = kriterion.losses.GeneralRobust(alpha=0.0, scale=1.0)
+        >>> round(float(loss(np.array([[0.0]]), np.array([[2.0**0.5]]))), 6)  # log(1 + x^2/2)
+        0.693147
     """
 
     def __init__(

@@ -61,14 +61,14 @@ class LearnedClassWeights(WrappingLoss):
     (uncertainty); Sagawa, Koh, Hashimoto, Liang, "Distributionally robust neural networks for group shifts", ICLR
     2020, algorithm 1 (adversarial). The barrier is the general form of the former.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")])
-    >>> trainer = kriterion.Trainer(model)
-    >>> trainer.compile("adam", kriterion.losses.LearnedClassWeights(3, "adversarial"))
-    >>> history = trainer.fit(np.random.rand(30, 4), np.arange(30) % 3, verbose=0)
-    >>> round(float(trainer.loss.class_weights.sum()), 4)
-    1.0
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")])
+        >>> trainer = kriterion.Trainer(model)
+        >>> trainer.compile("adam", kriterion.losses.LearnedClassWeights(3, "adversarial"))
+        >>> history = trainer.fit(np.random.rand(30, 4), np.arange(30) % 3, verbose=0)
+        >>> round(float(trainer.loss.class_weights.sum()), 4)
+        1.0
     """
 
     def __init__(

@@ -96,13 +96,13 @@ class LearnedThreshold(WrappingLoss):
     Source: Eban et al., "Scalable learning of non-decomposable objectives", AISTATS 2017, section 3 (constraints), with
     counts made soft by the logistic function instead of bounded by the hinge.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, "sigmoid")])
-    >>> trainer = kriterion.Trainer(model)
-    >>> trainer.compile("adam", kriterion.losses.LearnedThreshold("soft_f1", "binary_crossentropy"))
-    >>> history = trainer.fit(np.random.rand(64, 4), np.arange(64) % 2, verbose=0)
-    >>> decide = trainer.loss.to_inference(model)
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(1, "sigmoid")])
+        >>> trainer = kriterion.Trainer(model)
+        >>> trainer.compile("adam", kriterion.losses.LearnedThreshold("soft_f1", "binary_crossentropy"))
+        >>> history = trainer.fit(np.random.rand(64, 4), np.arange(64) % 2, verbose=0)
+        >>> decide = trainer.loss.to_inference(model)
     """
 
     loss_is_optional = True

@@ -43,11 +43,11 @@ class LogitAdjusted(keras.losses.Loss):
 
     Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, equation 10 and theorem 1.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")])
-    >>> model.compile("adam", kriterion.losses.LogitAdjusted([900, 90, 10]))
-    >>> history = model.fit(np.random.rand(8, 4), np.arange(8) % 3, verbose=0)
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")])
+        >>> model.compile("adam", kriterion.losses.LogitAdjusted([900, 90, 10]))
+        >>> history = model.fit(np.random.rand(8, 4), np.arange(8) % 3, verbose=0)
     """
 
     def __init__(

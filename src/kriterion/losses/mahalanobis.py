@@ -72,13 +72,13 @@ class Mahalanobis(TrainableLoss):
     Saul, "Distance metric learning for large margin nearest neighbor classification", JMLR 10, 2009, equations 11 to
     13.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
-    >>> trainer.compile("adam", kriterion.losses.Mahalanobis(2))
-    >>> history = trainer.fit(np.random.rand(32, 3), np.random.rand(32, 2), verbose=0)
-    >>> trainer.loss.precision.shape
-    (2, 2)
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(2)]))
+        >>> trainer.compile("adam", kriterion.losses.Mahalanobis(2))
+        >>> history = trainer.fit(np.random.rand(32, 3), np.random.rand(32, 2), verbose=0)
+        >>> trainer.loss.precision.shape
+        (2, 2)
     """
 
     def __init__(

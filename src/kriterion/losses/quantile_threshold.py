@@ -39,14 +39,14 @@ class QuantileThreshold(TailLoss):
 
     Source: Koenker, Bassett, "Regression quantiles", Econometrica 46, 1978, section 2.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> autoencoder = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1), keras.layers.Dense(3)])
-    >>> trainer = kriterion.Trainer(autoencoder)
-    >>> trainer.compile("adam", kriterion.losses.QuantileThreshold(0.99, "mean_squared_error"))
-    >>> x = np.random.rand(256, 3)
-    >>> history = trainer.fit(x, x, verbose=0)
-    >>> anomalous = np.mean((x - autoencoder.predict(x, verbose=0)) ** 2, axis=-1) > trainer.loss.threshold
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> autoencoder = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1), keras.layers.Dense(3)])
+        >>> trainer = kriterion.Trainer(autoencoder)
+        >>> trainer.compile("adam", kriterion.losses.QuantileThreshold(0.99, "mean_squared_error"))
+        >>> x = np.random.rand(256, 3)
+        >>> history = trainer.fit(x, x, verbose=0)
+        >>> anomalous = np.mean((x - autoencoder.predict(x, verbose=0)) ** 2, axis=-1) > trainer.loss.threshold
     """
 
     loss_is_optional = True

@@ -35,10 +35,10 @@ def shape_of_power(lam: Tensor | float) -> Tensor | float:
 
     Source: Barron, "A Power Transform", arXiv 2502.10647 (2025), table 1.
 
-    Example:
-    >>> import kriterion
-    >>> [kriterion.losses.shape_of_power(lam) for lam in (-1.0, -0.5, 0.0, 0.5)]
-    [0.0, 1.0, 2.0, 4.0]
+    Examples:
+        >>> import kriterion
+        >>> [kriterion.losses.shape_of_power(lam) for lam in (-1.0, -0.5, 0.0, 0.5)]
+        [0.0, 1.0, 2.0, 4.0]
     """
     if isinstance(lam, (int, float)):
         if math.isnan(lam) or lam > 1:
@@ -140,10 +140,10 @@ def general_robust(
 
     Source: Barron, "A general and adaptive robust loss function", CVPR 2019, equation 8.
 
-    Example:
-    >>> import numpy as np, kriterion
-    >>> float(kriterion.losses.general_robust(np.float32(3.0), alpha=2.0))
-    4.5
+    Examples:
+        >>> import numpy as np, kriterion
+        >>> float(kriterion.losses.general_robust(np.float32(3.0), alpha=2.0))
+        4.5
     """
     alpha = _shape("general_robust", alpha, lam)
     return _loss("general_robust", residual, alpha, scale)
@@ -169,10 +169,10 @@ def robust_weights(
     Source: Barron, CVPR 2019, equation 12 (the influence); Holland and Welsch, "Robust regression using iteratively
         reweighted least-squares", 1977.
 
-    Example:
-    >>> import numpy as np, kriterion
-    >>> float(kriterion.losses.robust_weights(np.float32(1.0), alpha=0.0))  # 1/(1 + x^2/2)
-    0.6666666...
+    Examples:
+        >>> import numpy as np, kriterion
+        >>> float(kriterion.losses.robust_weights(np.float32(1.0), alpha=0.0))  # 1/(1 + x^2/2)
+        0.6666666...
     """
     alpha = _shape("robust_weights", alpha, lam)
     given, kind = _checked("robust_weights", residual, alpha, scale)
@@ -200,10 +200,10 @@ def log_partition(alpha: Tensor | float | None = None, *, lam: Any = None) -> Te
 
     Source: Barron, CVPR 2019, equations 15 and 16; here by Chebyshev series in powers of a and |a - 2|.
 
-    Example:
-    >>> import kriterion
-    >>> round(float(kriterion.losses.log_partition(2.0)), 6)  # log(2 pi)/2
-    0.918939
+    Examples:
+        >>> import kriterion
+        >>> round(float(kriterion.losses.log_partition(2.0)), 6)  # log(2 pi)/2
+        0.918939
     """
     shape = ops.convert_to_tensor(_shape("log_partition", alpha, lam, minimum=0.0))
     kind = working_float(shape)
@@ -234,10 +234,10 @@ def robust_log_density(
 
     Source: Barron, CVPR 2019, equations 15 and 16.
 
-    Example:
-    >>> import numpy as np, kriterion
-    >>> round(float(kriterion.losses.robust_log_density(np.float32(0.0), alpha=2.0)), 6)
-    -0.918939
+    Examples:
+        >>> import numpy as np, kriterion
+        >>> round(float(kriterion.losses.robust_log_density(np.float32(0.0), alpha=2.0)), 6)
+        -0.918939
     """
     alpha = _shape("robust_log_density", alpha, lam, minimum=0.0)
     loss = _loss("robust_log_density", residual, alpha, scale)
@@ -278,10 +278,10 @@ def sample_robust(
 
     Source: Barron, CVPR 2019, supplement, "Sampling".
 
-    Example:
-    >>> import kriterion
-    >>> tuple(kriterion.losses.sample_robust((2, 3), alpha=1.0, scale=0.5, seed=1).shape)
-    (2, 3)
+    Examples:
+        >>> import kriterion
+        >>> tuple(kriterion.losses.sample_robust((2, 3), alpha=1.0, scale=0.5, seed=1).shape)
+        (2, 3)
     """
     alpha = _shape("sample_robust", alpha, lam, minimum=0.0)
     if isinstance(scale, (int, float)):

@@ -49,15 +49,15 @@ class SoftBoundary(TrainableLoss):
 
     Source: Ruff et al., "Deep one-class classification", ICML 2018, equation 3 and section 3.3.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> encoder = keras.Sequential([keras.Input((5,)), keras.layers.Dense(2, use_bias=False)])
-    >>> trainer = kriterion.Trainer(encoder)
-    >>> trainer.compile("adam", kriterion.losses.SoftBoundary(0.1))
-    >>> x = np.random.normal(size=(256, 5))
-    >>> history = trainer.fit(x, np.zeros(256), verbose=0)
-    >>> trainer.loss.score(encoder.predict(x, verbose=0)).shape
-    (256,)
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> encoder = keras.Sequential([keras.Input((5,)), keras.layers.Dense(2, use_bias=False)])
+        >>> trainer = kriterion.Trainer(encoder)
+        >>> trainer.compile("adam", kriterion.losses.SoftBoundary(0.1))
+        >>> x = np.random.normal(size=(256, 5))
+        >>> history = trainer.fit(x, np.zeros(256), verbose=0)
+        >>> trainer.loss.score(encoder.predict(x, verbose=0)).shape
+        (256,)
     """
 
     def __init__(

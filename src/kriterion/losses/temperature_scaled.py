@@ -45,14 +45,14 @@ class TemperatureScaled(WrappingLoss):
 
     Source: Guo, Pleiss, Sun, Weinberger, "On calibration of modern neural networks", ICML 2017, section 4.2.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")])
-    >>> model.trainable = False
-    >>> trainer = kriterion.Trainer(model)
-    >>> trainer.compile("adam", kriterion.losses.TemperatureScaled("sparse_categorical_crossentropy"))
-    >>> history = trainer.fit(np.random.rand(32, 4), np.arange(32) % 3, verbose=0)
-    >>> calibrated = trainer.loss.to_inference(model)
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "softmax")])
+        >>> model.trainable = False
+        >>> trainer = kriterion.Trainer(model)
+        >>> trainer.compile("adam", kriterion.losses.TemperatureScaled("sparse_categorical_crossentropy"))
+        >>> history = trainer.fit(np.random.rand(32, 4), np.arange(32) % 3, verbose=0)
+        >>> calibrated = trainer.loss.to_inference(model)
     """
 
     def __init__(

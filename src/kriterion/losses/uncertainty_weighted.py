@@ -44,11 +44,11 @@ class TaskUncertainty(WrappingLoss):
 
     Source: Kendall, Gal, Cipolla, "Multi-task learning using uncertainty to weigh losses", CVPR 2018, equations 7, 10.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
-    >>> trainer.compile("adam", kriterion.losses.TaskUncertainty("mean_squared_error"))
-    >>> history = trainer.fit(np.random.rand(8, 3), np.ones((8, 1)), verbose=0)
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+        >>> trainer.compile("adam", kriterion.losses.TaskUncertainty("mean_squared_error"))
+        >>> history = trainer.fit(np.random.rand(8, 3), np.ones((8, 1)), verbose=0)
     """
 
     def __init__(
@@ -114,18 +114,18 @@ class UncertaintyWeighted(Mapping[str, TaskUncertainty]):
 
     Source: Kendall, Gal, Cipolla, "Multi-task learning using uncertainty to weigh losses", CVPR 2018, equations 7, 10.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> inputs = keras.Input((3,))
-    >>> outputs = {"size": keras.layers.Dense(1)(inputs), "kind": keras.layers.Dense(2, "softmax")(inputs)}
-    >>> trainer = kriterion.Trainer(keras.Model(inputs, outputs))
-    >>> losses = {"size": "mean_squared_error", "kind": "sparse_categorical_crossentropy"}
-    >>> loss = kriterion.losses.UncertaintyWeighted(losses, classification=["kind"])
-    >>> trainer.compile("adam", loss)
-    >>> targets = {"size": np.ones((8, 1)), "kind": np.arange(8) % 2}
-    >>> history = trainer.fit(np.random.rand(8, 3), targets, verbose=0)
-    >>> sorted(loss.weights)
-    ['kind', 'size']
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> inputs = keras.Input((3,))
+        >>> outputs = {"size": keras.layers.Dense(1)(inputs), "kind": keras.layers.Dense(2, "softmax")(inputs)}
+        >>> trainer = kriterion.Trainer(keras.Model(inputs, outputs))
+        >>> losses = {"size": "mean_squared_error", "kind": "sparse_categorical_crossentropy"}
+        >>> loss = kriterion.losses.UncertaintyWeighted(losses, classification=["kind"])
+        >>> trainer.compile("adam", loss)
+        >>> targets = {"size": np.ones((8, 1)), "kind": np.arange(8) % 2}
+        >>> history = trainer.fit(np.random.rand(8, 3), targets, verbose=0)
+        >>> sorted(loss.weights)
+        ['kind', 'size']
     """
 
     def __init__(

@@ -32,10 +32,10 @@ def expected_calibration_error(y_true: Any, probabilities: Any, *, bins: int = 1
 
     Source: Guo et al., "On calibration of modern neural networks", ICML 2017, equation 3.
 
-    Example:
-    >>> import kriterion
-    >>> float(kriterion.metrics.expected_calibration_error([0, 1], [[0.75, 0.25], [0.75, 0.25]]))
-    0.25
+    Examples:
+        >>> import kriterion
+        >>> float(kriterion.metrics.expected_calibration_error([0, 1], [[0.75, 0.25], [0.75, 0.25]]))
+        0.25
     """
     check_int("expected_calibration_error", "bins", bins, minimum=1)
     count, gaps = bin_gaps(y_true, probabilities, bins)
@@ -68,10 +68,10 @@ def adaptive_calibration_error(y_true: Any, probabilities: Any, *, bins: int = 1
     Source: Nguyen and O'Connor, "Posterior calibration and exploratory analysis for natural language processing
     models", EMNLP 2015, section 3.
 
-    Example:
-    >>> import kriterion
-    >>> float(kriterion.metrics.adaptive_calibration_error([0, 1], [[0.75, 0.25], [0.75, 0.25]], bins=1))
-    0.25
+    Examples:
+        >>> import kriterion
+        >>> float(kriterion.metrics.adaptive_calibration_error([0, 1], [[0.75, 0.25], [0.75, 0.25]], bins=1))
+        0.25
     """
     check_int("adaptive_calibration_error", "bins", bins, minimum=1)
     confidence, correct = _confidence(y_true, probabilities)
@@ -99,10 +99,10 @@ def interval_coverage(y_true: Any, low: Any, high: Any) -> Tensor:
     Source: Khosravi et al., "Comprehensive review of neural network-based prediction intervals", IEEE Transactions on
     Neural Networks 22 (2011), equation 1.
 
-    Example:
-    >>> import kriterion
-    >>> kriterion.metrics.interval_coverage([1.0, 5.0], [0.0, 0.0], [2.0, 2.0]).shape == (2,)
-    True
+    Examples:
+        >>> import kriterion
+        >>> kriterion.metrics.interval_coverage([1.0, 5.0], [0.0, 0.0], [2.0, 2.0]).shape == (2,)
+        True
     """
     y_true, low, high = as_floats(y_true, low, high)
     return ops.cast(ops.logical_and(y_true >= low, y_true <= high), y_true.dtype)
@@ -122,10 +122,10 @@ def interval_width(low: Any, high: Any) -> Tensor:
 
     Source: Khosravi et al., IEEE Transactions on Neural Networks 22 (2011), equation 3, without its normalisation.
 
-    Example:
-    >>> import kriterion
-    >>> float(kriterion.metrics.interval_width(0.5, 2.0))
-    1.5
+    Examples:
+        >>> import kriterion
+        >>> float(kriterion.metrics.interval_width(0.5, 2.0))
+        1.5
     """
     low, high = as_floats(low, high)
     return high - low
@@ -146,10 +146,10 @@ def gaussian_pit(y_true: Any, mean: Any, stddev: Any) -> Tensor:
 
     Source: Dawid, "Statistical theory: the prequential approach", JRSS A 147 (1984).
 
-    Example:
-    >>> import kriterion
-    >>> float(kriterion.metrics.gaussian_pit(3.0, 3.0, 2.0))
-    0.5
+    Examples:
+        >>> import kriterion
+        >>> float(kriterion.metrics.gaussian_pit(3.0, 3.0, 2.0))
+        0.5
     """
     y_true, mean, stddev = as_floats(y_true, mean, stddev)
     return 0.5 * ops.erfc(-(y_true - mean) / (stddev * math.sqrt(2)))
@@ -171,10 +171,10 @@ def sample_pit(y_true: Any, samples: Any, *, seed: int | None = None) -> Tensor:
     Source: Gneiting, Balabdaoui and Raftery, "Probabilistic forecasts, calibration and sharpness", JRSS B 69 (2007),
     section 3.1, and Hamill, "Interpretation of rank histograms", Monthly Weather Review 129 (2001).
 
-    Example:
-    >>> import kriterion
-    >>> bool(kriterion.metrics.sample_pit(5.0, [1.0, 2.0, 3.0]) >= 0.75)
-    True
+    Examples:
+        >>> import kriterion
+        >>> bool(kriterion.metrics.sample_pit(5.0, [1.0, 2.0, 3.0]) >= 0.75)
+        True
     """
     y_true, samples = as_floats(y_true, samples)
     below = ops.sum(ops.cast(samples < y_true, samples.dtype), axis=0)

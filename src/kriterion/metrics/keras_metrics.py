@@ -36,12 +36,12 @@ class Brier(_MeanScore):
 
     Source: Brier, Monthly Weather Review 78 (1950).
 
-    Example:
-    >>> import kriterion
-    >>> metric = kriterion.metrics.Brier()
-    >>> metric.update_state([1], [[0.25, 0.75]])
-    >>> round(float(metric.result()), 4)
-    0.125
+    Examples:
+        >>> import kriterion
+        >>> metric = kriterion.metrics.Brier()
+        >>> metric.update_state([1], [[0.25, 0.75]])
+        >>> round(float(metric.result()), 4)
+        0.125
     """
 
     def __init__(self, name: str = "brier", dtype: Any = None) -> None:
@@ -60,12 +60,12 @@ class GaussianNLL(_MeanScore):
 
     Source: Good, JRSS B 14 (1952).
 
-    Example:
-    >>> import kriterion
-    >>> metric = kriterion.metrics.GaussianNLL()
-    >>> metric.update_state([0.0], [[0.0, 1.0]])
-    >>> round(float(metric.result()), 4)
-    0.9189
+    Examples:
+        >>> import kriterion
+        >>> metric = kriterion.metrics.GaussianNLL()
+        >>> metric.update_state([0.0], [[0.0, 1.0]])
+        >>> round(float(metric.result()), 4)
+        0.9189
     """
 
     def __init__(self, name: str = "gaussian_nll", dtype: Any = None) -> None:
@@ -84,12 +84,12 @@ class GaussianCRPS(_MeanScore):
 
     Source: Gneiting and Raftery, JASA 102 (2007), section 4.2.
 
-    Example:
-    >>> import kriterion
-    >>> metric = kriterion.metrics.GaussianCRPS()
-    >>> metric.update_state([0.0], [[0.0, 1.0]])
-    >>> round(float(metric.result()), 4)
-    0.2337
+    Examples:
+        >>> import kriterion
+        >>> metric = kriterion.metrics.GaussianCRPS()
+        >>> metric.update_state([0.0], [[0.0, 1.0]])
+        >>> round(float(metric.result()), 4)
+        0.2337
     """
 
     def __init__(self, name: str = "gaussian_crps", dtype: Any = None) -> None:
@@ -108,12 +108,12 @@ class IntervalCoverage(_MeanScore):
 
     Source: Khosravi et al., IEEE Transactions on Neural Networks 22 (2011), equation 1.
 
-    Example:
-    >>> import kriterion
-    >>> metric = kriterion.metrics.IntervalCoverage()
-    >>> metric.update_state([1.0, 5.0], [[0.0, 2.0], [0.0, 2.0]])
-    >>> float(metric.result())
-    0.5
+    Examples:
+        >>> import kriterion
+        >>> metric = kriterion.metrics.IntervalCoverage()
+        >>> metric.update_state([1.0, 5.0], [[0.0, 2.0], [0.0, 2.0]])
+        >>> float(metric.result())
+        0.5
     """
 
     def __init__(self, name: str = "interval_coverage", dtype: Any = None) -> None:
@@ -132,12 +132,12 @@ class IntervalWidth(_MeanScore):
 
     Source: Khosravi et al., IEEE Transactions on Neural Networks 22 (2011), equation 3, without its normalisation.
 
-    Example:
-    >>> import kriterion
-    >>> metric = kriterion.metrics.IntervalWidth()
-    >>> metric.update_state([1.0], [[0.5, 2.0]])
-    >>> float(metric.result())
-    1.5
+    Examples:
+        >>> import kriterion
+        >>> metric = kriterion.metrics.IntervalWidth()
+        >>> metric.update_state([1.0], [[0.5, 2.0]])
+        >>> float(metric.result())
+        1.5
     """
 
     def __init__(self, name: str = "interval_width", dtype: Any = None) -> None:
@@ -160,13 +160,13 @@ class ExpectedCalibrationError(keras.metrics.Metric):
 
     Source: Guo et al., ICML 2017, equation 3.
 
-    Example:
-    >>> import kriterion
-    >>> metric = kriterion.metrics.ExpectedCalibrationError()
-    >>> metric.update_state([0], [[0.75, 0.25]])
-    >>> metric.update_state([1], [[0.75, 0.25]])
-    >>> float(metric.result())
-    0.25
+    Examples:
+        >>> import kriterion
+        >>> metric = kriterion.metrics.ExpectedCalibrationError()
+        >>> metric.update_state([0], [[0.75, 0.25]])
+        >>> metric.update_state([1], [[0.75, 0.25]])
+        >>> float(metric.result())
+        0.25
     """
 
     def __init__(self, bins: int = 15, name: str = "ece", dtype: Any = None) -> None:

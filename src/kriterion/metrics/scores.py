@@ -25,10 +25,10 @@ def gaussian_nll(y_true: Any, mean: Any, stddev: Any) -> Tensor:
 
     Source: Good, "Rational decisions", JRSS B 14 (1952): the logarithmic score.
 
-    Example:
-    >>> import kriterion
-    >>> round(float(kriterion.metrics.gaussian_nll(0.0, 0.0, 1.0)), 4)
-    0.9189
+    Examples:
+        >>> import kriterion
+        >>> round(float(kriterion.metrics.gaussian_nll(0.0, 0.0, 1.0)), 4)
+        0.9189
     """
     y_true, mean, stddev = as_floats(y_true, mean, stddev)
     return 0.5 * math.log(2 * math.pi) + ops.log(stddev) + 0.5 * ops.square((y_true - mean) / stddev)
@@ -49,10 +49,10 @@ def sample_nll(y_true: Any, samples: Any, stddev: Any) -> Tensor:
 
     Source: Gal and Ghahramani, "Dropout as a Bayesian approximation", ICML 2016, equation 8.
 
-    Example:
-    >>> import kriterion
-    >>> kriterion.metrics.sample_nll([[0.0]], [[[1.0]], [[-1.0]]], 1.0).shape == (1,)
-    True
+    Examples:
+        >>> import kriterion
+        >>> kriterion.metrics.sample_nll([[0.0]], [[[1.0]], [[-1.0]]], 1.0).shape == (1,)
+        True
     """
     y_true, samples, stddev = as_floats(y_true, samples, stddev)
     joint = ops.sum(gaussian_nll(y_true, samples, stddev), axis=-1)
@@ -75,10 +75,10 @@ def gaussian_crps(y_true: Any, mean: Any, stddev: Any) -> Tensor:
     Source: Gneiting and Raftery, "Strictly proper scoring rules, prediction, and estimation", JASA 102 (2007),
     section 4.2.
 
-    Example:
-    >>> import kriterion
-    >>> round(float(kriterion.metrics.gaussian_crps(0.0, 0.0, 1.0)), 4)  # (sqrt(2) - 1) / sqrt(pi)
-    0.2337
+    Examples:
+        >>> import kriterion
+        >>> round(float(kriterion.metrics.gaussian_crps(0.0, 0.0, 1.0)), 4)  # (sqrt(2) - 1) / sqrt(pi)
+        0.2337
     """
     y_true, mean, stddev = as_floats(y_true, mean, stddev)
     z = (y_true - mean) / stddev
@@ -106,10 +106,10 @@ def sample_crps(y_true: Any, samples: Any, *, fair: bool = True) -> Tensor:
     Source: Gneiting and Raftery, JASA 102 (2007), equation 21; fair: Ferro, "Fair scores for ensemble forecasts",
     Quarterly Journal of the Royal Meteorological Society 140 (2014).
 
-    Example:
-    >>> import kriterion
-    >>> float(kriterion.metrics.sample_crps(0.0, [1.0, -1.0], fair=False))
-    0.5
+    Examples:
+        >>> import kriterion
+        >>> float(kriterion.metrics.sample_crps(0.0, [1.0, -1.0], fair=False))
+        0.5
     """
     y_true, samples = as_floats(y_true, samples)
     count = samples.shape[0]
@@ -136,10 +136,10 @@ def brier(y_true: Any, probabilities: Any) -> Tensor:
 
     Source: Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78 (1950).
 
-    Example:
-    >>> import kriterion
-    >>> round(float(kriterion.metrics.brier([1], [[0.25, 0.75]])[0]), 4)
-    0.125
+    Examples:
+        >>> import kriterion
+        >>> round(float(kriterion.metrics.brier([1], [[0.25, 0.75]])[0]), 4)
+        0.125
     """
     (probabilities,) = as_floats(probabilities)
     return ops.sum(ops.square(probabilities - one_hot(y_true, probabilities)), axis=-1)

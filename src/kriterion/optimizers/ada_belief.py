@@ -44,10 +44,10 @@ class AdaBelief(keras.optimizers.Optimizer):
     Source: Zhuang et al., "AdaBelief optimizer: adapting stepsizes by the belief in observed gradients", NeurIPS 2020,
     algorithm 2; the centring is derived in `docs/gradient-variance.md`.
 
-    Example:
-    >>> import keras, kriterion
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    >>> model.compile(kriterion.optimizers.AdaBelief(1e-3), "mse")
+    Examples:
+        >>> import keras, kriterion
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        >>> model.compile(kriterion.optimizers.AdaBelief(1e-3), "mse")
     """
 
     def __init__(

@@ -43,10 +43,10 @@ class IVON(keras.optimizers.Optimizer):
 
     Source: Shen et al., "Variational learning is effective for large deep networks", ICML 2024, algorithm 1.
 
-    Example:
-    >>> import keras, kriterion
-    >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
-    >>> trainer.compile(kriterion.optimizers.IVON(0.1), "mse", transforms=[kriterion.transforms.IVONNoise()])
+    Examples:
+        >>> import keras, kriterion
+        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+        >>> trainer.compile(kriterion.optimizers.IVON(0.1), "mse", transforms=[kriterion.transforms.IVONNoise()])
     """
 
     def __init__(

@@ -66,11 +66,11 @@ class Proximal(OptimizerWrapper):
     algorithm 1 (ProxGen); for SGD, Nitanda, "Stochastic proximal gradient descent with acceleration techniques", NIPS
     2014.
 
-    Example:
-    >>> import keras, kriterion
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1)])
-    >>> groups = kriterion.regularizers.GroupSparsity(1e-3, "input")
-    >>> model.compile(kriterion.optimizers.Proximal(keras.optimizers.Adam(1e-3, epsilon=1e-3), groups), "mse")
+    Examples:
+        >>> import keras, kriterion
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(8, "relu"), keras.layers.Dense(1)])
+        >>> groups = kriterion.regularizers.GroupSparsity(1e-3, "input")
+        >>> model.compile(kriterion.optimizers.Proximal(keras.optimizers.Adam(1e-3, epsilon=1e-3), groups), "mse")
     """
 
     def __init__(

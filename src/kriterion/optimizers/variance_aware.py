@@ -53,10 +53,10 @@ class VarianceAware(keras.optimizers.Optimizer):
     Source: Balles and Hennig, "Dissecting Adam: the sign, magnitude and variance of stochastic gradients", ICML 2018,
     section 3 (the factors), section 4 and algorithm 1 (M-SVAG, running variance), equation 4 (that of a mini-batch).
 
-    Example:
-    >>> import keras, kriterion
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    >>> model.compile(kriterion.optimizers.VarianceAware(0.1), "mse")
+    Examples:
+        >>> import keras, kriterion
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        >>> model.compile(kriterion.optimizers.VarianceAware(0.1), "mse")
     """
 
     def __init__(

@@ -50,10 +50,10 @@ class VarianceScaling(OptimizerWrapper):
     Source: Balles and Hennig, "Dissecting Adam: the sign, magnitude and variance of stochastic gradients", ICML 2018,
     sections 3 (variance adaptation) and 4 (M-SVAG, and the correction of s by rho).
 
-    Example:
-    >>> import keras, kriterion
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    >>> model.compile(kriterion.optimizers.VarianceScaling(keras.optimizers.SGD(0.1, momentum=0.9)), "mse")
+    Examples:
+        >>> import keras, kriterion
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        >>> model.compile(kriterion.optimizers.VarianceScaling(keras.optimizers.SGD(0.1, momentum=0.9)), "mse")
     """
 
     def __init__(

@@ -38,17 +38,17 @@ class WeightRegularizer(keras.regularizers.Regularizer):
 
     Source: proximal maps: Parikh and Boyd, "Proximal algorithms", Foundations and Trends in Optimization 1 (2014).
 
-    Example:
-    >>> import keras, kriterion
-    >>> from keras import ops
-    >>> @keras.saving.register_keras_serializable(package="example")
-    ... class SquaredNorm(kriterion.regularizers.WeightRegularizer):
-    ...     def penalty(self, weights):
-    ...         return ops.sum(ops.square(weights))
-    ...     def proximal(self, weights, step):
-    ...         return weights / (1.0 + 2.0 * step)
-    >>> float(SquaredNorm(0.5)([[1.0, 2.0]])), float(SquaredNorm(0.5).prox([4.0], 3.0)[0])
-    (2.5, 1.0)
+    Examples:
+        >>> import keras, kriterion
+        >>> from keras import ops
+        >>> @keras.saving.register_keras_serializable(package="example")
+        ... class SquaredNorm(kriterion.regularizers.WeightRegularizer):
+        ...     def penalty(self, weights):
+        ...         return ops.sum(ops.square(weights))
+        ...     def proximal(self, weights, step):
+        ...         return weights / (1.0 + 2.0 * step)
+        >>> float(SquaredNorm(0.5)([[1.0, 2.0]])), float(SquaredNorm(0.5).prox([4.0], 3.0)[0])
+        (2.5, 1.0)
     """
 
     def __init__(self, strength: Any, *, reduce: str = "sum") -> None:

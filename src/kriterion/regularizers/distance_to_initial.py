@@ -38,10 +38,10 @@ class DistanceToInitial(WeightRegularizer):
     Source: Li, Grandvalet and Davoine, "Explicit inductive bias for transfer learning with convolutional networks",
     ICML 2018, equation 2.
 
-    Example:
-    >>> import keras, kriterion
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])  # with pretrained weights
-    >>> penalty = kriterion.transforms.WeightPenalty(kriterion.regularizers.DistanceToInitial(0.01, model))
+    Examples:
+        >>> import keras, kriterion
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])  # with pretrained weights
+        >>> penalty = kriterion.transforms.WeightPenalty(kriterion.regularizers.DistanceToInitial(0.01, model))
     """
 
     def __init__(self, strength: Any, anchor: Any, *, reduce: str = "sum") -> None:

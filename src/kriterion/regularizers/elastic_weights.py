@@ -40,13 +40,13 @@ class ElasticWeights(WeightRegularizer):
 
     Source: Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNAS 114 (2017), equation 3.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, "softmax")])  # trained on x, y
-    >>> x, y = np.ones((8, 3)), np.zeros(8)
-    >>> fisher = kriterion.regularizers.fisher_information(model, x, y, "sparse_categorical_crossentropy")
-    >>> elastic = kriterion.regularizers.ElasticWeights(8.0, fisher, model)
-    >>> penalty = kriterion.transforms.WeightPenalty(elastic, select="all")
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, "softmax")])  # trained on x, y
+        >>> x, y = np.ones((8, 3)), np.zeros(8)
+        >>> fisher = kriterion.regularizers.fisher_information(model, x, y, "sparse_categorical_crossentropy")
+        >>> elastic = kriterion.regularizers.ElasticWeights(8.0, fisher, model)
+        >>> penalty = kriterion.transforms.WeightPenalty(elastic, select="all")
     """
 
     def __init__(self, strength: Any, fisher: Any, anchor: Any, *, reduce: str = "sum") -> None:

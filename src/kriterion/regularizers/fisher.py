@@ -42,14 +42,14 @@ def fisher_information(model: keras.Model, x: Any, y: Any, loss: Any) -> dict[st
     Source: Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNAS 114 (2017); on the choice
     of `y`: Kunstner, Balles and Hennig, "Limitations of the empirical Fisher approximation", NeurIPS 2019.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, "softmax")])
-    >>> x = np.random.default_rng(0).normal(size=(8, 3))
-    >>> drawn = [np.random.default_rng(0).choice(2, p=p / p.sum()) for p in np.float64(model.predict(x, verbose=0))]
-    >>> fisher = kriterion.regularizers.fisher_information(model, x, drawn, "sparse_categorical_crossentropy")
-    >>> [array.shape for array in fisher.values()]
-    [(3, 2), (2,)]
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, "softmax")])
+        >>> x = np.random.default_rng(0).normal(size=(8, 3))
+        >>> drawn = [np.random.default_rng(0).choice(2, p=p / p.sum()) for p in np.float64(model.predict(x, verbose=0))]
+        >>> fisher = kriterion.regularizers.fisher_information(model, x, drawn, "sparse_categorical_crossentropy")
+        >>> [array.shape for array in fisher.values()]
+        [(3, 2), (2,)]
     """
     if not model.built:
         raise ValueError(f"fisher_information: `model` must be built. Received: {model.name}, which has no weights yet")

@@ -60,13 +60,13 @@ class GroupSparsity(WeightRegularizer):
     Source: Yuan and Lin, "Model selection and estimation in regression with grouped variables", JRSS B 68 (2006);
     for networks, Scardapane et al., "Group sparse regularization for deep neural networks", Neurocomputing 241 (2017).
 
-    Example:
-    >>> import kriterion
-    >>> penalty = kriterion.regularizers.GroupSparsity(0.1)
-    >>> round(float(penalty([[3.0, 0.0], [4.0, 0.0]])), 6)  # 0.1 * sqrt(2) * 5
-    0.707107
-    >>> [float(w) for w in penalty.prox([[3.0, 0.01], [4.0, 0.01]], 0.5)[:, 1]]
-    [0.0, 0.0]
+    Examples:
+        >>> import kriterion
+        >>> penalty = kriterion.regularizers.GroupSparsity(0.1)
+        >>> round(float(penalty([[3.0, 0.0], [4.0, 0.0]])), 6)  # 0.1 * sqrt(2) * 5
+        0.707107
+        >>> [float(w) for w in penalty.prox([[3.0, 0.01], [4.0, 0.01]], 0.5)[:, 1]]
+        [0.0, 0.0]
     """
 
     def __init__(

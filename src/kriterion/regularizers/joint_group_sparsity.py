@@ -50,12 +50,12 @@ class JointGroupSparsity(WeightRegularizer):
     norms; `prox` with overlap: Bauschke and Combettes, "A Dykstra-like algorithm for two monotone operators", Pacific
     J. Optimization 4 (2008).
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="hidden"), keras.layers.Dense(1)])
-    >>> columns = {"hidden/kernel": np.arange(2), "hidden/bias": np.arange(2)}
-    >>> joint = kriterion.regularizers.JointGroupSparsity(1e-3, columns)
-    >>> penalty = kriterion.transforms.WeightPenalty(joint, select="all")
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="hidden"), keras.layers.Dense(1)])
+        >>> columns = {"hidden/kernel": np.arange(2), "hidden/bias": np.arange(2)}
+        >>> joint = kriterion.regularizers.JointGroupSparsity(1e-3, columns)
+        >>> penalty = kriterion.transforms.WeightPenalty(joint, select="all")
     """
 
     def __init__(

@@ -39,13 +39,13 @@ class Range(WeightRegularizer):
     Source: the penalties of the constraint low <= w <= high; Nocedal and Wright, "Numerical optimization", 2nd
     edition, sections 17.1 (quadratic) and 17.2 (exact).
 
-    Example:
-    >>> import kriterion
-    >>> penalty = kriterion.regularizers.Range(0.5, -1.0, 1.0)
-    >>> round(float(penalty([0.3, 1.5, -3.0])), 6)
-    2.125
-    >>> [float(w) for w in penalty.project([0.25, 1.5, -3.0])]
-    [0.25, 1.0, -1.0]
+    Examples:
+        >>> import kriterion
+        >>> penalty = kriterion.regularizers.Range(0.5, -1.0, 1.0)
+        >>> round(float(penalty([0.3, 1.5, -3.0])), 6)
+        2.125
+        >>> [float(w) for w in penalty.project([0.25, 1.5, -3.0])]
+        [0.25, 1.0, -1.0]
     """
 
     def __init__(self, strength: Any, low: float, high: float, *, power: int = 2, reduce: str = "sum") -> None:

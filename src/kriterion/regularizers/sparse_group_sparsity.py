@@ -38,11 +38,11 @@ class SparseGroupSparsity(GroupSparsity):
 
     Source: Simon et al., "A sparse-group lasso", JCGS 22 (2013), section 3.
 
-    Example:
-    >>> import kriterion
-    >>> penalty = kriterion.regularizers.SparseGroupSparsity(1.0, 0.5)
-    >>> [[round(float(w), 4) for w in row] for row in penalty.prox([[3.0, 0.5], [0.2, 0.5]], 1.0)]
-    [[1.7929, 0.0], [0.0, 0.0]]
+    Examples:
+        >>> import kriterion
+        >>> penalty = kriterion.regularizers.SparseGroupSparsity(1.0, 0.5)
+        >>> [[round(float(w), 4) for w in row] for row in penalty.prox([[3.0, 0.5], [0.2, 0.5]], 1.0)]
+        [[1.7929, 0.0], [0.0, 0.0]]
     """
 
     def __init__(

@@ -61,13 +61,13 @@ class TotalVariation(WeightRegularizer):
     Source: Rudin, Osher and Fatemi, "Nonlinear total variation based noise removal algorithms", Physica D 60 (1992);
     higher orders: Kim et al., "l1 trend filtering", SIAM Review 51 (2009); `prox`: Johnson, JCGS 22 (2013).
 
-    Example:
-    >>> import kriterion
-    >>> penalty = kriterion.regularizers.TotalVariation(0.1, axis=0)
-    >>> round(float(penalty([[0.0, 1.0], [2.0, 1.0]])), 6)
-    0.2
-    >>> [float(w) for w in kriterion.regularizers.TotalVariation(1.0, axis=0).prox([0.0, 1.0, 5.0], 1.0)]
-    [1.0, 1.0, 4.0]
+    Examples:
+        >>> import kriterion
+        >>> penalty = kriterion.regularizers.TotalVariation(0.1, axis=0)
+        >>> round(float(penalty([[0.0, 1.0], [2.0, 1.0]])), 6)
+        0.2
+        >>> [float(w) for w in kriterion.regularizers.TotalVariation(1.0, axis=0).prox([0.0, 1.0, 5.0], 1.0)]
+        [1.0, 1.0, 4.0]
     """
 
     def __init__(

@@ -36,14 +36,14 @@ def compact(model: keras.Model) -> keras.Model:
     Source: removing zero channels: Wen et al., "Learning structured sparsity in deep neural networks", NIPS 2016;
     channels that belong together: Fang et al., "DepGraph: towards any structural pruning", CVPR 2023.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(1)])
-    >>> kernel = np.ones((4, 1))
-    >>> kernel[1:3] = 0.0
-    >>> model.layers[1].set_weights([kernel, np.zeros(1)])
-    >>> kriterion.sparsity.compact(model).layers[0].units
-    2
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "relu"), keras.layers.Dense(1)])
+        >>> kernel = np.ones((4, 1))
+        >>> kernel[1:3] = 0.0
+        >>> model.layers[1].set_weights([kernel, np.zeros(1)])
+        >>> kriterion.sparsity.compact(model).layers[0].units
+        2
     """
     channels = Channels(model, "compact")
     steps = {step.layer.name: step for step in channels.steps if step.role in ("linear", "scale")}

@@ -36,12 +36,12 @@ def unit_groups(model: keras.Model, *, incoming: bool = True, outgoing: bool = F
     Source: Scardapane et al., "Group sparse regularization for deep neural networks", Neurocomputing 241 (2017)
     (outgoing); Wen et al., "Learning structured sparsity in deep neural networks", NIPS 2016 (incoming).
 
-    Example:
-    >>> import keras, kriterion
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dense(1)])
-    >>> (groups,) = kriterion.sparsity.unit_groups(model, outgoing=True)
-    >>> [labels.shape for labels in groups.values()]
-    [(1, 2), (2,), (2, 1)]
+    Examples:
+        >>> import keras, kriterion
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2), keras.layers.Dense(1)])
+        >>> (groups,) = kriterion.sparsity.unit_groups(model, outgoing=True)
+        >>> [labels.shape for labels in groups.values()]
+        [(1, 2), (2,), (2, 1)]
     """
     if not (incoming or outgoing):
         raise ValueError("unit_groups: `incoming` or `outgoing` must be True. Received: both False")

@@ -120,13 +120,13 @@ def report(model: keras.Model) -> SparsityReport:
 
     Source: counts; operations of a layer as two for each weight and position.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, "relu"), keras.layers.Dense(1)])
-    >>> model.layers[1].set_weights([np.array([[1.0], [0.0]]), np.zeros(1)])
-    >>> found = kriterion.sparsity.report(model)
-    >>> found.layers[0].removable, found.flops, found.flops_left
-    (1, 16, 8)
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, "relu"), keras.layers.Dense(1)])
+        >>> model.layers[1].set_weights([np.array([[1.0], [0.0]]), np.zeros(1)])
+        >>> found = kriterion.sparsity.report(model)
+        >>> found.layers[0].removable, found.flops, found.flops_left
+        (1, 16, 8)
     """
     channels = Channels(model, "report")
     layers = [

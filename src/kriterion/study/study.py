@@ -43,15 +43,15 @@ class Study:
         StudyError: the model does not fit, the metric is unknown, a candidate is refused, all are left out, or the
             folder holds a different study.
 
-    Example:
-    >>> import tempfile
-    >>> from kriterion.study import LocalEngine, Settings, Study, default_candidates, mlp
-    >>> settings = Settings(seeds=2, epochs=2)
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     study = Study(mlp, "iris", default_candidates()[:2], settings, folder=folder, engine=LocalEngine())
-    ...     results = study.run()
-    >>> results.table()["candidate"].to_list()
-    ['baseline', 'gradient-variance']
+    Examples:
+        >>> import tempfile
+        >>> from kriterion.study import LocalEngine, Settings, Study, default_candidates, mlp
+        >>> settings = Settings(seeds=2, epochs=2)
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     study = Study(mlp, "iris", default_candidates()[:2], settings, folder=folder, engine=LocalEngine())
+        ...     results = study.run()
+        >>> results.table()["candidate"].to_list()
+        ['baseline', 'gradient-variance']
     """
 
     def __init__(

@@ -46,10 +46,10 @@ class Tuning:
     Raises:
         StudyError: Optuna is not installed, or a number is below 1.
 
-    Example:
-    >>> from kriterion.study import Tuning
-    >>> Tuning(20, storage="sqlite:///trials.db").splits
-    5
+    Examples:
+        >>> from kriterion.study import Tuning
+        >>> Tuning(20, storage="sqlite:///trials.db").splits
+        5
     """
 
     trials: int

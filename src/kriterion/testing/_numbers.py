@@ -28,11 +28,11 @@ def gradient(function: Callable[..., Any], *values: Any) -> list[np.ndarray]:
     Returns:
         Arrays of their shapes.
 
-    Example:
-    >>> import keras, numpy as np
-    >>> from kriterion import testing
-    >>> testing.gradient(lambda v: keras.ops.sum(v**2), np.array([1.0, 2.0]))[0].tolist()
-    [2.0, 4.0]
+    Examples:
+        >>> import keras, numpy as np
+        >>> from kriterion import testing
+        >>> testing.gradient(lambda v: keras.ops.sum(v**2), np.array([1.0, 2.0]))[0].tolist()
+        [2.0, 4.0]
     """
     tensors = [keras.ops.convert_to_tensor(value) for value in values]
     _, gradients = backend.value_and_gradient(lambda t: (function(*t), None), tensors)
@@ -52,10 +52,10 @@ def finite_difference(function: Callable[[np.ndarray], Any], value: Any, step: f
     Returns:
         An array of the value's shape.
 
-    Example:
-    >>> from kriterion import testing
-    >>> testing.finite_difference(lambda v: (v**2).sum(), [1.0, 2.0]).round(6).tolist()
-    [2.0, 4.0]
+    Examples:
+        >>> from kriterion import testing
+        >>> testing.finite_difference(lambda v: (v**2).sum(), [1.0, 2.0]).round(6).tolist()
+        [2.0, 4.0]
     """
     value = np.array(value, dtype="float64")
     result = np.zeros_like(value)

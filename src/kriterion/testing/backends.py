@@ -32,13 +32,13 @@ class BackendSuite(Suite):
 
     Source: `kriterion.backend._protocol.Backend`.
 
-    Example:
-    >>> from kriterion import testing
-    >>> class TestBackend(testing.BackendSuite):
-    ...     pass
-    >>> suite = TestBackend()
-    >>> suite.setup_method()
-    >>> suite.test_value_aux_and_gradient()
+    Examples:
+        >>> from kriterion import testing
+        >>> class TestBackend(testing.BackendSuite):
+        ...     pass
+        >>> suite = TestBackend()
+        >>> suite.setup_method()
+        >>> suite.test_value_aux_and_gradient()
     """
 
     backend: Backend = cast(Backend, kriterion.backend)

@@ -50,18 +50,18 @@ class LossSuite(TrainedSuite):
     Source: `keras.losses.Loss` for the contract; the idea of a suite as part of a library is that of
     `pandas.tests.extension` and `optuna.testing`.
 
-    Example:
-    >>> import keras, numpy as np
-    >>> from kriterion import testing
-    >>> class TestHuber(testing.LossSuite):
-    ...     def make(self, **arguments):
-    ...         return keras.losses.Huber(delta=0.5, **arguments)
-    ...     def reference(self, loss, y_true, y_pred):
-    ...         error = np.abs(y_true - y_pred)
-    ...         return np.where(error < 0.5, error**2 / 2, 0.5 * error - 0.125).mean(axis=-1)
-    >>> suite = TestHuber()
-    >>> suite.setup_method()
-    >>> suite.test_the_values_are_the_references()
+    Examples:
+        >>> import keras, numpy as np
+        >>> from kriterion import testing
+        >>> class TestHuber(testing.LossSuite):
+        ...     def make(self, **arguments):
+        ...         return keras.losses.Huber(delta=0.5, **arguments)
+        ...     def reference(self, loss, y_true, y_pred):
+        ...         error = np.abs(y_true - y_pred)
+        ...         return np.where(error < 0.5, error**2 / 2, 0.5 * error - 0.125).mean(axis=-1)
+        >>> suite = TestHuber()
+        >>> suite.setup_method()
+        >>> suite.test_the_values_are_the_references()
     """
 
     targets: str = "numbers"

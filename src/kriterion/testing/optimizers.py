@@ -33,17 +33,17 @@ class OptimizerSuite(TrainedSuite):
 
     Source: `keras.optimizers.Optimizer`.
 
-    Example:
-    >>> import keras, numpy as np
-    >>> from kriterion import testing
-    >>> class TestSGD(testing.OptimizerSuite):
-    ...     def make(self, learning_rate, **arguments):
-    ...         return keras.optimizers.SGD(learning_rate, **arguments)
-    ...     def reference(self, learning_rate, weights, gradients):
-    ...         return weights - learning_rate * np.cumsum(gradients, axis=0)
-    >>> suite = TestSGD()
-    >>> suite.setup_method()
-    >>> suite.test_the_path_is_the_references()
+    Examples:
+        >>> import keras, numpy as np
+        >>> from kriterion import testing
+        >>> class TestSGD(testing.OptimizerSuite):
+        ...     def make(self, learning_rate, **arguments):
+        ...         return keras.optimizers.SGD(learning_rate, **arguments)
+        ...     def reference(self, learning_rate, weights, gradients):
+        ...         return weights - learning_rate * np.cumsum(gradients, axis=0)
+        >>> suite = TestSGD()
+        >>> suite.setup_method()
+        >>> suite.test_the_path_is_the_references()
     """
 
     alone: bool = True

@@ -36,17 +36,17 @@ class RegularizerSuite(Suite):
 
     Source: `keras.regularizers.Regularizer`; Parikh, Boyd, "Proximal algorithms", 2014, sections 1.1 and 2.3.
 
-    Example:
-    >>> import keras, numpy as np
-    >>> from kriterion import testing
-    >>> class TestL1(testing.RegularizerSuite):
-    ...     def make(self, strength):
-    ...         return keras.regularizers.L1(strength)
-    ...     def reference(self, w):
-    ...         return np.abs(w).sum()
-    >>> suite = TestL1()
-    >>> suite.setup_method()
-    >>> suite.test_the_value_is_the_references()
+    Examples:
+        >>> import keras, numpy as np
+        >>> from kriterion import testing
+        >>> class TestL1(testing.RegularizerSuite):
+        ...     def make(self, strength):
+        ...         return keras.regularizers.L1(strength)
+        ...     def reference(self, w):
+        ...         return np.abs(w).sum()
+        >>> suite = TestL1()
+        >>> suite.setup_method()
+        >>> suite.test_the_value_is_the_references()
     """
 
     shapes: tuple[tuple[int, ...], ...] = ((3, 4), (2, 3, 2), (2, 2, 3, 2))

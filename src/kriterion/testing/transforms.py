@@ -19,7 +19,7 @@ from kriterion.transforms import Transform, WeightPenalty
 class LeastSquares(NamedTuple):
     """L(w) = mean_i (x_i . w - y_i)^2 / 2 in float64: what a transform's reference works with.
 
-    Args:
+    Attributes:
         x: inputs (n, d).
         y: targets (n,).
     """
@@ -65,17 +65,17 @@ class TransformSuite(TrainedSuite):
 
     Source: `docs/architecture.md` for the contract.
 
-    Example:
-    >>> import keras, kriterion
-    >>> from kriterion import testing
-    >>> class TestDecay(testing.TransformSuite):
-    ...     def make(self):
-    ...         return kriterion.transforms.WeightPenalty(keras.regularizers.L2(0.1))
-    ...     def reference(self, problem, w):
-    ...         return problem.value(w) + 0.1 * (w**2).sum()
-    >>> suite = TestDecay()
-    >>> suite.setup_method()
-    >>> suite.test_the_objective_is_the_references()
+    Examples:
+        >>> import keras, kriterion
+        >>> from kriterion import testing
+        >>> class TestDecay(testing.TransformSuite):
+        ...     def make(self):
+        ...         return kriterion.transforms.WeightPenalty(keras.regularizers.L2(0.1))
+        ...     def reference(self, problem, w):
+        ...         return problem.value(w) + 0.1 * (w**2).sum()
+        >>> suite = TestDecay()
+        >>> suite.setup_method()
+        >>> suite.test_the_objective_is_the_references()
     """
 
     draws: int = 1

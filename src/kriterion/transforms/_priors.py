@@ -45,9 +45,9 @@ class ScaleMixturePrior:
 
     Source: Blundell et al., "Weight uncertainty in neural networks", ICML 2015, equation 7.
 
-    Example:
-    >>> import kriterion
-    >>> prior = kriterion.transforms.ScaleMixturePrior(1.0, 0.01, share=0.25)
+    Examples:
+        >>> import kriterion
+        >>> prior = kriterion.transforms.ScaleMixturePrior(1.0, 0.01, share=0.25)
     """
 
     def __init__(self, wide: float = 1.0, narrow: float = 0.0025, *, share: float = 0.5) -> None:

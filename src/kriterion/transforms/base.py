@@ -32,19 +32,19 @@ class Transform:
 
     Source: the algebra is described in `docs/architecture.md`.
 
-    Example:
-    >>> import keras, kriterion
-    >>> @keras.saving.register_keras_serializable(package="example")
-    ... class Scaled(kriterion.transforms.Transform):
-    ...     "L -> 2 L"
-    ...     def apply(self, objective):
-    ...         def scaled(weights, batch):
-    ...             loss, outcome = objective(weights, batch)
-    ...             return 2.0 * loss, outcome
-    ...         return scaled
-    >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
-    >>> trainer = kriterion.Trainer(model)
-    >>> trainer.compile("sgd", "mse", transforms=[Scaled()])
+    Examples:
+        >>> import keras, kriterion
+        >>> @keras.saving.register_keras_serializable(package="example")
+        ... class Scaled(kriterion.transforms.Transform):
+        ...     "L -> 2 L"
+        ...     def apply(self, objective):
+        ...         def scaled(weights, batch):
+        ...             loss, outcome = objective(weights, batch)
+        ...             return 2.0 * loss, outcome
+        ...         return scaled
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
+        >>> trainer = kriterion.Trainer(model)
+        >>> trainer.compile("sgd", "mse", transforms=[Scaled()])
     """
 
     def __init__(self, *, seed: int | None = None, name: str | None = None) -> None:

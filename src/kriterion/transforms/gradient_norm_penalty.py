@@ -42,11 +42,11 @@ class GradientNormPenalty(PenaltyTransform):
     Source: Barrett and Dherin, "Implicit gradient regularization", ICLR 2021, section 2 (squared); Zhao, Zhang and Hu,
     "Penalizing gradient norm for efficiently improving generalization in deep learning", ICML 2022, section 3.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
-    >>> trainer.compile("adam", "mse", transforms=[kriterion.transforms.GradientNormPenalty(0.01)])
-    >>> history = trainer.fit(np.ones((8, 3)), np.zeros((8, 1)), verbose=0)
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+        >>> trainer.compile("adam", "mse", transforms=[kriterion.transforms.GradientNormPenalty(0.01)])
+        >>> history = trainer.fit(np.ones((8, 3)), np.zeros((8, 1)), verbose=0)
     """
 
     def __init__(

@@ -59,11 +59,11 @@ class GradientVariancePenalty(PenaltyTransform):
     2022, section 3 (there with biased variances); without groups its trace. The estimate by signs is derived in
     `docs/gradient-variance.md`.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
-    >>> trainer.compile("adam", "mse", transforms=[kriterion.transforms.GradientVariancePenalty(1e-3)])
-    >>> history = trainer.fit(np.ones((8, 3)), np.zeros((8, 1)), verbose=0)
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+        >>> trainer.compile("adam", "mse", transforms=[kriterion.transforms.GradientVariancePenalty(1e-3)])
+        >>> history = trainer.fit(np.ones((8, 3)), np.zeros((8, 1)), verbose=0)
     """
 
     def __init__(

@@ -44,9 +44,9 @@ class IVONNoise(SizedTransform):
     Source: Shen et al., "Variational learning is effective for large deep networks", ICML 2024, algorithm 1, lines 1
     to 3.
 
-    Example:
-    >>> import kriterion
-    >>> noise = kriterion.transforms.IVONNoise(seed=0)
+    Examples:
+        >>> import kriterion
+        >>> noise = kriterion.transforms.IVONNoise(seed=0)
     """
 
     def __init__(

@@ -69,9 +69,9 @@ class LearnedWeightNoise(SizedTransform):
     uncertainty in neural networks", ICML 2015; moped: Krishnan, Subedar and Tickoo, "Specifying weight priors in
     Bayesian deep neural networks with empirical Bayes", AAAI 2020.
 
-    Example:
-    >>> import kriterion
-    >>> noise = kriterion.transforms.LearnedWeightNoise(prior="empirical_bayes", seed=0)
+    Examples:
+        >>> import kriterion
+        >>> noise = kriterion.transforms.LearnedWeightNoise(prior="empirical_bayes", seed=0)
     """
 
     def __init__(

@@ -60,14 +60,14 @@ class MeasureGradient(PeriodicTransform):
     Source: McCandlish et al., "An empirical model of large-batch training", 2018, section 2 and appendix A.1;
     evidence: Mahsereci et al., "Early stopping without a validation set", 2017, equation 8.
 
-    Example:
-    >>> import keras, numpy as np, kriterion
-    >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
-    >>> trainer.compile("adam", "mse", transforms=[kriterion.transforms.MeasureGradient(every=10)])
-    >>> x = np.random.default_rng(0).normal(size=(64, 3))
-    >>> history = trainer.fit(x, x[:, :1], epochs=2, verbose=0)
-    >>> sorted(history.history)
-    ['gradient_noise_scale', 'gradient_norm', 'gradient_signal_to_noise', 'gradient_variance', 'loss']
+    Examples:
+        >>> import keras, numpy as np, kriterion
+        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+        >>> trainer.compile("adam", "mse", transforms=[kriterion.transforms.MeasureGradient(every=10)])
+        >>> x = np.random.default_rng(0).normal(size=(64, 3))
+        >>> history = trainer.fit(x, x[:, :1], epochs=2, verbose=0)
+        >>> sorted(history.history)
+        ['gradient_noise_scale', 'gradient_norm', 'gradient_signal_to_noise', 'gradient_variance', 'loss']
     """
 
     def __init__(

@@ -41,11 +41,11 @@ class MiniBatchVariance(Transform):
     Source: Balles and Hennig, "Dissecting Adam: the sign, magnitude and variance of stochastic gradients", ICML 2018,
     equation 4.
 
-    Example:
-    >>> import keras, kriterion
-    >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
-    >>> optimizer = kriterion.optimizers.VarianceAware(0.1, variance="mini_batch")
-    >>> trainer.compile(optimizer, "mse", transforms=[kriterion.transforms.MiniBatchVariance()])
+    Examples:
+        >>> import keras, kriterion
+        >>> trainer = kriterion.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+        >>> optimizer = kriterion.optimizers.VarianceAware(0.1, variance="mini_batch")
+        >>> trainer.compile(optimizer, "mse", transforms=[kriterion.transforms.MiniBatchVariance()])
     """
 
     def __init__(

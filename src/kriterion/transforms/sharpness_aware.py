@@ -50,9 +50,9 @@ class SharpnessAware(Transform):
     (m-SAM: section 4.1); Kwon et al., "ASAM", ICML 2021, equation 7, without its eta; Wu, Xia and Wang,
     "Adversarial weight perturbation helps robust generalization", NeurIPS 2020, section 4, with one step.
 
-    Example:
-    >>> import kriterion
-    >>> sharp = kriterion.transforms.SharpnessAware(0.05)
+    Examples:
+        >>> import kriterion
+        >>> sharp = kriterion.transforms.SharpnessAware(0.05)
     """
 
     def __init__(

@@ -88,9 +88,9 @@ class WeightNoise(Transform):
     and Welling, "Variational dropout and the local reparameterization trick", NIPS 2015, section 2.2; Wen et al.,
     "Flipout", ICLR 2018, section 3.
 
-    Example:
-    >>> import kriterion
-    >>> noise = kriterion.transforms.WeightNoise(0.1, mode="filter", antithetic=True, seed=0)
+    Examples:
+        >>> import kriterion
+        >>> noise = kriterion.transforms.WeightNoise(0.1, mode="filter", antithetic=True, seed=0)
     """
 
     def __init__(

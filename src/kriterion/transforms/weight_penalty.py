@@ -35,9 +35,9 @@ class WeightPenalty(Transform):
     Source: as the sum of loss and penalty in Tikhonov, "On the solution of ill-posed problems and the method of
     regularization", Soviet Math. Doklady 4 (1963).
 
-    Example:
-    >>> import kriterion
-    >>> penalty = kriterion.transforms.WeightPenalty(kriterion.regularizers.GroupSparsity(1e-3))
+    Examples:
+        >>> import kriterion
+        >>> penalty = kriterion.transforms.WeightPenalty(kriterion.regularizers.GroupSparsity(1e-3))
     """
 
     def __init__(self, regularizer: Any, *, select: Select = "kernels", name: str | None = None) -> None:
