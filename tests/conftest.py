@@ -43,6 +43,8 @@ if BACKEND != "tensorflow":
 # stores is stored alike, and so is its page. Only JAX maps a step. That a package is installed and found is the same
 # everywhere; its suites are those of test_conformance.py.
 collect_ignore = [] if BACKEND == "torch" else ["test_extension.py"]
+if BACKEND == "tensorflow":
+    collect_ignore += ["test_endurance.py"]
 if BACKEND != "jax":
     collect_ignore += ["test_cli.py", "test_page.py", "test_reliability.py", "test_vectorized.py"]
 

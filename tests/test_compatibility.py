@@ -10,8 +10,8 @@ from tests import kinds
 from tests.parts import TRANSFORMS
 
 BACKEND = keras.backend.backend()
-# Of PyTorch all, which is quick; elsewhere, where each combination is compiled, every fourth.
-SHARE = 1 if BACKEND == "torch" else 4
+# Of PyTorch all, which is quick; elsewhere, where each operation is compiled, a few: docs/compatibility.py tries them.
+SHARE = 1 if BACKEND == "torch" else 24
 LOSSES = list(kinds.LOSSES)
 TRIED = [
     (transform, LOSSES[(i + j // 2) % len(LOSSES)], kind)

@@ -25,6 +25,9 @@ from kriterion.testing._suite import (
 class TrainedSuite(Suite):
     """Tests of `fit` with a part, for a subclass that says by `_compiled` what is trained, and on what."""
 
+    # How a step may be run, in arguments of `compile`; the first is what the others must agree with.
+    _modes: tuple[dict[str, Any], ...] = ({"run_eagerly": True}, {"jit_compile": True})
+
     def _compiled(self, *, dropout: bool = False, **arguments: Any) -> keras.Model:
         """A new compiled model with the part, always of the same weights; `arguments` are those of `compile`.
 
@@ -63,9 +66,8 @@ class TrainedSuite(Suite):
         if backend.name == "torch":
             skip("Keras trains eagerly on PyTorch")
         x, y = self._data()
-        modes: list[dict[str, Any]] = [{"run_eagerly": True}, {"jit_compile": True}, {"steps_per_execution": 2}]
-        losses = [fit(self._compiled(**mode), x, y, epochs=2)["loss"] for mode in modes]
-        for mode, loss in zip(modes, losses, strict=True):
+        losses = [fit(self._compiled(**mode), x, y, epochs=2)["loss"] for mode in self._modes]
+        for mode, loss in zip(self._modes, losses, strict=True):
             same_numbers(loss, losses[0], f"Eager training differs from that with {mode}.", rtol=1e-3, atol=1e-4)
 
     def test_mixed_precision(self) -> None:

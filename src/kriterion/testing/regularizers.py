@@ -184,8 +184,8 @@ class RegularizerSuite(Suite):
 
     def test_nothing_nearby_is_better_than_the_proximal_map(self) -> None:
         """Nor w itself, 0, or the maps of other steps; for a step, and for one of each weight."""
-        proximal = self._proximal_map()
         for shape in self.shapes:
+            proximal = self._proximal_map()
             w = self._weights(shape)
             for step in (np.full(shape, 0.5, "float32"), self.random.uniform(0.1, 2.0, size=shape).astype("float32")):
                 found = proximal(w, step).astype("float64")
@@ -206,8 +206,8 @@ class RegularizerSuite(Suite):
 
     def test_a_proximal_map_is_smooth(self) -> None:
         """Of a convex function |prox(a) - prox(b)| <= |a - b|; a step that vanishes changes nothing."""
-        proximal = self._proximal_map()
         for shape in self.shapes:
+            proximal = self._proximal_map()
             a, b = self._weights(shape), self._weights(shape)
             same_numbers(proximal(a, np.float32(1e-8)), a, "A step of 1e-8.", rtol=1e-6, atol=1e-6)
             if self.convex:

@@ -81,6 +81,7 @@ class TransformSuite(TrainedSuite):
     draws: int = 1
     changes: bool | None = True
     refuses: tuple[str, ...] = ()
+    _modes = (*TrainedSuite._modes, {"steps_per_execution": 2})
     rtol: float = 1e-4
 
     def make(self) -> Transform:
