@@ -11,10 +11,12 @@ from scipy import optimize
 from kriterion import backend
 from kriterion.testing import finite_difference, gradient
 from kriterion.testing._numbers import numpy
+from kriterion.testing._suite import dtype_policy
 
 __all__ = [
     "assert_same",
     "data",
+    "dtype_policy",
     "finite_difference",
     "gradient",
     "minimise_variables",

@@ -9,8 +9,9 @@ from keras import layers
 
 import kriterion
 from kriterion.losses import AdaptiveRobust, BatchAdaptive, CVaR, GeneralRobust, LearnedClassWeights
+from kriterion.testing import TransformSuite
 from tests.helpers import numpy
-from tests.parts import TRANSFORMS
+from tests.parts import TRANSFORMS, suite_of
 
 ROWS = 8
 
@@ -130,10 +131,10 @@ def outcome(transform, loss, kind):
     random = np.random.default_rng(0)
     model, x, y, compiled_loss = problem(kind, loss, random)
     part = TRANSFORMS[transform]
-    rate = part.attributes.get("optimizer", lambda self, rate: keras.optimizers.SGD(rate))(None, 0.1)
+    optimizer = suite_of(TransformSuite, part)().optimizer(0.1)
     trainer = kriterion.Trainer(model)
     try:
-        trainer.compile(rate, compiled_loss, transforms=[part.make()])
+        trainer.compile(optimizer, compiled_loss, transforms=[part.make()])
         value, gradients = trainer.value_and_gradient(x, y)
     except (NotImplementedError, ValueError) as error:
         return str(error)

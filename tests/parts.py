@@ -61,6 +61,12 @@ class Part(NamedTuple):
     attributes: dict[str, Any] = {}  # noqa: RUF012
 
 
+def suite_of(suite, part, **attributes):
+    """The suite of a part, as a third party would write it."""
+    given = {"make": staticmethod(part.make), "reference": staticmethod(part.reference), **part.attributes}
+    return type("Test", (suite,), {**given, **attributes})
+
+
 # Losses: `reference(loss, y_true, y_pred)` gives the value of each example.
 
 HALF_SQUARED = GeneralRobust(alpha=2.0)

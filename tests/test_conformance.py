@@ -13,11 +13,11 @@ TRAINED = [name for name in dir(TrainedSuite) if name.startswith("test_")]
 
 def suites(suite, listed):
     for index, (name, part) in enumerate(listed.items()):
-        attributes = {"make": staticmethod(part.make), "reference": staticmethod(part.reference), **part.attributes}
+        attributes = {}
         if suite is testing.LossSuite and keras.backend.backend() == "tensorflow" and index % 5:
-            attributes.update(dict.fromkeys(TRAINED))
+            attributes = dict.fromkeys(TRAINED)
         title = "Test" + "".join(word.title() for word in name.split("_"))
-        globals()[title] = type(title, (suite,), {**attributes, "__module__": __name__})
+        globals()[title] = parts.suite_of(suite, part, **attributes, __module__=__name__)
 
 
 suites(testing.LossSuite, parts.LOSSES)

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 import kriterion
+from kriterion.testing import TransformSuite
 from tests.helpers import data, network
-from tests.parts import TRANSFORMS
+from tests.parts import TRANSFORMS, suite_of
 
 EAGER = keras.backend.backend() == "torch"
 # Of an eager step fewer, which still tell one object a step from none; of those that are compiled, one of each kind.
@@ -19,7 +20,7 @@ NAMES = list(TRANSFORMS) if EAGER else ["weight_noise", "learned_noise", "sharpn
 
 def trainer_with(name):
     part = TRANSFORMS[name]
-    optimizer = part.attributes.get("optimizer", lambda self, rate: keras.optimizers.SGD(rate))(None, 0.01)
+    optimizer = suite_of(TransformSuite, part)().optimizer(0.01)
     keras.utils.set_random_seed(11)
     trainer = kriterion.Trainer(
         keras.Sequential([keras.Input((5,)), keras.layers.Dense(4, "tanh"), keras.layers.Dense(2)])

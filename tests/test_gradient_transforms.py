@@ -19,7 +19,7 @@ from kriterion.transforms import (
     WeightPenalty,
 )
 from kriterion.transforms.measure_gradient import GradientStatistics
-from tests.helpers import data, finite_difference, gradient, network, numpy, told
+from tests.helpers import data, dtype_policy, finite_difference, gradient, network, numpy, told
 
 
 def small_network(*more, activation="tanh"):
@@ -385,11 +385,8 @@ def test_loss_scaling_has_no_part_in_what_is_measured(random):
     x, y = (part.astype("float32") for part in batch_for(small_network(), random, rows=16))
     found = []
     for policy in ("float32", "mixed_float16"):
-        keras.config.set_dtype_policy(policy)
-        try:
+        with dtype_policy(policy):
             model = small_network()
-        finally:
-            keras.config.set_dtype_policy("float32")
         trainer = trainer_of(model, MeasureGradient(every=1, estimator="exact"))
         assert isinstance(trainer.optimizer, keras.optimizers.LossScaleOptimizer) == (policy != "float32")
         found.append(trainer.fit(x, y, batch_size=16, verbose=0).history)

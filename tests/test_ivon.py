@@ -9,7 +9,7 @@ import kriterion
 from kriterion import backend
 from kriterion.optimizers import IVON
 from kriterion.transforms import IVONNoise, SharpnessAware
-from tests.helpers import assert_same, data, network, numpy, told, weights_of
+from tests.helpers import assert_same, data, dtype_policy, network, numpy, told, weights_of
 from tests.parts import HALF_SQUARED
 
 
@@ -89,9 +89,7 @@ def test_weights_without_noise_are_trained_by_momentum(random):
 def test_trains_saves_and_resumes(policy, random, tmp_path):
     """With another transform around it, in both precisions; the weights are the posterior's mean, not a draw."""
     x, y = data(random)
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(policy)
-    try:
+    with dtype_policy(policy):
         trainer = kriterion.Trainer(network())
         transforms = [IVONNoise(seed=1), SharpnessAware(0.01)]
         trainer.compile(IVON(0.1, hessian_init=0.1), "mse", transforms=transforms)
@@ -100,8 +98,6 @@ def test_trains_saves_and_resumes(policy, random, tmp_path):
         trainer.save(tmp_path / "trainer.keras")
         loaded = keras.saving.load_model(tmp_path / "trainer.keras")
         losses = [t.fit(x, y, batch_size=16, shuffle=False, verbose=0).history["loss"] for t in (trainer, loaded)]
-    finally:
-        keras.config.set_dtype_policy(before)
     assert losses[0] == losses[1]
     assert_same(weights_of(loaded), weights_of(trainer))
 

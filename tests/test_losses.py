@@ -8,8 +8,9 @@ from scipy import stats
 import kriterion
 from kriterion import testing
 from kriterion.losses import AdaptiveRobust, AdaptiveStudentT, GeneralRobust
-from tests.helpers import gradient, numpy, told
-from tests.parts import LOSSES
+from kriterion.testing.losses import built
+from tests.helpers import dtype_policy, gradient, numpy, told
+from tests.parts import LOSSES, suite_of
 
 
 def test_the_adaptive_loss_is_a_density(float64):
@@ -247,11 +248,8 @@ def test_an_enormous_residual_has_a_finite_gradient():
 
 def test_a_large_residual_in_half_precision(random):
     """300^2 overflows float16."""
-    keras.config.set_dtype_policy("mixed_float16")
-    try:
+    with dtype_policy("mixed_float16"):
         model = keras.Sequential([keras.Input((1,)), keras.layers.Rescaling(1.0)])
-    finally:
-        keras.config.set_dtype_policy("float32")
     trainer = kriterion.Trainer(model)
     trainer.compile(keras.optimizers.SGD(1e-3), AdaptiveRobust(init="reference"))
     history = trainer.fit(np.full((4, 1), 300.0), np.zeros((4, 1)), verbose=0)
@@ -268,9 +266,7 @@ def test_a_large_residual_in_half_precision(random):
 def test_targets_without_the_last_axis(name, random):
     """(n,) with predictions (n, 1): not broadcast to (n, n)."""
     y, p = (random.normal(size=(4, 1)).astype("float32") for _ in range(2))
-    loss = LOSSES[name].make(reduction=None)
-    if isinstance(loss, kriterion.losses.TrainableLoss):
-        loss.build_once((None,), (None, 1))
+    loss = built(LOSSES[name].make(reduction=None), y[:, 0], p)
     flat = numpy(loss(y[:, 0], p))
     assert flat.shape == (4,)
     np.testing.assert_allclose(flat, numpy(loss(y, p)), rtol=1e-6)
@@ -282,10 +278,8 @@ def test_targets_without_the_last_axis(name, random):
 def test_class_indices_and_one_hot_targets(name, random):
     y = random.integers(3, size=(4, 6)).astype("float32")
     p = random.dirichlet(np.ones(3), size=(4, 6)).astype("float32")
-    loss = LOSSES[name].make(reduction=None)
-    if isinstance(loss, kriterion.losses.TrainableLoss):
-        loss.build_once((None, 6), (None, 6, 3))
-        loss.training = False
+    loss = built(LOSSES[name].make(reduction=None), y, p)
+    loss.training = False
     each = numpy(loss(y, p))
     np.testing.assert_allclose(each, numpy(loss(y[..., None], p)), rtol=1e-5)
     if not hasattr(loss, "loss"):
@@ -298,13 +292,8 @@ def test_class_indices_and_one_hot_targets(name, random):
 def test_torch_does_not_compile_the_loss_in_every_step(name, random):
     import torch
 
-    part = LOSSES[name]
-    suite = type("Suite", (testing.LossSuite,), part.attributes)()
-    loss = part.make()
-    if isinstance(loss, kriterion.losses.TrainableLoss):
-        y, p = suite.examples(random, 9)
-        loss.build_once((None, *y.shape[1:]), (None, *p.shape[1:]))
-    compiled = torch.compile(loss, backend="eager")
+    suite = suite_of(testing.LossSuite, LOSSES[name])()
+    compiled = torch.compile(built(suite.make(), *suite.examples(random, 9)), backend="eager")
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=True):
         for _ in range(torch._dynamo.config.recompile_limit + 3):
             compiled(*map(keras.ops.convert_to_tensor, suite.examples(random, 9)))

@@ -6,6 +6,7 @@ import pytest
 from keras import ops
 
 from kriterion.optimizers import AdaBelief, VarianceAware, VarianceScaling
+from kriterion.testing.optimizers import path_of
 from tests.helpers import numpy, told
 from tests.parts import moments
 
@@ -51,22 +52,12 @@ def test_factor_of_constant_missing_and_extreme_gradients():
         assert ((factor >= 0) & (factor <= 1)).all()
 
 
-def trajectory(optimizer, gradients, start):
-    variable = keras.Variable(np.asarray(start, dtype="float32"))
-    optimizer.build([variable])
-    path = []
-    for g in gradients:
-        optimizer.apply([ops.convert_to_tensor(np.float32(g))], [variable])
-        path.append(variable.numpy())
-    return np.array(path)
-
-
 def test_constant_gradients_leave_the_inner_optimizer_alone():
     gradients = [np.float32([0.5, -2.0])] * 10
     for make in (lambda: keras.optimizers.Adam(0.1), lambda: keras.optimizers.SGD(0.1, momentum=0.9)):
         np.testing.assert_allclose(
-            trajectory(VarianceScaling(make()), gradients, [1.0, 1.0]),
-            trajectory(make(), gradients, [1.0, 1.0]),
+            path_of(VarianceScaling(make()), gradients),
+            path_of(make(), gradients),
             atol=1e-5,
         )
 
@@ -75,7 +66,7 @@ def test_weight_decay_is_not_scaled():
     """Alternating gradients: the update vanishes, the decay does not."""
     gradients = [np.float32([10.0 * (-1) ** t]) for t in range(40)]
     optimizer = VarianceScaling(keras.optimizers.SGD(1e-6, weight_decay=1e4), beta=0.99)
-    path = trajectory(optimizer, gradients, [1.0])
+    path = path_of(optimizer, gradients)
     np.testing.assert_allclose(path[:, 0], 0.99 ** np.arange(1, 41), rtol=1e-3)
 
 
@@ -95,7 +86,7 @@ def test_ada_belief_is_centred(random):
 
 def test_gradients_without_noise():
     """M-SVAG of constant gradients is gradient descent; where there never was a gradient nothing moves."""
-    path = trajectory(VarianceAware(0.1), [np.float32([0.5, -2.0, 0.0])] * 10, [1.0, 1.0, 1.0])
+    path = path_of(VarianceAware(0.1), [np.float32([0.5, -2.0, 0.0])] * 10)
     np.testing.assert_allclose(path[:, :2], 1.0 - 0.1 * np.arange(1, 11)[:, None] * [0.5, -2.0], rtol=1e-5)
     np.testing.assert_array_equal(path[:, 2], 1.0)
 

@@ -8,7 +8,7 @@ from keras import ops
 import kriterion
 from kriterion.optimizers import Proximal, VarianceScaling
 from kriterion.regularizers import GroupSparsity, JointGroupSparsity, Range, SparseGroupSparsity, TotalVariation
-from tests.helpers import assert_same, data, network, numpy, told, weights_of
+from tests.helpers import assert_same, data, dtype_policy, network, numpy, told, weights_of
 
 FEATURES, OUTPUTS = 6, 3
 
@@ -188,11 +188,8 @@ def test_gradient_accumulation_takes_a_step_of_the_mean_gradient(random):
 
 
 def test_mixed_precision_takes_the_proximal_step_of_the_unscaled_gradient(random):
-    keras.config.set_dtype_policy("mixed_float16")
-    try:
+    with dtype_policy("mixed_float16"):
         model, *_ = fitted(random, Proximal(keras.optimizers.SGD(0.05), GroupSparsity(0.1)), epochs=5)
-    finally:
-        keras.config.set_dtype_policy("float32")
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     kernel = model.layers[0].kernel.numpy()
     assert np.isfinite(kernel).all()

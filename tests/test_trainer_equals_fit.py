@@ -6,7 +6,8 @@ import pytest
 from keras import layers
 
 import kriterion
-from tests.helpers import assert_same, data, network, weights_of
+from tests.helpers import assert_same, data, dtype_policy, network, weights_of
+from tests.kinds import AddsLoss
 
 BACKEND = keras.backend.backend()
 EPOCHS, BATCH = 2, 16
@@ -42,13 +43,6 @@ def _masked():
 def _classes(random):
     x = random.normal(size=(70, 5)).astype("float32")
     return x, random.integers(0, 2, size=70), {"class_weight": {0: 1.0, 1: 3.0}}
-
-
-@keras.saving.register_keras_serializable(package="tests")
-class AddsLoss(layers.Layer):
-    def call(self, inputs):
-        self.add_loss(0.1 * keras.ops.mean(inputs**2))
-        return inputs
 
 
 def _adding_loss():
@@ -124,7 +118,7 @@ def test_mixed_precision_loss_scaling(transforms, random):
     results = []
     for wrap in (False, True):
         keras.utils.set_random_seed(3)
-        with _policy("mixed_float16"):
+        with dtype_policy("mixed_float16"):
             model = network()
             trained = kriterion.Trainer(model) if wrap else model
             history = _fit(
@@ -134,18 +128,6 @@ def test_mixed_precision_loss_scaling(transforms, random):
         results.append((history["loss"], weights_of(model)))
     np.testing.assert_allclose(results[1][0], results[0][0], rtol=2e-3)
     assert_same(results[1][1], results[0][1], rtol=1e-2, atol=2e-3)
-
-
-class _policy:
-    def __init__(self, name):
-        self.name = name
-
-    def __enter__(self):
-        self.before = keras.config.dtype_policy()
-        keras.config.set_dtype_policy(self.name)
-
-    def __exit__(self, *exception):
-        keras.config.set_dtype_policy(self.before)
 
 
 def test_a_subclassed_model_that_is_not_built(random):

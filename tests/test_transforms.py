@@ -1,13 +1,12 @@
 """What each transform does to an objective, on objectives that can be worked out by hand."""
 
-import json
-
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
 import kriterion
+from kriterion.testing._suite import restored
 from kriterion.transforms import Batch, GradientVariancePenalty, SharpnessAware, WeightNoise, WeightPenalty
 from tests.helpers import finite_difference, gradient, numpy, told
 
@@ -212,8 +211,7 @@ def is_kernel(variable):
     ],
 )
 def test_a_function_that_selects_is_restored(part):
-    stored = json.loads(json.dumps(keras.saving.serialize_keras_object(part(is_kernel))))
-    assert keras.saving.deserialize_keras_object(stored).select is is_kernel
+    assert restored(part(is_kernel)).select is is_kernel
 
 
 # WeightPenalty

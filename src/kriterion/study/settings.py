@@ -28,10 +28,11 @@ class Settings:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        for name, minimum in (("seeds", 2), ("epochs", 1), ("batch_size", 1), ("patience", 1)):
+        minima = {"seeds": 2, "epochs": 1, "batch_size": 1}
+        if self.patience is not None:
+            minima["patience"] = 1
+        for name, minimum in minima.items():
             value = getattr(self, name)
-            if name == "patience" and value is None:
-                continue
             if not isinstance(value, int) or value < minimum:
                 raise StudyError(
                     f"--{name.replace('_', '-')} must be a whole number of at least {minimum}. Received: {value!r}"

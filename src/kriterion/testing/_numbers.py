@@ -34,9 +34,13 @@ def gradient(function: Callable[..., Any], *values: Any) -> list[np.ndarray]:
         >>> testing.gradient(lambda v: keras.ops.sum(v**2), np.array([1.0, 2.0]))[0].tolist()
         [2.0, 4.0]
     """
+    return gradient_by(backend.value_and_gradient, function, *values)
+
+
+def gradient_by(value_and_gradient: Callable[..., Any], function: Callable[..., Any], *values: Any) -> list[np.ndarray]:
+    """The same by a given backend's function."""
     tensors = [keras.ops.convert_to_tensor(value) for value in values]
-    _, gradients = backend.value_and_gradient(lambda t: (function(*t), None), tensors)
-    return [numpy(g) for g in gradients]
+    return [numpy(g) for g in value_and_gradient(lambda t: (function(*t), None), tensors)[1]]
 
 
 def finite_difference(function: Callable[[np.ndarray], Any], value: Any, step: float = 1e-6) -> np.ndarray:

@@ -98,8 +98,7 @@ def values_of(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
 
 def same_weights(left: keras.Model, right: keras.Model, sentence: str, **tolerance: float) -> None:
     """Raise an `AssertionError` that begins with the sentence, unless the models' variables are the same."""
-    pairs = zip(left.variables, right.variables, strict=True)
-    for a, b in pairs:
+    for a, b in zip(left.variables, right.variables, strict=True):
         same_numbers(numpy(a), numpy(b), f"{sentence} ({a.path})", **tolerance)
 
 

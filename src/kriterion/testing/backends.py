@@ -11,7 +11,7 @@ from keras import ops
 import kriterion.backend
 from kriterion.backend import Tensor
 from kriterion.backend._protocol import Backend
-from kriterion.testing._numbers import numpy
+from kriterion.testing._numbers import gradient_by, numpy
 from kriterion.testing._suite import Suite, fit, network, require, same_numbers, same_weights, skip, trainer_of
 from kriterion.transforms import WeightNoise
 
@@ -44,8 +44,7 @@ class BackendSuite(Suite):
     backend: Backend = cast(Backend, kriterion.backend)
 
     def _gradient(self, function: Any, *values: Any) -> list[np.ndarray]:
-        tensors = [ops.convert_to_tensor(value) for value in values]
-        return [numpy(g) for g in self.backend.value_and_gradient(lambda t: (function(*t), None), tensors)[1]]
+        return gradient_by(self.backend.value_and_gradient, function, *values)
 
     def _differentiable(self) -> list[Any]:
         return [self.backend.value_and_gradient, self.backend.pure_value_and_gradient]

@@ -20,6 +20,13 @@ from kriterion.testing._trained import TrainedSuite
 _KINDS = ("numbers", "classes", "binary", "embeddings")
 
 
+def built(loss: Any, y_true: np.ndarray, y_pred: np.ndarray) -> Any:
+    """The loss, with the variables, if it has some, for examples like these."""
+    if isinstance(loss, TrainableLoss):
+        loss.build_once((None, *y_true.shape[1:]), (None, *y_pred.shape[1:]))
+    return loss
+
+
 class LossSuite(TrainedSuite):
     """The contract of a `keras.losses.Loss`, or a `kriterion.losses.TrainableLoss`, as tests that pytest collects.
 
@@ -106,10 +113,9 @@ class LossSuite(TrainedSuite):
 
     def _settled(self, **arguments: Any) -> Any:
         """A loss after a step of training, from now on as it evaluates."""
-        loss = self.make(**arguments)
+        y, p = self.examples(np.random.default_rng(5), 20)
+        loss = built(self.make(**arguments), y, p)
         if isinstance(loss, TrainableLoss):
-            y, p = self.examples(np.random.default_rng(5), 20)
-            loss.build_once((None, *y.shape[1:]), (None, *p.shape[1:]))
             loss(y, p)
             loss.training = False
         return loss
@@ -207,9 +213,7 @@ class LossSuite(TrainedSuite):
         counts = np.arange(9) % 3
         values = []
         for rows, weights in ((np.repeat(np.arange(9), counts), None), (np.arange(9), counts.astype("float32"))):
-            loss = self.make(reduction="sum")
-            if isinstance(loss, TrainableLoss):
-                loss.build_once((None, *y.shape[1:]), (None, *p.shape[1:]))
+            loss = built(self.make(reduction="sum"), y, p)
             values.append(float(numpy(loss(y[rows], p[rows], sample_weight=weights))))
         same_numbers(values[1], values[0], "A sample weight of k is not k examples.", rtol=1e-5, atol=1e-6)
 

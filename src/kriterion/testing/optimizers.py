@@ -9,10 +9,22 @@ import keras
 import numpy as np
 from keras import ops
 
+import kriterion
 from kriterion.testing._numbers import numpy
-from kriterion.testing._suite import fit, network, require, restored, same_numbers, skip, trainer_of, values_of
+from kriterion.testing._suite import fit, network, require, restored, same_numbers, skip, values_of
 from kriterion.testing._trained import TrainedSuite
 from kriterion.transforms import Transform
+
+
+def path_of(optimizer: keras.optimizers.Optimizer, gradients: Any) -> np.ndarray:
+    """The values of a variable of the gradients' shape, which begins at 1 everywhere, after each of them."""
+    variable = keras.Variable(np.ones(np.shape(gradients)[1:], "float32"), name="weights")
+    optimizer.build([variable])
+    path = []
+    for g in gradients:
+        optimizer.apply([ops.convert_to_tensor(np.float32(g))], [variable])
+        path.append(variable.numpy())
+    return np.array(path)
 
 
 class OptimizerSuite(TrainedSuite):
@@ -68,15 +80,6 @@ class OptimizerSuite(TrainedSuite):
     def _gradients(self, steps: int = 12) -> np.ndarray:
         return self.random.normal(0.5, 1.0, size=(steps, 5)).astype("float32")
 
-    def _path(self, optimizer: Any, gradients: Any, start: Any = 1.0) -> np.ndarray:
-        variable = keras.Variable(np.broadcast_to(np.float32(start), np.shape(gradients)[1:]), name="weights")
-        optimizer.build([variable])
-        path = []
-        for g in gradients:
-            optimizer.apply([ops.convert_to_tensor(np.float32(g))], [variable])
-            path.append(variable.numpy())
-        return np.array(path)
-
     def _alone(self) -> None:
         if not self.alone:
             skip("only with its transforms, in a trainer")
@@ -84,7 +87,7 @@ class OptimizerSuite(TrainedSuite):
     def test_the_path_is_the_references(self) -> None:
         self._alone()
         gradients = self._gradients(30)
-        actual = self._path(self.make(0.1), gradients)
+        actual = path_of(self.make(0.1), gradients)
         expected = self.reference(0.1, np.ones(5), gradients.astype("float64"))
         same_numbers(actual, expected, "Not the reference's path.", rtol=self.rtol, atol=self.rtol)
 
@@ -92,15 +95,15 @@ class OptimizerSuite(TrainedSuite):
         """A schedule's is that of each step; one that is assigned counts from then on; 0 stands still."""
         self._alone()
         gradients = self._gradients(6)
-        plain = self._path(self.make(0.1), gradients)
+        plain = path_of(self.make(0.1), gradients)
         constant = keras.optimizers.schedules.PiecewiseConstantDecay([3], [0.1, 0.1])
-        same_numbers(self._path(self.make(constant), gradients), plain, "A constant schedule.", rtol=1e-6)
-        stopped = self._path(self.make(keras.optimizers.schedules.PiecewiseConstantDecay([2], [0.1, 0.0])), gradients)
+        same_numbers(path_of(self.make(constant), gradients), plain, "A constant schedule.", rtol=1e-6)
+        stopped = path_of(self.make(keras.optimizers.schedules.PiecewiseConstantDecay([2], [0.1, 0.0])), gradients)
         same_numbers(stopped[:3], plain[:3], "The first steps of a schedule.", rtol=1e-6)
         same_numbers(stopped[3:], stopped[2:3].repeat(3, axis=0), "At a learning rate of 0.", rtol=1e-6)
         assigned = self.make(1.0)
         assigned.learning_rate = 0.1
-        same_numbers(self._path(assigned, gradients), plain, "An assigned learning rate.", rtol=1e-6)
+        same_numbers(path_of(assigned, gradients), plain, "An assigned learning rate.", rtol=1e-6)
         rate = float(numpy(ops.convert_to_tensor(assigned.learning_rate)))
         require(abs(rate - 0.1) < 1e-7, f"`learning_rate` must be what was assigned, 0.1. Received: {rate}")
 
@@ -115,15 +118,15 @@ class OptimizerSuite(TrainedSuite):
             ({"clipnorm": 0.5}, shortened),
             ({"global_clipnorm": 0.5}, shortened),
         ):
-            actual = self._path(self.make(0.1, **arguments), gradients)
-            expected = self._path(self.make(0.1), clipped)
+            actual = path_of(self.make(0.1, **arguments), gradients)
+            expected = path_of(self.make(0.1), clipped)
             same_numbers(actual, expected, f"With {arguments}.", rtol=1e-4, atol=1e-5)
 
     def test_accumulation_is_a_step_of_the_mean(self) -> None:
         self._alone()
         gradients = self._gradients(8)
-        actual = self._path(self.make(0.1, gradient_accumulation_steps=2), gradients)
-        expected = self._path(self.make(0.1), gradients.reshape(4, 2, -1).mean(axis=1))
+        actual = path_of(self.make(0.1, gradient_accumulation_steps=2), gradients)
+        expected = path_of(self.make(0.1), gradients.reshape(4, 2, -1).mean(axis=1))
         same_numbers(actual[1::2], expected, "Accumulated gradients.", rtol=1e-4, atol=1e-5)
         same_numbers(actual[0], np.ones(5), "Before the first accumulated step.")
 
@@ -147,7 +150,7 @@ class OptimizerSuite(TrainedSuite):
         if not self.averages:
             skip("no averages")
         gradients = self._gradients(6)
-        plain = self._path(self.make(0.1), gradients)
+        plain = path_of(self.make(0.1), gradients)
         variable = keras.Variable(np.ones(5, "float32"), name="weights")
         optimizer = self.make(0.1, use_ema=True, ema_momentum=0.8)
         optimizer.build([variable])
@@ -162,12 +165,12 @@ class OptimizerSuite(TrainedSuite):
 
     def test_vanishing_tiny_and_huge_gradients(self) -> None:
         self._alone()
-        nothing = self._path(self.make(0.1), np.zeros((4, 5)))
+        nothing = path_of(self.make(0.1), np.zeros((4, 5)))
         require(np.isfinite(nothing).all(), f"Gradients of 0 give {nothing}")
         if self.rests:
             same_numbers(nothing, np.ones((4, 5)), "Without a gradient weights must stay.")
         extreme = [[1e30, 1e-30, 1.0, 0.0, -1e30], [-1e30, 0.0, 1e-38, 1.0, -1e30]] * 3
-        path = self._path(self.make(1e-32), extreme)
+        path = path_of(self.make(1e-32), extreme)
         require(np.isfinite(path).all(), f"Gradients of 1e30 and 1e-30 give {path}")
 
     # In a model.
@@ -177,10 +180,14 @@ class OptimizerSuite(TrainedSuite):
         transforms = self.transforms()
         # Keras does not save the state of dropout; a trainer does.
         model = network(lambda: [keras.layers.Dense(2, dtype="float32")], dropout=dropout and bool(transforms))
-        if transforms:
-            return trainer_of(model, self.make(0.01), "mse", transforms=transforms, **arguments)
-        model.compile(self.make(0.01), "mse", **arguments)
-        return model
+        trained = kriterion.Trainer(model) if transforms else model
+        self._compile(trained, **arguments)
+        return trained
+
+    def _compile(self, trained: Any, **arguments: Any) -> None:
+        if isinstance(trained, kriterion.Trainer):
+            arguments["transforms"] = self.transforms()
+        trained.compile(self.make(0.01), "mse", **arguments)
 
     def test_the_configuration_makes_an_equal_optimizer(self) -> None:
         optimizer = self.make(0.1, use_ema=self.averages, clipnorm=2.0, gradient_accumulation_steps=3)
@@ -201,10 +208,10 @@ class OptimizerSuite(TrainedSuite):
     def test_frozen_layers_stay(self) -> None:
         x, y = self._data()
         model = self._compiled()
-        inner = getattr(model, "model", model)
-        inner.layers[0].trainable = False
-        frozen = values_of(inner.layers[0].variables)
-        loss = {"loss": "mse", **({"transforms": self.transforms()} if self.transforms() else {})}
-        model.compile(self.make(0.01), **loss)
+        layer = getattr(model, "model", model).layers[0]
+        layer.trainable = False
+        frozen = values_of(layer.variables)
+        self._compile(model)
         fit(model, x, y)
-        same_numbers(values_of(inner.layers[0].variables)[0], frozen[0], "A frozen layer was trained.")
+        for variable, old in zip(layer.variables, frozen, strict=True):
+            same_numbers(variable.numpy(), old, f"A frozen layer was trained: {variable.path}.")
