@@ -1,4 +1,4 @@
-# make: run the main job. make test, make check, make bench, make docs: see CONTRIBUTING.md.
+# make: run the main job. make test, make check, make bench, make docs, make figures, make notebooks: see CONTRIBUTING.md.
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --no-compile --quiet
 BACKENDS ?= jax
 BENCH ?= step_time
@@ -37,4 +37,12 @@ bench: $(foreach backend,jax $(BACKENDS),.venv/.$(backend))
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
 
-.PHONY: study test check bench docs
+figures: .venv/.jax
+	@for page in docs/*_figures.py; do .venv/bin/python $$page || exit 1; done
+
+# Of the scripts, which are what is edited.
+notebooks: .venv/.docs
+	@for example in examples/*.py; do .venv/bin/jupytext --quiet --to ipynb --update-metadata '{"jupytext": null}' \
+		--output examples/notebooks/$$(basename $$example .py).ipynb $$example || exit 1; done
+
+.PHONY: study test check bench docs figures notebooks

@@ -79,6 +79,29 @@ def running(axes):
     axes.legend(loc="lower right", fontsize=8)
 
 
+@figure("gradient-penalty.svg", 2)
+def penalty(left, right):
+    """The parity of digits from 300 images: what the penalty does to the variance, and to the loss on the others."""
+    parity, shown = Y % 2, 300
+    for strength, colour in ((0.0, "black"), (0.01, BLUE), (0.03, ORANGE)):
+        keras.utils.set_random_seed(1)
+        hidden = [keras.layers.Flatten(), keras.layers.Dense(64, "relu"), keras.layers.Dense(1)]
+        trainer = kriterion.Trainer(keras.Sequential([keras.Input((8, 8, 1)), *hidden]))
+        penalised = transforms.GradientVariancePenalty(strength, seed=0)
+        trainer.compile("adam", keras.losses.BinaryCrossentropy(from_logits=True), transforms=[penalised])
+        traces, losses = [], []
+        for _ in range(60):
+            trainer.fit(X[:shown], parity[:shown], verbose=0)
+            traces.append(gradients.gradient_moments(trainer, X[:shown], parity[:shown], estimator="exact").trace)
+            losses.append(trainer.evaluate(X[shown:], parity[shown:], verbose=0))
+        label = f"strength {strength}" if strength else "plain"
+        left.plot(range(1, 61), traces, color=colour, label=label)
+        right.plot(range(1, 61), losses, color=colour, label=label)
+    left.set(title="variance between examples, trace", xlabel="epoch", ylim=(0, None))
+    right.set(title="loss on the other 1497 images", xlabel="epoch", ylim=(0, 0.8))
+    left.legend(fontsize=8)
+
+
 def report():
     trainer = kriterion.Trainer(convnet())
     trainer.compile(

@@ -30,6 +30,49 @@ def fitted(loss, predictions, targets, keys=(), rate=0.02, **arguments):
     return np.array(watch.seen)
 
 
+class LaplaceLikelihood(kriterion.losses.TrainableLoss):
+    """The page's own loss, of one output."""
+
+    def build(self, y_true_shape, y_pred_shape):
+        positive = kriterion.parametrizations.Positive()
+        self.scale = self.add_weight((), 1.0, parametrization=positive, name="scale")
+
+    def call(self, y_true, y_pred):
+        scale = self.scale.value
+        return keras.ops.mean(keras.ops.abs(y_true - y_pred) / scale + keras.ops.log(2 * scale), axis=-1)
+
+
+class ByHand(keras.losses.Loss):
+    """The same, as a stock loss that makes its variable itself."""
+
+    def __init__(self):
+        super().__init__()
+        self.log_scale = keras.Variable(0.0)
+
+    def call(self, y_true, y_pred):
+        error = keras.ops.abs(y_true - y_pred) * keras.ops.exp(-self.log_scale)
+        return keras.ops.mean(error + self.log_scale, axis=-1)
+
+
+@figure("trainable-scale.svg", 1)
+def scale(axes):
+    y = RANDOM.laplace(scale=3.0, size=(32 * 200, 1)).astype("float32")
+    seen = fitted(LaplaceLikelihood(name="laplace"), 0 * y, y, ["scale"], batch_size=32)[:, 0]
+    stock = ByHand()
+    model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)])
+    model.compile(keras.optimizers.Adam(0.02), stock)
+    by_hand = []
+    note = keras.callbacks.LambdaCallback(
+        on_train_batch_end=lambda batch, logs: by_hand.append(np.exp(stock.log_scale.numpy()))
+    )
+    model.fit(0 * y, y, batch_size=32, verbose=0, callbacks=[note])
+    axes.axhline(np.abs(y).mean(), color="black", linestyle=":", label="mean absolute error")
+    axes.plot(seen, color=BLUE, label="TrainableLoss")
+    axes.plot(by_hand, color=RED, label="keras.Variable in a loss")
+    axes.set(xlabel="batch", ylabel="the scale in the loss", ylim=(0, 3.5))
+    axes.legend(loc="lower right", fontsize=8)
+
+
 @figure("trainable-threshold.svg", 2)
 def threshold(left, right):
     y = (RANDOM.uniform(size=(8192, 1)) < 0.1).astype("float32")

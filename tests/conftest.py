@@ -1,6 +1,7 @@
 """Every test starts from the same seeds and leaves the global settings as they were."""
 
 import contextlib
+import gc
 import importlib.abc
 import importlib.machinery
 import os
@@ -11,9 +12,12 @@ from pathlib import Path
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# A test runs a program a few times: machine code takes longer to be made fast than to be run. Two devices, for tests of
-# training on several; all others use the first.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=2")
+# A test runs a program a few times: machine code takes longer to be made fast than to be run, with the older emitters a
+# third less long. Two devices, for tests of training on several; all others use the first.
+os.environ.setdefault(
+    "XLA_FLAGS",
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count=2",
+)
 # Workers have a core each: threads of several that wait for each other take three times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
@@ -24,6 +28,10 @@ import numpy as np
 import pytest
 
 BACKEND = keras.backend.backend()
+
+# A tenth of the time was spent in looking for garbage among what is imported and compiled.
+gc.freeze()
+gc.set_threshold(50_000, 20, 20)
 
 
 class _NoTensorFlow(importlib.abc.MetaPathFinder, importlib.abc.Loader):

@@ -1,5 +1,6 @@
 """State, saving, exceptions and errors of the trainer."""
 
+import os
 import subprocess
 import sys
 
@@ -95,6 +96,32 @@ def test_the_saved_model_needs_no_kriterion(random, tmp_path):
         "np.testing.assert_allclose(predicted, np.load(folder + '/expected.npy'), rtol=1e-5, atol=1e-6)\n"
     )
     subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, timeout=300)
+
+
+@pytest.mark.skipif(
+    keras.backend.backend() != "torch", reason="only there Keras writes classes of a backend into files"
+)
+def test_another_backend_goes_on_from_a_trainers_file(tmp_path, random):
+    x, y = data(random)
+    optimizer = kriterion.optimizers.VarianceScaling(keras.optimizers.Adam(0.01))
+    trainer = trainer_of(network(), kriterion.losses.AdaptiveRobust(), optimizer, transforms=[WeightNoise(0.1)])
+    fit(trainer, x, y)
+    trainer.save(tmp_path / "trainer.keras")
+    stored = [v.numpy() for v in (*trainer.loss.variables, *trainer.optimizer.variables)]
+    np.savez(tmp_path / "stored.npz", *stored)
+    np.savez(tmp_path / "data.npz", x=x, y=y)
+    script = (
+        f"folder = {str(tmp_path)!r}\n"
+        "import kriterion, keras\n"
+        "import numpy as np\n"
+        "trainer = keras.models.load_model(folder + '/trainer.keras')\n"
+        "stored = np.load(folder + '/stored.npz').values()\n"
+        "for variable, value in zip((*trainer.loss.variables, *trainer.optimizer.variables), stored, strict=True):\n"
+        "    np.testing.assert_array_equal(variable.numpy(), value)\n"
+        "trainer.fit(**np.load(folder + '/data.npz'), verbose=0)\n"
+    )
+    environment = os.environ | {"KERAS_BACKEND": "jax"}
+    subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, env=environment, timeout=300)
 
 
 def test_an_exception_in_a_step_leaves_everything_as_it_was(random):

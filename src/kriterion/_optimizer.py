@@ -66,6 +66,21 @@ def _for_loss(optimizer: keras.optimizers.Optimizer, learning_rate: Any) -> kera
     return type(optimizer).from_config(config)
 
 
+def portable(config: Any) -> Any:
+    """A configuration whose optimizers every backend knows.
+
+    On PyTorch Keras names classes of its own for Adam and others, in files that no other backend can load then.
+    """
+    if isinstance(config, (list, tuple)):
+        return [portable(part) for part in config]
+    if not isinstance(config, dict):
+        return config
+    config = {key: portable(value) for key, value in config.items()}
+    if str(config.get("module")).startswith("keras.src.backend.torch.optimizers."):
+        config |= {"module": "keras.optimizers", "registered_name": None}
+    return config
+
+
 def proximal_of(optimizer: Any) -> Proximal | None:
     """The optimizer, if it is a `Proximal`, in or without loss scaling and a second one for the loss's variables."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):

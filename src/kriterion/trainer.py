@@ -10,7 +10,7 @@ import keras
 
 from kriterion import backend
 from kriterion._objective import Batch, DataObjective, Objective
-from kriterion._optimizer import LossVariablesOptimizer, exclude_from_weight_decay, without_proximal_steps
+from kriterion._optimizer import LossVariablesOptimizer, exclude_from_weight_decay, portable, without_proximal_steps
 from kriterion._sampling import WeightSamples
 from kriterion._state import StateLayer
 from kriterion._training_size import training_examples
@@ -355,7 +355,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
             )
             states = [loss.built_state() for loss in _trainable_losses(self.loss)]
             config["loss_states"] = keras.saving.serialize_keras_object(states)
-        return config
+        return portable(config)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile with `get_compile_config()`, and make the variables that a saved file has values for."""

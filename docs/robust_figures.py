@@ -1,4 +1,4 @@
-"""Draws the figures of robust-losses.md: `python docs/figures.py` (needs the study extra)."""
+"""Draws the figures of robust-losses.md: `python docs/robust_figures.py` (needs the study extra)."""
 
 import math
 

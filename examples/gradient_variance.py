@@ -1,0 +1,47 @@
+# %% [markdown]
+# # The variance of the gradient, in the logs and in the loss
+#
+# A batch's gradient is the mean of its examples' gradients. Their variance says how far to trust it.
+# Needs `pip install 'kriterion[jax]' scikit-learn`.
+
+# %%
+import kriterion  # chooses JAX, unless KERAS_BACKEND says otherwise
+import keras
+from sklearn.datasets import load_digits
+from sklearn.model_selection import train_test_split
+
+from kriterion import gradients, transforms
+
+x, y = load_digits(return_X_y=True)
+x, x_test, y, y_test = train_test_split(x / 16, y, train_size=300, random_state=0)
+
+
+def fitted(*transforms):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(10)])
+    trainer = kriterion.Trainer(model)
+    loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+    trainer.compile("adam", loss, metrics=["accuracy"], transforms=transforms)
+    history = trainer.fit(x, y, epochs=20, verbose=0).history
+    return trainer, history
+
+
+# %% [markdown]
+# **In the logs.** The noise scale is the batch size at which a gradient is half noise. It grows as the network learns,
+# until no gradient can be told from its noise any more: inf.
+
+# %%
+_, history = fitted(transforms.MeasureGradient(every=1, estimator="exact"))
+for epoch in (0, 4, 9, 19):
+    print(f"epoch {epoch + 1}: loss {history['loss'][epoch]:.3f}, noise scale {history['gradient_noise_scale'][epoch]:.0f}")
+
+# %% [markdown]
+# **In the loss.** A penalty on the variance prefers weights whose gradient the examples agree on. Whether that helps
+# is another question: here it does not, and `kriterion study` answers it for your data.
+
+# %%
+for strength in (0.0, 1e-2, 3e-2):
+    trainer, _ = fitted(transforms.GradientVariancePenalty(strength, seed=0))
+    moments = gradients.gradient_moments(trainer, x, y, estimator="exact")
+    accuracy = trainer.evaluate(x_test, y_test, verbose=0, return_dict=True)["accuracy"]
+    print(f"strength {strength}: variance of the examples' gradients {moments.trace:.2f}, test accuracy {accuracy:.3f}")

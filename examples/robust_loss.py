@@ -1,0 +1,46 @@
+# %% [markdown]
+# # Wrong targets: the adaptive robust loss
+#
+# A fifth of the training targets is wrong, and nobody knows which. The loss learns how robust it has to be (Barron,
+# CVPR 2019). Needs `pip install 'kriterion[jax]' scikit-learn`.
+
+# %%
+import kriterion  # chooses JAX, unless KERAS_BACKEND says otherwise
+import keras
+import numpy as np
+from sklearn.datasets import load_diabetes
+from sklearn.model_selection import train_test_split
+from sklearn.preprocessing import scale
+
+x, y = load_diabetes(return_X_y=True)
+x, x_test, y, y_test = train_test_split(scale(x), scale(y)[:, None], random_state=0)
+random = np.random.default_rng(0)
+wrong = random.random(y.shape) < 0.2
+corrupted = np.where(wrong, random.uniform(5, 15, y.shape), y)
+
+
+def fitted(loss, targets):
+    keras.utils.set_random_seed(0)
+    model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
+    trainer = kriterion.Trainer(model)
+    trainer.compile(keras.optimizers.Adam(3e-3), loss)
+    trainer.fit(x, targets, epochs=40, verbose=0)
+    return trainer, np.abs(model.predict(x_test, verbose=0) - y_test).mean()
+
+
+# %%
+print("mean |error| on clean test targets, after training with")
+print(f"squared error, right targets: {fitted('mse', y)[1]:.3f}")
+print(f"squared error, a fifth wrong: {fitted('mse', corrupted)[1]:.3f}")
+print(f"Huber,         a fifth wrong: {fitted('huber', corrupted)[1]:.3f}")
+trainer, error = fitted(kriterion.losses.AdaptiveRobust(), corrupted)
+print(f"AdaptiveRobust, a fifth wrong: {error:.3f}; it learned the shape {trainer.loss.alpha[0]:.2f}, scale {trainer.loss.scale[0]:.2f}")
+
+# %% [markdown]
+# What it learned says which targets it does not believe: the weight that each one has in its gradient.
+
+# %%
+residuals = corrupted - trainer.model.predict(x, verbose=0)
+weights = np.asarray(kriterion.losses.robust_weights(residuals, trainer.loss.alpha, trainer.loss.scale))
+weights = weights / weights.max()
+print(f"mean weight of right targets {weights[~wrong].mean():.2f}, of wrong ones {weights[wrong].mean():.3f}")
