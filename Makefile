@@ -41,8 +41,10 @@ figures: .venv/.jax
 	@for page in docs/*_figures.py; do .venv/bin/python $$page || exit 1; done
 
 # Of the scripts, which are what is edited.
+KERNEL := {"jupytext": null, "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 notebooks: .venv/.docs
-	@for example in examples/*.py; do .venv/bin/jupytext --quiet --to ipynb --update-metadata '{"jupytext": null}' \
+	@mkdir -p examples/notebooks
+	@for example in examples/*.py; do .venv/bin/jupytext --quiet --to ipynb --update --update-metadata '$(KERNEL)' \
 		--output examples/notebooks/$$(basename $$example .py).ipynb $$example || exit 1; done
 
 .PHONY: study test check bench docs figures notebooks

@@ -33,7 +33,8 @@ def fitted(*transforms):
 # %%
 _, history = fitted(transforms.MeasureGradient(every=1, estimator="exact"))
 for epoch in (0, 4, 9, 19):
-    print(f"epoch {epoch + 1}: loss {history['loss'][epoch]:.3f}, noise scale {history['gradient_noise_scale'][epoch]:.0f}")
+    loss, noise_scale = history["loss"][epoch], history["gradient_noise_scale"][epoch]
+    print(f"epoch {epoch + 1}: loss {loss:.3f}, noise scale {noise_scale:.0f}")
 
 # %% [markdown]
 # **In the loss.** A penalty on the variance prefers weights whose gradient the examples agree on. Whether that helps

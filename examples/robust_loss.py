@@ -34,7 +34,8 @@ print(f"squared error, right targets: {fitted('mse', y)[1]:.3f}")
 print(f"squared error, a fifth wrong: {fitted('mse', corrupted)[1]:.3f}")
 print(f"Huber,         a fifth wrong: {fitted('huber', corrupted)[1]:.3f}")
 trainer, error = fitted(kriterion.losses.AdaptiveRobust(), corrupted)
-print(f"AdaptiveRobust, a fifth wrong: {error:.3f}; it learned the shape {trainer.loss.alpha[0]:.2f}, scale {trainer.loss.scale[0]:.2f}")
+print(f"AdaptiveRobust, a fifth wrong: {error:.3f}")
+print(f"It learned the shape {trainer.loss.alpha[0]:.2f} and the scale {trainer.loss.scale[0]:.2f}.")
 
 # %% [markdown]
 # What it learned says which targets it does not believe: the weight that each one has in its gradient.

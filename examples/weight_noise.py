@@ -33,7 +33,10 @@ spread = np.exp(trainer.loss.log_variance / 2)  # of the targets
 found = kriterion.predict.summary(samples, "regression", noise_stddev=spread, quantiles=(0.05, 0.95))
 low, high = found["quantiles"]
 print("share of test targets in 90 % intervals:", np.mean((low < y_test) & (y_test < high)).round(3))
-print("of the variance, the model's part:", (found["epistemic"] / (found["epistemic"] + found["aleatoric"])).mean().round(3))
+print(
+    "of the variance, the model's part:",
+    (found["epistemic"] / (found["epistemic"] + found["aleatoric"])).mean().round(3),
+)
 
 # %% [markdown]
 # Weights whose noise is larger than they are do not matter.

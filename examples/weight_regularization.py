@@ -5,13 +5,11 @@
 # the network can be made smaller without changing its outputs. Needs `pip install 'kriterion[jax]' scikit-learn`.
 
 # %%
-import kriterion  # chooses JAX, unless KERAS_BACKEND says otherwise
+from kriterion import optimizers, regularizers, sparsity  # chooses JAX, unless KERAS_BACKEND says otherwise
 import keras
 import numpy as np
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
-
-from kriterion import optimizers, regularizers, sparsity
 
 x, y = load_digits(return_X_y=True)
 x, x_test, y, y_test = train_test_split(x / 16, y, random_state=0)
@@ -35,7 +33,8 @@ def fitted(model, wrap=lambda adam: adam):
 
 
 # %% [markdown]
-# Plain, and with a group for each unit: its incoming and its outgoing weights. The strength rises: the loss speaks first.
+# Plain, and with a group for each unit: its incoming and its outgoing weights. The strength rises, so that the loss
+# speaks first.
 
 # %%
 fitted(network())

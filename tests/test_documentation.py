@@ -1,9 +1,11 @@
-"""Every example in docstrings, README and docs runs."""
+"""Every example in docstrings, README, docs and examples runs, and every figure is made by code."""
 
 import doctest
 import importlib
+import json
 import pkgutil
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -12,6 +14,7 @@ import kriterion
 
 PROJECT = Path(__file__).parent.parent
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
+EXAMPLES = sorted((PROJECT / "examples").glob("*.py"))
 MODULES = [
     m.name
     for m in pkgutil.walk_packages(kriterion.__path__, "kriterion.")
@@ -44,3 +47,34 @@ def test_the_first_screen_of_the_readme_shows_two_commands():
     first = PROJECT.joinpath("README.md").read_text().split("```python")[0]
     commands = re.findall(r"^```sh\n(.*?)^```", first, re.MULTILINE | re.DOTALL)
     assert [c.split("#")[0].strip() for block in commands for c in block.strip().splitlines()] == ["make", "make test"]
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
+def test_examples(script, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(script))
+    assert capsys.readouterr().out
+    assert len(script.read_text().splitlines()) < 60
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
+def test_notebooks_are_the_examples(script):
+    """`make notebooks` has been run."""
+    cells = re.split(r"^# %%(?: \[markdown\])?\n", script.read_text(), flags=re.MULTILINE)[1:]
+    plain = [re.sub(r"^# ?", "", c, flags=re.MULTILINE) if c.startswith("# ") else c for c in cells]
+    notebook = json.loads((script.parent / "notebooks" / f"{script.stem}.ipynb").read_text())
+    assert ["".join(cell["source"]) for cell in notebook["cells"]] == [cell.strip() for cell in plain]
+
+
+def test_figures_are_drawn_and_shown():
+    """By a script beside the pages, and on one page each."""
+    docs = PROJECT / "docs"
+    drawn = re.findall(r'"([\w-]+\.svg)"', "".join(script.read_text() for script in docs.glob("*_figures.py")))
+    shown = re.findall(r"\]\(([\w-]+\.svg)\)", "".join(page.read_text() for page in PAGES))
+    assert sorted(drawn) == sorted(shown) == sorted(figure.name for figure in docs.glob("*.svg"))
+
+
+def test_benchmarks_are_named():
+    named = re.findall(r"benchmarks/(\w+)\.py|BENCH=(\w+)", (PROJECT / "docs" / "benchmarks.md").read_text())
+    # What `make bench` runs by itself.
+    assert {a or b for a, b in named} | {"step_time"} == {path.stem for path in (PROJECT / "benchmarks").glob("*.py")}

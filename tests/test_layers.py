@@ -1,7 +1,9 @@
-"""The layers: a module imports only from lower ones, siblings do not import each other, frameworks stay in backend/."""
+"""A module imports only from lower layers, siblings do not import each other, and frameworks stay in backend/."""
 
 import ast
-import importlib
+import importlib.util
+import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,6 +12,8 @@ import keras
 import pytest
 
 import kriterion
+from kriterion._default_backend import choose_default_backend
+from tests.helpers import told
 
 ROOT = Path(kriterion.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
@@ -81,23 +85,34 @@ loaded()
     assert keras.backend.backend() in keras_alone
 
 
-def test_every_public_name_has_a_docstring_with_source_and_example():
-    packages = (
-        "losses",
-        "gradients",
-        "parametrizations",
-        "transforms",
-        "regularizers",
-        "optimizers",
-        "metrics",
-        "sparsity",
-        "callbacks",
-        "testing",
-    )
-    for package in (importlib.import_module(f"kriterion.{name}") for name in packages):
-        for name in package.__all__:
-            text = getattr(package, name).__doc__
-            if name not in ("Batch", "LeastSquares", "gradient", "finite_difference"):
-                assert "Source:" in text, name
-                assert ">>>" in text, name
-    assert "Source:" in kriterion.Trainer.__doc__
+@pytest.mark.parametrize(
+    ("environment", "installed", "configured", "expected"),
+    [
+        ({}, ["jax", "tensorflow", "torch"], None, "jax"),
+        ({}, ["tensorflow", "torch"], None, "tensorflow"),
+        ({}, ["torch"], "tensorflow", "torch"),
+        ({}, ["jax", "torch"], "torch", None),
+        ({"KERAS_BACKEND": "torch"}, ["jax", "torch"], None, "torch"),
+        ({}, [], None, ["JAX, TensorFlow or PyTorch", "kriterion[jax]"]),
+        ({"KERAS_BACKEND": "torch"}, ["jax"], None, ["'torch'", "kriterion[torch]", "KERAS_BACKEND", "jax"]),
+        ({}, [], "torch", ["'torch'", "kriterion[torch]"]),
+    ],
+)
+def test_the_backend_is_jax_or_else_what_there_is(environment, installed, configured, expected, tmp_path, monkeypatch):
+    """`configured` is in keras.json, `expected` what KERAS_BACKEND is then (None: left alone), or words of an error."""
+    monkeypatch.delitem(sys.modules, "keras")
+    monkeypatch.delenv("KERAS_BACKEND", raising=False)
+    for key, value in ({"KERAS_HOME": str(tmp_path)} | environment).items():
+        monkeypatch.setenv(key, value)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: "found" if name in installed else None)
+    if configured:
+        tmp_path.joinpath("keras.json").write_text(json.dumps({"backend": configured}))
+    if isinstance(expected, list):
+        with told(ImportError, expected):
+            choose_default_backend()
+        monkeypatch.setattr(sys, "argv", ["/usr/bin/kriterion", "doctor"])
+        with told(SystemExit, expected):
+            choose_default_backend()
+    else:
+        choose_default_backend()
+        assert os.environ.get("KERAS_BACKEND") == expected

@@ -23,6 +23,18 @@ class Batch(NamedTuple):
     through the row of outputs that is its own. Terms that no row has a part in (penalties) keep their gradient. The
     number 0.0 stands for zeros, and leaves the model out. A transform hands it on, but leaves it out of gradients that
     it takes itself.
+
+    Attributes:
+        x: inputs.
+        y: targets.
+        sample_weight: as in `fit`.
+        gradient_weight: c.
+
+    Examples:
+        >>> import numpy as np
+        >>> from kriterion.transforms import Batch
+        >>> Batch(np.ones((4, 2)), gradient_weight=0.0).plain().gradient_weight is None
+        True
     """
 
     x: Any

@@ -33,8 +33,9 @@ class AdaptiveImage(AdaptiveRobust):
             channel (of `"dct"`: octave of the frequency; `"pixel"` is one), which takes fewer images to learn.
         data_format: `"channels_last"`, images (batch, height, width, channels), or `"channels_first"`; by default
             `keras.config.image_data_format()`.
+        name: name of the loss.
         **kwargs: `alpha`, `lam`, `scale`, `alpha_range`, `init`, `alpha_init`, `scale_init`, `scale_min`,
-            `coordinate`, `reduction`, `name` and `dtype`, as in `AdaptiveRobust`.
+            `coordinate`, `reduction` and `dtype`, as in `AdaptiveRobust`.
 
     Returns:
         As a call: for targets and predictions of equal shape, the reduced loss, one value an image. `.alpha` and

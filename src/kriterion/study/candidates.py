@@ -27,7 +27,17 @@ _NAMESPACES = {
 
 @dataclass(frozen=True)
 class Part:
-    """A class by name and its arguments, which may hold parts again."""
+    """A class by name and its arguments, which may hold parts again.
+
+    Args:
+        type: the class's name: Kriterion's are looked up first, then Keras's.
+        arguments: by name.
+
+    Examples:
+        >>> from kriterion.study import Part
+        >>> Part("VarianceScaling", {"optimizer": Part("Adam", {"learning_rate": 0.01})}).code()
+        'kriterion.optimizers.VarianceScaling(optimizer=keras.optimizers.Adam(learning_rate=0.01))'
+    """
 
     type: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -91,6 +101,12 @@ class Candidate:
         search: what tuning searches besides the optimizer's learning rate and weight decay: (low, high) by paths such
             as `"loss.alpha"`, `"transforms.0.stddev"`; on a logarithmic scale where low > 0.
         optional: where its parts refuse the network, a study leaves it out and says why, instead of refusing as well.
+
+    Examples:
+        >>> from kriterion.study import Candidate, Part
+        >>> huber = Candidate("huber", loss=Part("Huber", {"delta": 0.5}), search={"loss.delta": (0.1, 2.0)})
+        >>> huber.loss_for("regression").code()
+        'keras.losses.Huber(delta=0.5)'
     """
 
     name: str
@@ -197,6 +213,14 @@ def default_candidates() -> tuple[Candidate, ...]:
     """The default set, baseline first: at least one candidate for each of the five capabilities.
 
     All but the baseline are optional: some networks suit not all of them.
+
+    Returns:
+        A tuple of candidates.
+
+    Examples:
+        >>> from kriterion.study import default_candidates
+        >>> default_candidates()[0].name
+        'baseline'
     """
     return _CANDIDATES[0], *(replace(candidate, optional=True) for candidate in _CANDIDATES[1:])
 
@@ -204,8 +228,22 @@ def default_candidates() -> tuple[Candidate, ...]:
 def read_candidates(path: Path) -> tuple[Candidate, ...]:
     """Candidates of a TOML file: a table `[candidates.NAME]` each, with any of the fields of `Candidate`.
 
+    Args:
+        path: of the file.
+
+    Returns:
+        A tuple of candidates, in the file's order.
+
     Raises:
         StudyError: the file is missing, is not TOML, or describes something that does not exist.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> from kriterion.study import read_candidates
+        >>> path = pathlib.Path(tempfile.mkdtemp()) / "mine.toml"
+        >>> _ = path.write_text('candidates.huber.loss.type = "Huber"')
+        >>> [candidate.name for candidate in read_candidates(path)]
+        ['huber']
     """
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))

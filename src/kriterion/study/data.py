@@ -49,6 +49,18 @@ class Fold:
     `x` arrays are (n, features) float32, standardised with the training rows. `y` arrays are (n, outputs) float32:
     one-hot for classification; for regression (n, 1), shifted by the training median and divided by 1.4826 times the
     median absolute deviation, so that `y * target_scale + target_center` is in the target's units.
+
+    Attributes:
+        x_train, x_validation, x_test: features.
+        y_train, y_validation, y_test: targets.
+        target_center: in the target's units; 0 for classification.
+        target_scale: in the target's units; 1 for classification.
+
+    Examples:
+        >>> from kriterion.study import load_data
+        >>> fold = load_data("iris").fold(seed=0)
+        >>> len(fold.x_train), fold.y_train.shape[1]
+        (90, 3)
     """
 
     x_train: np.ndarray
@@ -79,7 +91,20 @@ class Fold:
 class Data:
     """A table of features and a target.
 
-    `target` is float for regression, and indices into `classes` for classification.
+    Attributes:
+        name: of the set.
+        task: `"regression"` or `"classification"`.
+        features: a column each, as they were read, missing values and categories included.
+        target: float for regression, indices into `classes` for classification.
+        classes: names; none for regression.
+        source: file or built-in set that it is from.
+        target_name: of the file's column.
+        notes: what was left out or filled in, in sentences.
+
+    Examples:
+        >>> from kriterion.study import load_data
+        >>> load_data("iris").outputs
+        3
     """
 
     name: str
@@ -153,8 +178,16 @@ def load_data(source: str, *, target: str | None = None, task: str | None = None
         target: name of the target column; needed for files.
         task: `"regression"` or `"classification"`; by default inferred from the target.
 
+    Returns:
+        The table.
+
     Raises:
         StudyError: anything about the file, the target or the features that a study cannot use.
+
+    Examples:
+        >>> from kriterion.study import load_data
+        >>> load_data("diabetes").task
+        'regression'
     """
     if task is not None and task not in TASKS:
         raise StudyError(f"--task must be regression or classification. Received: {task!r}")

@@ -22,6 +22,18 @@ def mlp(features: int, outputs: int) -> keras.Model:
     """Two hidden layers of 64 rectified units with dropout 0.1; `outputs` = 1 is linear, more are a softmax.
 
     Initial weights and dropout follow Python's `random`, as those of any Keras model do.
+
+    Args:
+        features: number of inputs.
+        outputs: number of outputs.
+
+    Returns:
+        The network, not compiled.
+
+    Examples:
+        >>> from kriterion.study import mlp
+        >>> mlp(4, 3).output_shape
+        (None, 3)
     """
     # Unseeded, Keras's dropout on PyTorch would draw from a generator that no file restores.
     seeds = [random.randrange(2**31) for _ in range(2)]

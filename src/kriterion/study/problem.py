@@ -165,7 +165,24 @@ class _Made:
 
 
 def build_trainer(candidate: Candidate, model: keras.Model, task: str) -> Trainer:
-    """A compiled trainer of the model on the candidate's objective."""
+    """A compiled trainer of the model on the candidate's objective.
+
+    Args:
+        candidate: the objective.
+        model: the network.
+        task: `"regression"` or `"classification"`.
+
+    Returns:
+        The trainer.
+
+    Raises:
+        StudyError: the candidate names something that does not exist, or gives it wrong arguments.
+
+    Examples:
+        >>> from kriterion.study import build_trainer, default_candidates, mlp
+        >>> build_trainer(default_candidates()[0], mlp(4, 1), "regression").loss.name
+        'mean_squared_error'
+    """
     trainer = Trainer(model)
     trainer.compile(
         optimizer=candidate.optimizer.build(),

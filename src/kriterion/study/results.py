@@ -27,6 +27,14 @@ class Results:
     Args:
         description: of data, settings, model, candidates, command and versions, as it is stored.
         runs: all, in the order of candidates and seeds.
+
+    Examples:
+        >>> import tempfile
+        >>> from kriterion.study import Candidate, Settings, Study, mlp
+        >>> arguments = [Candidate("baseline")], Settings(seeds=2, epochs=1)
+        >>> study = Study(mlp, "iris", *arguments, folder=tempfile.mkdtemp(), engine="local")
+        >>> len(study.run().runs)
+        2
     """
 
     def __init__(self, description: Mapping[str, Any], runs: Sequence[Run]) -> None:

@@ -18,6 +18,14 @@ class Settings:
         corrupt_targets: fraction in [0, 1) of the training targets to corrupt.
         metric: key of the metric that the verdict is about, or None for the task's first.
         patience: epochs without a better one that end a training; None for no end.
+
+    Raises:
+        StudyError: a number is out of its range.
+
+    Examples:
+        >>> from kriterion.study import Settings
+        >>> Settings(seeds=20, epochs=30).batch_size
+        32
     """
 
     seeds: int = 10

@@ -104,8 +104,23 @@ class Storage:
 def load_results(folder: Path) -> Results:
     """What a study that has run to its end left in a folder.
 
+    Args:
+        folder: the study's.
+
+    Returns:
+        Its results.
+
     Raises:
         StudyError: there is none, or it is damaged.
+
+    Examples:
+        >>> import pathlib, tempfile
+        >>> from kriterion.study import Candidate, Settings, Study, load_results, mlp
+        >>> folder = pathlib.Path(tempfile.mkdtemp())
+        >>> arguments = [Candidate("baseline")], Settings(seeds=2, epochs=1)
+        >>> found = Study(mlp, "iris", *arguments, folder=folder, engine="local").run()
+        >>> load_results(folder).verdict == found.verdict
+        True
     """
     described = folder / _DESCRIPTION
     try:

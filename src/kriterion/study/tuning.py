@@ -69,7 +69,17 @@ class Tuning:
 
 
 def wilcoxon_pruner() -> optuna.pruners.BasePruner:
-    """Optuna's pruner for scores on several splits, which it calls experimental."""
+    """Optuna's pruner for scores on several splits, which it calls experimental.
+
+    Returns:
+        The pruner, for `Tuning(pruner=...)`.
+
+    Source: `optuna.pruners.WilcoxonPruner`.
+
+    Examples:
+        >>> from kriterion.study import Tuning, wilcoxon_pruner
+        >>> tuning = Tuning(trials=20, pruner=wilcoxon_pruner())
+    """
     import optuna
 
     with warnings.catch_warnings():

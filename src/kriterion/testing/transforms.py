@@ -22,6 +22,13 @@ class LeastSquares(NamedTuple):
     Attributes:
         x: inputs (n, d).
         y: targets (n,).
+
+    Examples:
+        >>> import numpy as np
+        >>> from kriterion.testing import LeastSquares
+        >>> problem = LeastSquares(np.eye(2), np.zeros(2))
+        >>> problem.gradient(np.array([2.0, 4.0])).tolist()
+        [1.0, 2.0]
     """
 
     x: np.ndarray

@@ -11,7 +11,13 @@ from kriterion.study.training import Train, train
 
 
 class LocalEngine:
-    """Trains in this process."""
+    """Trains in this process.
+
+    Examples:
+        >>> from kriterion.study import Candidate, LocalEngine, Settings, Study, mlp
+        >>> settings = Settings(seeds=2, epochs=1)
+        >>> study = Study(mlp, "iris", [Candidate("baseline")], settings, engine=LocalEngine())
+    """
 
     @contextlib.contextmanager
     def at_work(self, problem: Problem) -> Iterator[Train]:

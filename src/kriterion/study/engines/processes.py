@@ -25,6 +25,11 @@ class ProcessesEngine:
 
     Args:
         workers: number of processes; by default one for each core.
+
+    Examples:
+        >>> from kriterion.study import ProcessesEngine
+        >>> ProcessesEngine(2).workers
+        2
     """
 
     def __init__(self, workers: int | None = None) -> None:

@@ -29,6 +29,10 @@ class RayEngine:
 
     Raises:
         StudyError: Ray is not installed.
+
+    Examples:
+        >>> from kriterion.study import RayEngine
+        >>> engine = RayEngine(cpus=2)
     """
 
     def __init__(self, cpus: float = 1.0, gpus: float = 0.0) -> None:
