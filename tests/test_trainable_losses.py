@@ -339,12 +339,12 @@ class Everything(TrainableLoss):
     """A variable of each kind."""
 
     def build(self, y_true_shape, y_pred_shape):
-        self.plain = self.add_weight((), "ones", name="plain")
+        self.plain = self.add_weight((), 1.0, name="plain")
         self.scale = self.add_weight((), 2.0, parametrization=Positive(), name="scale")
         self.parts = self.add_weight(3, [0.2, 0.3, 0.5], parametrization=Simplex(), name="parts")
         self.matrix = self.add_weight((4, 4), np.eye(4), parametrization=PositiveDefinite(), name="matrix")
         self.bounded = self.add_weight(2, 0.3, parametrization=Bounded(0.0, 1.0), name="bounded")
-        self.hidden = self.add_weight((2,), "ones", name="hidden", logged=False)
+        self.hidden = self.add_weight((2,), [1.0, 2.0], name="hidden", logged=False)
         self.count = self.add_weight((), "zeros", name="count", trainable=False)
 
     def call(self, y_true, y_pred):

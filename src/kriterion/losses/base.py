@@ -6,6 +6,7 @@ import sys
 from typing import Any
 
 import keras
+import numpy as np
 
 # Keras has no public names for these.
 from keras.src.backend import get_keras_mask, set_keras_mask
@@ -116,7 +117,7 @@ class TrainableLoss(keras.losses.Loss):
 
         Args:
             shape: shape of its value.
-            initializer: a Keras initializer; with a parametrization the first value, a number or an array.
+            initializer: the first value, a number or an array; or, without a parametrization, a Keras initializer.
             parametrization: bijection to the set that the value belongs to (`kriterion.parametrizations`).
             logged: whether the value of a trainable variable is in the logs of `fit`, as LOSS_NAME.
             name: name of the variable.
@@ -132,6 +133,8 @@ class TrainableLoss(keras.losses.Loss):
         """
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         if parametrization is None:
+            if isinstance(initializer, (int, float, list, np.ndarray)):
+                initializer = keras.initializers.Constant(np.asarray(initializer, "float32"))
             weight = self.state.add_weight(shape, initializer, name=name, **kwargs)
         else:
             first = latent_initializer(initializer, shape, parametrization, name)
