@@ -43,7 +43,7 @@ class GradientVariancePenalty(PenaltyTransform):
         micro_batches: number K >= 2 of parts.
         groups: which group each example is in, an integer from 0 to E - 1: the key of an entry (batch,) of the model's
             inputs, if these are a dictionary (the model may have an input that it does not use), or a function of the
-            `Batch` that returns it. An example with another number is in no group, and a group of fewer than two examples
+            `Batch` that returns it. An example with another number is in no group; a group of fewer than two examples
             is left out of a step.
         num_groups: number E >= 2 of groups.
         select: which weights count: `"all"`, `"kernels"` (rank 2 or more), a regular expression of paths, or a function
