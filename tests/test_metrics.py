@@ -194,3 +194,9 @@ def test_summary_of_classification(random):
 def test_a_bad_summary_is_told(arguments, words):
     with told(ValueError, words):
         kriterion.predict.summary(**{"samples": np.ones((2, 3, 2)), "task": "regression", **arguments})
+
+
+@pytest.mark.parametrize("error", [metrics.expected_calibration_error, metrics.adaptive_calibration_error])
+def test_no_rows_have_no_calibration_error(error):
+    with told(ValueError, ["at least one row"]):
+        error(np.zeros(0), np.zeros((0, 3)))

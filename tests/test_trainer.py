@@ -382,6 +382,16 @@ def test_bad_input_is_told(make, error, words):
         make()
 
 
+def test_an_empty_batch_is_refused(random):
+    x, y = data(random)
+    trainer = trainer_of(network())
+    for call in (trainer.value_and_gradient, trainer.sharpness):
+        with told(ValueError, ["Trainer", "at least"]):
+            call(x[:0], y[:0])
+    with told(ValueError, ["Trainer", "at least"]):
+        trainer_of(network(), transforms=[WeightNoise(0.1)]).predict_samples(x[:0])
+
+
 def test_a_trainable_loss_in_stock_compile_raises(random):
     x, y = data(random)
     model = network()

@@ -310,7 +310,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
             step, batch statistics and seeds advance.
 
         Raises:
-            ValueError: the trainer is not compiled.
+            ValueError: the trainer is not compiled, or the batch is empty.
 
         Examples:
             >>> import keras, numpy as np, kriterion
@@ -319,6 +319,8 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
             >>> loss, gradients = trainer.value_and_gradient(np.ones((8, 3)), np.zeros((8, 1)))
             >>> trainer.optimizer.apply(gradients, trainer.trainable_variables)
         """
+        if any(tuple(part.shape)[:1] == (0,) for part in keras.tree.flatten((x, y)) if hasattr(part, "shape")):
+            raise ValueError("Trainer.value_and_gradient: a batch must have at least one row. Received: none")
         data = self.prepare(x, y, sample_weight)
         self._check_ready()
         state = [*self.non_trainable_variables, *self.metrics_variables]

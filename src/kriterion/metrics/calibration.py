@@ -28,7 +28,7 @@ def expected_calibration_error(y_true: Any, probabilities: Any, *, bins: int = 1
         A scalar in [0, 1].
 
     Raises:
-        ValueError: `bins` is less than 1.
+        ValueError: `bins` is less than 1, or there are no rows.
 
     Source: Guo et al., "On calibration of modern neural networks", ICML 2017, equation 3.
 
@@ -63,7 +63,7 @@ def adaptive_calibration_error(y_true: Any, probabilities: Any, *, bins: int = 1
         A scalar in [0, 1].
 
     Raises:
-        ValueError: `bins` is less than 1.
+        ValueError: `bins` is less than 1, or there are no rows.
 
     Source: Nguyen and O'Connor, "Posterior calibration and exploratory analysis for natural language processing
     models", EMNLP 2015, section 3.
@@ -186,6 +186,8 @@ def sample_pit(y_true: Any, samples: Any, *, seed: int | None = None) -> Tensor:
 def _confidence(y_true: Any, probabilities: Any) -> tuple[Tensor, Tensor]:
     """The top class's probability, and 1 where it is the right one."""
     (probabilities,) = as_floats(probabilities)
+    if probabilities.shape[0] == 0:
+        raise ValueError("A calibration error needs at least one row of `probabilities`. Received: none")
     top = ops.argmax(probabilities, axis=-1)
     right = ops.argmax(one_hot(y_true, probabilities), axis=-1)
     return ops.max(probabilities, axis=-1), ops.cast(ops.equal(top, right), probabilities.dtype)
