@@ -1,12 +1,15 @@
 """Files of all kinds: a study can use them, or says in a `StudyError` why not; options likewise."""
 
+import inspect
 import string
+import sys
 
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from kriterion import cli
 from kriterion.study import Settings, StudyError, load_data
 from kriterion.study.candidates import choose, default_candidates, read_candidates
 
@@ -145,3 +148,54 @@ def test_names_of_candidates(names):
 @pytest.mark.parametrize("name", ["a" * 300, "x\x00y", "~", "."])
 def test_paths_that_are_none(name):
     assert attempt(load_data, name, target="y") is None
+
+
+FLAGS = {"as_json": "--json", "prune": "--prune"}
+WORDS = st.one_of(
+    st.text(string.printable, max_size=6),
+    st.integers(-2, 10**12).map(str),
+    st.floats().map(str),
+    st.sampled_from(["baseline", "accuracy", "mae", "regression", "local", "processes", "ray", "iris", ".", "os:getcwd", "a:b", "a.b:c"]),
+)  # fmt: skip
+
+
+def values_of(option):
+    """Of its type, mostly."""
+    annotation = str(option.annotation)
+    numbers = st.integers(-1, 100) if "int" in annotation else st.floats(-0.5, 1.5) if "float" in annotation else WORDS
+    return st.one_of(numbers.map(str), numbers.map(str), WORDS)
+
+
+OPTIONS = {
+    name: values_of(option)
+    for name, option in inspect.signature(cli.study).parameters.items()
+    if name not in ("data", *FLAGS)
+}
+
+
+@fuzzed
+@given(
+    options=st.lists(st.sampled_from(sorted(OPTIONS)), max_size=3, unique=True).flatmap(
+        lambda names: st.fixed_dictionaries({name: OPTIONS[name] for name in names})
+    ),
+    flags=st.sets(st.sampled_from(sorted(FLAGS.values()))),
+    data=st.one_of(st.sampled_from(["iris", "diabetes"]), WORDS),
+)
+def test_options_of_the_command(options, flags, data, tmp_path, monkeypatch, capsys):
+    """Up to where it would begin to train: a sentence and the exit code 2, or training."""
+
+    class Trains(Exception):
+        pass
+
+    def train(comparing, console):
+        raise Trains
+
+    given_options = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_train", train)
+    monkeypatch.setattr(sys, "argv", ["kriterion", "study", *given_options, *flags, "--", data])
+    with pytest.raises((SystemExit, Trains)) as ended:
+        cli.main()
+    if ended.type is SystemExit:
+        assert ended.value.code == 2
+        assert len(capsys.readouterr().err) > 20
