@@ -35,7 +35,7 @@ bench: $(foreach backend,jax $(BACKENDS),.venv/.$(backend))
 
 # The site, in site/: opens from the file system.
 docs: .venv/.docs
-	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 	@! grep -rlE '<(script|link)[^>]* (src|href)="https?:' site --include='*.html'
 
 figures: .venv/.jax
