@@ -4,6 +4,7 @@ import contextlib
 import gc
 import importlib.abc
 import importlib.machinery
+import importlib.metadata
 import os
 import sys
 from pathlib import Path
@@ -12,11 +13,14 @@ from pathlib import Path
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".pytest_cache" / "jax"))
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
-# A test runs a program a few times: machine code takes longer to be made fast than to be run, with the older emitters a
-# third less long. Two devices, for tests of training on several; all others use the first.
+# A test runs a program a few times: machine code takes longer to be made fast than to be run, with the older emitters,
+# which later versions of XLA don't have, a third less long. Two devices, for tests of training on several; all others
+# use the first.
 os.environ.setdefault(
     "XLA_FLAGS",
-    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_force_host_platform_device_count=2",
+    "--xla_backend_optimization_level=0 --xla_force_host_platform_device_count=2"
+    + " --xla_cpu_use_fusion_emitters=false"
+    * any(found.version.startswith("0.10.") for found in importlib.metadata.distributions(name="jaxlib")),
 )
 # Workers have a core each: threads of several that wait for each other take three times as long.
 os.environ.setdefault("OMP_NUM_THREADS", "1")

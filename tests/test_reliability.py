@@ -7,11 +7,11 @@ import random
 import signal
 import time
 
-import optuna
 import pytest
 
 from kriterion.study import Candidate, LocalEngine, Part, Settings, Study, StudyError, Tuning, mlp
 from tests.helpers import told
+from tests.test_tuning import stored_trials
 
 CANDIDATES = (
     Candidate("baseline"),
@@ -110,9 +110,8 @@ def test_killed_while_it_tunes_it_ends_with_the_same_trials(tmp_path, processes)
         # In float32: what is left of a round trains in a smaller program, which may round otherwise.
         assert one["score"] == pytest.approx(other["score"], rel=1e-4)
     assert [run.test for run in resumed.runs] == [run.test for run in whole.runs]
-    for name in optuna.get_all_study_names(f"sqlite:///{folder}/tuning.db"):
-        of = optuna.load_study(study_name=name, storage=f"sqlite:///{folder}/tuning.db")
-        assert [trial.state.name for trial in of.trials] == ["COMPLETE"] * 8
+    for trials in stored_trials(f"sqlite:///{folder}/tuning.db").values():
+        assert [trial.state.name for trial in trials] == ["COMPLETE"] * 8
 
 
 def test_two_processes_on_one_folder(tmp_path, processes):

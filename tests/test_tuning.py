@@ -1,8 +1,10 @@
 """Hyperparameters: what is searched, how trials are shared, and what is chosen."""
 
+import contextlib
 import dataclasses
 import math
 import multiprocessing
+import os
 import sys
 
 import keras
@@ -218,14 +220,15 @@ def test_a_pruner_ends_trials_between_splits(tmp_path):
     tuned = results.tuning["baseline"]
     assert [trial["score"] is None for trial in tuned["trials"]] == [False, True, False]
     assert tuned["chosen"] != 1
-    (stored,) = opened(tmp_path / "s")
-    assert [len(trial.intermediate_values) for trial in stored.trials] == [3, 2, 3]
+    (stored,) = stored_trials(f"sqlite:///{tmp_path / 's' / 'tuning.db'}").values()
+    assert [len(trial.intermediate_values) for trial in stored] == [3, 2, 3]
 
 
-def opened(folder, storage=None):
-    storage = storage or f"sqlite:///{folder / 'tuning.db'}"
-    names = sorted(optuna.get_all_study_names(storage))
-    return [optuna.load_study(study_name=name, storage=storage) for name in names]
+def stored_trials(url):
+    """By the names of Optuna's studies."""
+    with contextlib.closing(SharedStorage(url, "here")) as shared:
+        names = sorted(optuna.get_all_study_names(shared.storage))
+        return {name: optuna.load_study(study_name=name, storage=shared.storage).trials for name in names}
 
 
 # Sharing
@@ -234,11 +237,15 @@ def opened(folder, storage=None):
 @same_everywhere
 def test_trials_are_in_optunas_storage(tmp_path):
     results = study(tmp_path / "s", Tuning(3, splits=2)).run()
-    for of, candidate in zip(opened(tmp_path / "s"), CANDIDATES, strict=True):
-        assert of.study_name.startswith(f"iris {candidate.name} ")
-        best = min(trial["score"] for trial in results.tuning[candidate.name]["trials"])
-        assert of.best_value == pytest.approx(best)
-        assert of.best_value == pytest.approx(np.mean(list(of.best_trial.intermediate_values.values())))
+    stored = stored_trials(f"sqlite:///{tmp_path / 's' / 'tuning.db'}")
+    for (name, trials), candidate in zip(stored.items(), CANDIDATES, strict=True):
+        assert name.startswith(f"iris {candidate.name} ")
+        scores = [trial["score"] for trial in results.tuning[candidate.name]["trials"]]
+        assert [trial.value for trial in trials] == pytest.approx(scores)
+        assert [np.mean(list(trial.intermediate_values.values())) for trial in trials] == pytest.approx(scores)
+    if sys.platform == "linux":
+        files = (os.path.realpath(f"/proc/self/fd/{number}") for number in os.listdir("/proc/self/fd"))
+        assert not [file for file in files if file.startswith(str(tmp_path))]
 
 
 @same_everywhere
@@ -251,8 +258,7 @@ def test_a_journal_file_and_another_sampler(tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("kriterion.study.tuning._train", None)
         assert done.run().tuning == first.tuning
-    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(path))
-    assert [len(of.trials) for of in opened(None, storage)] == [3]
+    assert [len(trials) for trials in stored_trials(path).values()] == [3]
 
 
 @same_everywhere
@@ -374,7 +380,7 @@ def test_processes_share_trials_and_come_to_the_same(tmp_path):
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["kriterion.study", "tests.test_tuning"])
     storage = f"sqlite:///{tmp_path / 'trials.db'}"
-    optuna.storages.RDBStorage(storage)
+    SharedStorage(storage, "here").close()
     processes = [context.Process(target=share, args=(tmp_path / name, storage)) for name in ("a", "b")]
     for process in processes:
         process.start()
@@ -384,12 +390,13 @@ def test_processes_share_trials_and_come_to_the_same(tmp_path):
     a, b = (study(tmp_path / name, Tuning(4, splits=1, storage=storage)).run() for name in ("a", "b"))
     assert a.tuning == b.tuning
     assert [run.test for run in a.runs] == [run.test for run in b.runs]
-    for of in opened(None, storage):
-        ended = [trial for trial in of.trials if trial.state == optuna.trial.TrialState.COMPLETE]
+    stored = stored_trials(storage)
+    for trials in stored.values():
+        ended = [trial for trial in trials if trial.state == optuna.trial.TrialState.COMPLETE]
         assert len(ended) == 4
-        assert {trial.state for trial in of.trials} <= {optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL}
+        assert {trial.state for trial in trials} <= {optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.FAIL}
     if sys.platform == "linux":
-        owners = {trial.user_attrs["owner"] for of in opened(None, storage) for trial in of.trials if trial.value}
+        owners = {trial.user_attrs["owner"] for trials in stored.values() for trial in trials if trial.value}
         assert len(owners) == 2
 
 

@@ -59,6 +59,12 @@ class SharedStorage:
                 "database that can be written (sqlite:///FILE, postgresql://...), or the path of a journal file."
             ) from error
 
+    def close(self) -> None:
+        """Close the connections to a database."""
+        if isinstance(self.storage, optuna.storages.RDBStorage):
+            self.storage.remove_session()
+            self.storage.engine.dispose()
+
     @contextlib.contextmanager
     def alive(self, studies: Sequence[optuna.Study]) -> Iterator[None]:
         """Tell others, in these studies' attributes, that this process is at work."""

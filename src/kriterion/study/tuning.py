@@ -137,8 +137,8 @@ def tune(
     from kriterion.study.trials import SharedStorage, Trials
 
     shared = {**identity, "tuning": tuning.splits}
-    with _quiet_optuna():
-        storage = SharedStorage(tuning.storage or f"sqlite:///{folder / 'tuning.db'}", place)
+    url = tuning.storage or f"sqlite:///{folder / 'tuning.db'}"
+    with _quiet_optuna(), contextlib.closing(SharedStorage(url, place)) as storage:
         every = [Trials(storage, problem.data.name, candidate, tuning, shared) for candidate in candidates]
         length = tuning.splits * problem.epochs
         for trials in every:
