@@ -268,15 +268,10 @@ def test_example_weights_reach_through_transforms(transforms, random, float64):
 # MeasureGradient
 
 
-def test_without_a_measurement_there_is_no_signal():
+def test_without_a_measurement_there_is_no_number():
     found = GradientStatistics("g", tensors=2, evidence=True).result()
-    assert {key: float(numpy(value)) for key, value in found.items()} == {
-        "g_norm": 0.0,
-        "g_variance": 0.0,
-        "g_signal_to_noise": 0.0,
-        "g_noise_scale": np.inf,
-        "g_evidence": 0.0,
-    }
+    assert list(found) == ["g_norm", "g_variance", "g_signal_to_noise", "g_noise_scale", "g_evidence"]
+    assert np.isnan([numpy(value) for value in found.values()]).all()
 
 
 @pytest.mark.parametrize("estimator", ["probe", "micro_batch", "exact"])

@@ -1,4 +1,4 @@
-"""Elementary functions of tensors that keep float64 and have finite derivatives, on every backend."""
+"""Elementary functions of tensors that keep float64 and NaN and have finite derivatives, on every backend."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from kriterion.backend import Tensor
 
 def at_least(value: Tensor, bound: Any) -> Tensor:
     """max(v, bound); `ops.maximum` would give up float64."""
-    return ops.where(value > bound, value, bound)
+    return ops.where(value <= bound, bound, value)
 
 
 def at_most(value: Tensor, bound: Any) -> Tensor:
     """min(v, bound)."""
-    return ops.where(value < bound, value, bound)
+    return ops.where(value >= bound, bound, value)
 
 
 def magnitude(value: Tensor) -> Tensor:
@@ -30,8 +30,8 @@ def root_of_squares(squares: Tensor) -> Tensor:
 
     There it is infinite, and 0 * inf is NaN also where `where` discards it.
     """
-    positive = squares > 0
-    return ops.where(positive, ops.sqrt(ops.where(positive, squares, 1.0)), 0.0)
+    zero = squares <= 0
+    return ops.where(zero, 0.0, ops.sqrt(ops.where(zero, 1.0, squares)))
 
 
 def soft_threshold(value: Tensor, threshold: Any) -> Tensor:

@@ -293,7 +293,7 @@ def evidence(moments: GradientMoments) -> float:
     """
     total, count = 0.0, 0
     for mean, variance in zip(moments.mean, moments.variance, strict=True):
-        varies = variance > 0
+        varies = variance != 0
         total += float(np.sum(np.square(mean[varies], dtype="float64") / variance[varies]))
         count += int(np.sum(varies))
     if count == 0:
@@ -331,4 +331,4 @@ def cabs_batch_size(moments: GradientMoments, loss: float, learning_rate: float)
 
 def _ratio(numerator: float, denominator: float) -> float:
     """Infinite where the denominator, an estimate of a square, is not positive."""
-    return float(numerator / denominator) if denominator > 0 else math.inf
+    return math.inf if denominator <= 0 else float(numerator / denominator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from keras import ops
 
 from kriterion.backend import Tensor
@@ -11,6 +12,8 @@ _LEAST_PROBABILITY = 1e-7
 
 def memberships(owner: str, y_true: Tensor, shape: tuple[int | None, ...], count: int) -> Tensor:
     """Class indices (batch, ...) or (batch, ..., 1), or probabilities (batch, ..., K), as probabilities.
+
+    NaN where an index is none of 0, ..., K - 1.
 
     Args:
         owner: the loss, for messages.
@@ -28,7 +31,9 @@ def memberships(owner: str, y_true: Tensor, shape: tuple[int | None, ...], count
             f"{owner}: targets must be class indices {tuple(shape)}, or one-hot {(*shape, count)} for {count} classes. "
             f"Received: y_true of shape {tuple(y_true.shape)}"
         )
-    return ops.one_hot(ops.cast(y_true, "int32"), count, dtype=y_true.dtype)
+    members = ops.cast(ops.expand_dims(y_true, -1) == ops.arange(count, dtype=y_true.dtype), y_true.dtype)
+    # What is none of the classes must not pass for an example without a loss.
+    return ops.where(ops.any(members > 0, axis=-1, keepdims=True), members, np.nan)
 
 
 def as_logits(y_pred: Tensor, from_logits: bool, *, binary: bool) -> Tensor:

@@ -48,7 +48,8 @@ class LearnedClassWeights(WrappingLoss):
         dtype: dtype of the computation.
 
     Returns:
-        As a call: the reduced loss, for class indices or one-hot targets (mixed ones count for several classes).
+        As a call: the reduced loss, for class indices or one-hot targets (mixed ones count for several classes); NaN
+        for a target that is none of the classes.
         `class_weights` are w or q, also in the logs. In `"adversarial"` L_c is the sum of the class's losses over the
         number expected from its share of the examples so far, so that small batches that lack a class do not bias it.
         A sample weight of k makes an example count as k do, masked ones do not count.

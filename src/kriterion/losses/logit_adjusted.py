@@ -36,7 +36,7 @@ class LogitAdjusted(keras.losses.Loss):
 
     Returns:
         As a call: the reduced loss, for class indices (batch, ...) or one-hot targets (batch, ..., K) and predictions
-        (batch, ..., K), or (batch, ..., 1) with K = 2.
+        (batch, ..., K), or (batch, ..., 1) with K = 2; NaN for a target that is none of the classes.
 
     Raises:
         ValueError: a frequency is not positive, `tau` is negative, or the shapes do not fit.

@@ -58,9 +58,10 @@ class Mahalanobis(TrainableLoss):
 
     Returns:
         As a call: the reduced loss. `"gaussian"` takes targets of the predictions' shape (batch, ..., d), the others
-        class indices or one-hot targets and embeddings, (batch, d) in `"nca"` and `"lmnn"`. A sample weight of k makes
-        an example count as k do, as a neighbour too; masked ones do not count. `precision` is P, `transform(x)` maps to
-        where Euclid's distance is the learned one, `distance(a, b)` is d. In the logs is log det(P) or tr(P).
+        class indices (NaN for another number) or one-hot targets and embeddings, (batch, d) in `"nca"` and `"lmnn"`. A
+        sample weight of k makes an example count as k do, as a neighbour too; masked ones do not count. `precision` is
+        P, `transform(x)` maps to where Euclid's distance is the learned one, `distance(a, b)` is d. In the logs is
+        log det(P) or tr(P).
 
     Raises:
         ValueError: an argument is outside of its range, or of another form; the predictions do not have the size `dim`.

@@ -116,7 +116,7 @@ def shrunk(groups: Groups, parts: Sequence[Tensor], steps: Sequence[Any], factor
     length = root_of_squares(groups.sums(squares))
     if all(len(ops.shape(step)) == 0 for step in steps):
         kept = length - steps[0] * factors
-        ratio = ops.where(kept > 0, kept / ops.where(length > 0, length, 1.0), 0.0)
+        ratio = ops.where(kept <= 0, 0.0, kept / ops.where(length <= 0, 1.0, length))
         return [part * share for part, share in zip(parts, groups.spread(ratio, parts), strict=True)]
     return _shrunk_each(groups, parts, squares, steps, factors, length)
 
@@ -134,7 +134,8 @@ def _shrunk_each(
     of_group = groups.spread(factors + ops.zeros_like(length), parts)
     # Where nothing is shrunk and nothing is there, 0 / 0 must be 0.
     shifts = [ops.clip(step * f, float(limits.tiny), np.inf) for step, f in zip(steps, of_group, strict=True)]
-    positive = groups.sums([ops.square(part / shift) for part, shift in zip(parts, shifts, strict=True)]) > 1.0
+    lengths = groups.sums([ops.square(part / shift) for part, shift in zip(parts, shifts, strict=True)])
+    positive = ops.logical_not(lengths <= 1.0)
     # To first order in the steps.
     first = groups.sums([square * shift for square, shift in zip(squares, shifts, strict=True)])
     start = at_least(length - first / ops.where(length > 0, length * length, 1.0), 0.01 * length)

@@ -34,8 +34,8 @@ class OptimizerSuite(TrainedSuite):
 
     A subclass whose name begins with `Test` gives `make` and `reference`. Checked are the path against the reference;
     learning rates, also as schedules and assigned; weight decay, its exclusions, clipping, averaging and accumulation,
-    as Keras defines them; vanishing, tiny and huge gradients; configuration, saving and resuming; `fit`, compiled and
-    eager, in mixed precision, with frozen layers, on two devices; and that the same seeds give the same numbers.
+    as Keras defines them; vanishing, tiny, huge and NaN gradients; configuration, saving and resuming; `fit`, compiled
+    and eager, in mixed precision, with frozen layers, on two devices; and that the same seeds give the same numbers.
 
     Attributes:
         alone: whether it works on gradients that are handed to it, without `transforms`; else there is no reference.
@@ -172,6 +172,15 @@ class OptimizerSuite(TrainedSuite):
         extreme = [[1e30, 1e-30, 1.0, 0.0, -1e30], [-1e30, 0.0, 1e-38, 1.0, -1e30]] * 3
         path = path_of(self.make(1e-32), extreme)
         require(np.isfinite(path).all(), f"Gradients of 1e30 and 1e-30 give {path}")
+
+    def test_nan_is_not_hidden(self) -> None:
+        """The weight must show that its gradient was NaN, then and later."""
+        self._alone()
+        gradients = self._gradients(4)
+        gradients[1, 2] = np.nan
+        path = path_of(self.make(0.1), gradients)
+        require(np.isfinite(path[0]).all(), f"The first gradient gives {path[0]}")
+        require(np.isnan(path[1:, 2]).all(), f"A gradient of NaN leaves the weight at {path[1:, 2]}.")
 
     # In a model.
 

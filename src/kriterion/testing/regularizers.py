@@ -23,10 +23,10 @@ class RegularizerSuite(Suite):
     strength R(w), a scalar; prox_s(w) = argmin_v |v - w|^2/2 + s strength R(v)
 
     A subclass whose name begins with `Test` gives `make` and `reference`. Checked are value and gradient against the
-    reference; the strength; finite gradients where weights vanish, in half precision too; configuration; use as a
-    layer's argument and as `transforms.WeightPenalty`, saved and loaded, in mixed precision; and, of a
-    `kriterion.regularizers.WeightRegularizer` that has a proximal map, that nothing nearby is better, that it is as
-    smooth as a proximal map is, and a schedule of the strength.
+    reference; the strength; finite gradients where weights vanish, in half precision too; NaN and infinite weights;
+    configuration; use as a layer's argument and as `transforms.WeightPenalty`, saved and loaded, in mixed precision;
+    and, of a `kriterion.regularizers.WeightRegularizer` that has a proximal map, that nothing nearby is better, that it
+    is as smooth as a proximal map is, that it does not make numbers of NaN, and a schedule of the strength.
 
     Attributes:
         shapes: shapes of weights that it makes sense for.
@@ -104,6 +104,15 @@ class RegularizerSuite(Suite):
             if self.zero_at_zero:
                 (slope,) = gradient(self.make(0.3), np.zeros(shape, "float32"))
                 require((slope == 0).all(), f"The gradient at 0 is {slope}: it would push weights off zero.")
+
+    def test_nan_is_not_hidden(self) -> None:
+        """Where training has diverged, the penalty must not look as if nothing had happened."""
+        for shape in self.shapes:
+            for bad in (np.nan, np.inf, -np.inf):
+                w = self._weights(shape)
+                w[(0,) * w.ndim] = bad
+                value = numpy(self.make(0.3)(ops.convert_to_tensor(w)))
+                require(not np.isfinite(value), f"A weight is {bad}, but the penalty is {value}.")
 
     # What is kept.
 
@@ -203,6 +212,17 @@ class RegularizerSuite(Suite):
                     objective(found) <= best + 1e-5 * (1 + abs(best)),
                     f"At the proximal map of {w} the objective is {objective(found)}; elsewhere it is {best}.",
                 )
+
+    def test_a_proximal_map_keeps_nan(self) -> None:
+        """With one step for all weights, and with a step for each; and it comes to an end."""
+        for shape in self.shapes[:2]:
+            proximal = self._proximal_map()
+            for bad in (np.nan, np.inf):
+                w = self._weights(shape)
+                w[(0,) * w.ndim] = bad
+                for step in (np.float32(0.1), np.full(shape, 0.1, "float32")):
+                    found = proximal(w, step)
+                    require(not np.isfinite(found[(0,) * w.ndim]), f"The proximal map makes {found} of {w}.")
 
     def test_a_proximal_map_is_smooth(self) -> None:
         """Of a convex function |prox(a) - prox(b)| <= |a - b|; a step that vanishes changes nothing."""

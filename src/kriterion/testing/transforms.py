@@ -59,9 +59,9 @@ class TransformSuite(TrainedSuite):
     A subclass whose name begins with `Test` gives `make` and `reference`. Checked are the transformed objective's value
     and gradient against the reference (of a random one, their means); that batch statistics and seeds advance once a
     step, that weights are only changed by the optimizer, an error in a step leaves them as they were, and evaluation
-    and prediction are those of the model; configuration, saving and resuming; composition with other transforms;
-    sample weights; `fit`, compiled and eager, with several steps at once, in mixed precision, on two devices; and that
-    the same seeds give the same numbers.
+    and prediction are those of the model; NaN in the data; configuration, saving and resuming; composition with other
+    transforms; sample weights; `fit`, compiled and eager, with several steps at once, in mixed precision, on two
+    devices; and that the same seeds give the same numbers.
 
     Attributes:
         draws: number of steps whose mean is compared with the reference, to five standard errors; 1 without noise.
@@ -218,6 +218,13 @@ class TransformSuite(TrainedSuite):
         clean = model.evaluate(x, y, verbose=0)
         same_numbers(trainer.evaluate(x, y, verbose=0), clean, "`evaluate` is not the model's.", rtol=1e-6)
         same_numbers(trainer.predict(x, verbose=0), model.predict(x, verbose=0), "`predict` is not the model's.")
+
+    def test_nan_in_the_data_is_seen(self) -> None:
+        """By whoever looks at the loss, as `keras.callbacks.TerminateOnNaN` does."""
+        x, y = self._data()
+        x[20, 3] = np.nan
+        found = self._compiled().fit(x, y, batch_size=BATCH, shuffle=False, verbose=0).history
+        require(np.isnan(found["loss"]).all(), f"An input is NaN, but the loss is {found['loss']}.")
 
     # What is kept.
 

@@ -41,8 +41,9 @@ class MeasureGradient(PeriodicTransform):
       positive where the gradient is noise alone, a signal to stop.
 
     These are training metrics like any other, for `CSVLogger`, `TensorBoard`, `EarlyStopping`; `evaluate` leaves them
-    out. An epoch without a measurement repeats the last. Steps that do not measure cost nothing. The gradient is that
-    of the objective that earlier transforms make of the loss, without what they add for all examples together.
+    out. An epoch without a measurement repeats the last. Steps that do not measure cost nothing. A batch of a single
+    example has no variance and is not measured; as long as none was, the results are NaN. The gradient is that of the
+    objective that earlier transforms make of the loss, without what they add for all examples together.
 
     Args:
         every: number >= 1 of steps from one measurement to the next; the first step measures.
@@ -120,14 +121,14 @@ class MeasureGradient(PeriodicTransform):
         before = state.value
         seed = self.seed_generator.next()
         if due is True:
-            self.statistics.update_state(*self._found(gradients, seed))
+            self.statistics.update_state(*self._found(gradients, seed), gradients.count > 1)
             return
         # As where steps are counted: each measurement has the next draw.
         state.assign(ops.where(due, state.value, before))
         dtype = gradients.dtype
         nothing = ops.zeros((3, sum(self.chosen)), dtype), ops.zeros((2,), dtype)
         sums, others = ops.cond(due, lambda: self._found(gradients, seed), lambda: nothing)
-        self.statistics.update_state(sums, others, due)
+        self.statistics.update_state(sums, others, ops.logical_and(due, gradients.count > 1))
 
     def _found(self, gradients: ExampleGradients, seed: Tensor) -> tuple[Tensor, Tensor]:
         """By tensor |mean g|^2, tr and tr / n, (3, tensors); and the evidence and 1."""
@@ -152,15 +153,15 @@ def _evidence(mean: list[Tensor], variance: list[Tensor], n: Tensor) -> Tensor:
     """1 - n / D sum_j (mean g_j)^2 / V_j over the D weights whose gradients vary."""
     total, count = 0.0, 0.0
     for m, v in zip(mean, variance, strict=True):
-        varies = v > 0
+        varies = v != 0
         total = total + ops.sum(ops.where(varies, ops.square(m) / ops.where(varies, v, 1.0), 0.0))
         count = count + ops.sum(ops.cast(varies, n.dtype))
     return 1.0 - n * total / at_least(count, 1.0)
 
 
 def _nothing_found(shape: tuple[int, ...], dtype: str) -> Tensor:
-    """The results without a measurement: no signal, so the noise scale is infinite."""
-    return ops.cast(ops.where(ops.arange(shape[0]) == 3, np.inf, 0.0), dtype)
+    """The results without a measurement."""
+    return ops.full(shape, np.nan, dtype)
 
 
 class GradientStatistics(keras.metrics.Metric):
@@ -186,8 +187,8 @@ class GradientStatistics(keras.metrics.Metric):
         """Add a measurement, if it is one."""
         new, sums, others = (ops.cast(value, "float32") for value in (measured, sums, others))
         kept = 1.0 - new * self.stale.value
-        self.sums.assign(kept * self.sums.value + sums)
-        self.others.assign(kept * self.others.value + others)
+        self.sums.assign(kept * self.sums.value + new * sums)
+        self.others.assign(kept * self.others.value + new * others)
         self.stale.assign((1.0 - new) * self.stale.value)
         self.found.assign(self._results()[: len(self.keys)])
 
@@ -200,14 +201,14 @@ class GradientStatistics(keras.metrics.Metric):
         return dict(zip(self.keys, ops.unstack(self.found.value), strict=True))
 
     def _results(self) -> Tensor:
-        evidence, count = self.others.value[0], at_least(self.others.value[1], 1.0)
-        totals = ops.sum(self.sums.value, axis=1)
-        norms, trace, noise = totals[0], totals[1], totals[2]
+        evidence, count = self.others.value[0], self.others.value[1]
+        means = ops.sum(self.sums.value, axis=1) / count
+        norms, trace, noise = means[0], means[1], means[2]
         signal = norms - noise
-        positive = signal > 0
-        to_noise = ops.where(positive & (trace > 0), signal / at_least(trace, 1e-30), 0.0)
-        noise_scale = ops.where(positive, trace / ops.where(positive, signal, 1.0), np.inf)
-        return ops.stack([root_of_squares(norms / count), trace / count, to_noise, noise_scale, evidence / count])
+        none = signal <= 0
+        to_noise = ops.where(none | (trace <= 0), 0.0, signal / at_least(trace, 1e-30))
+        noise_scale = ops.where(none, np.inf, trace / ops.where(none, 1.0, signal))
+        return ops.stack([root_of_squares(norms), trace, to_noise, noise_scale, evidence / count])
 
     def by_tensor(self) -> np.ndarray:
         """The means of |mean g|^2, tr and tr / n of each weight tensor, (3, tensors)."""

@@ -26,7 +26,8 @@ class MiniBatchVariance(Transform):
 
     L(w) -> L(w); s_j = V_j / n for each weight, with the variance V_j of one example's gradient in a batch of n
 
-    The estimate takes one more gradient (`"probe"`), K smaller ones (`"micro_batch"`), or is exact.
+    The estimate takes one more gradient (`"probe"`), K smaller ones (`"micro_batch"`), or is exact. A single example
+    has no variance: s = 0.
 
     Args:
         estimator: `"probe"`, `"micro_batch"` or `"exact"`, as in `gradients.gradient_moments`.
