@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from keras import ops
 
 import kriterion
-from kriterion import _elementary
+from kriterion import _elementary, metrics
 from kriterion.gradients import GradientMoments, evidence, inner_product_test, noise_scale, norm_test, signal_to_noise
 from kriterion.testing import LossSuite, TransformSuite
 from tests.helpers import dtype_policy, gradient, numpy
@@ -92,6 +92,42 @@ def test_a_label_that_is_no_class_is_not_an_example_without_a_loss(name, label, 
     values = numpy(loss(y, p))
     assert np.isnan(values).tolist() == [False, True, False, False]
     np.testing.assert_array_equal(values[[0, 2, 3]], right[[0, 2, 3]])
+
+
+@pytest.mark.parametrize("label", [-1, 2, 0.5, np.nan])
+def test_a_label_that_is_no_class_is_not_a_wrong_prediction(label):
+    probabilities = np.array([[0.75, 0.25], [0.75, 0.25]])
+    assert np.isnan(numpy(metrics.brier([0, label], probabilities))).tolist() == [False, True]
+    assert np.isnan(numpy(metrics.expected_calibration_error([0, label], probabilities)))
+    assert np.isnan(numpy(metrics.adaptive_calibration_error([0, label], probabilities)))
+
+
+# Predictions
+
+
+@pytest.mark.parametrize("what", ["target", "prediction", "width"])
+def test_scores_of_nan_are_nan(what, random):
+    """And not outside of an interval, or of some rank; the others are as without it."""
+    given = {
+        "target": random.normal(size=3),
+        "prediction": random.normal(size=3),
+        "width": random.uniform(1, 2, size=3),
+    }
+    marked = {
+        key: np.where(np.arange(3) == 1, np.nan, values) if key == what else values for key, values in given.items()
+    }
+    draws = random.normal(size=(6, 3))
+    for score in (
+        metrics.gaussian_nll,
+        metrics.gaussian_crps,
+        metrics.gaussian_pit,
+        lambda y, mean, width: metrics.interval_coverage(y, mean - width, mean + width),
+        lambda y, mean, width: metrics.sample_crps(y, mean + width * draws),
+        lambda y, mean, width: metrics.sample_pit(y, mean + width * draws, seed=3),
+    ):
+        found, right = numpy(score(*marked.values())), numpy(score(*given.values()))
+        assert np.isnan(found).tolist() == [False, True, False]
+        np.testing.assert_array_equal(found[[0, 2]], right[[0, 2]])
 
 
 # All parts

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
 from keras import ops
 
+from kriterion._elementary import one_hot
 from kriterion.backend import Tensor
 
 _LEAST_PROBABILITY = 1e-7
@@ -31,9 +31,7 @@ def memberships(owner: str, y_true: Tensor, shape: tuple[int | None, ...], count
             f"{owner}: targets must be class indices {tuple(shape)}, or one-hot {(*shape, count)} for {count} classes. "
             f"Received: y_true of shape {tuple(y_true.shape)}"
         )
-    members = ops.cast(ops.expand_dims(y_true, -1) == ops.arange(count, dtype=y_true.dtype), y_true.dtype)
-    # What is none of the classes must not pass for an example without a loss.
-    return ops.where(ops.any(members > 0, axis=-1, keepdims=True), members, np.nan)
+    return one_hot(y_true, count, y_true.dtype)
 
 
 def as_logits(y_pred: Tensor, from_logits: bool, *, binary: bool) -> Tensor:

@@ -7,11 +7,12 @@ import math
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from kriterion._validation import check_int
 from kriterion.backend import Tensor
-from kriterion.metrics.scores import as_floats, one_hot
+from kriterion.metrics.scores import as_floats, memberships
 
 
 def expected_calibration_error(y_true: Any, probabilities: Any, *, bins: int = 15) -> Tensor:
@@ -94,7 +95,7 @@ def interval_coverage(y_true: Any, low: Any, high: Any) -> Tensor:
         high: upper ends; broadcasts with the targets.
 
     Returns:
-        A tensor of zeros and ones, of the broadcast shape.
+        A tensor of zeros and ones, of the broadcast shape; NaN where a number is NaN.
 
     Source: Khosravi et al., "Comprehensive review of neural network-based prediction intervals", IEEE Transactions on
     Neural Networks 22 (2011), equation 1.
@@ -105,7 +106,9 @@ def interval_coverage(y_true: Any, low: Any, high: Any) -> Tensor:
         True
     """
     y_true, low, high = as_floats(y_true, low, high)
-    return ops.cast(ops.logical_and(y_true >= low, y_true <= high), y_true.dtype)
+    # Without an order, which NaN does not have, it would count as outside.
+    ordered = ops.logical_not(ops.isnan(y_true) | ops.isnan(low) | ops.isnan(high))
+    return ops.where(ordered, ops.cast((y_true >= low) & (y_true <= high), y_true.dtype), np.nan)
 
 
 def interval_width(low: Any, high: Any) -> Tensor:
@@ -180,7 +183,8 @@ def sample_pit(y_true: Any, samples: Any, *, seed: int | None = None) -> Tensor:
     below = ops.sum(ops.cast(samples < y_true, samples.dtype), axis=0)
     equal = ops.sum(ops.cast(samples == y_true, samples.dtype), axis=0)
     uniform = keras.random.uniform(ops.shape(below), dtype=samples.dtype, seed=seed)
-    return (below + (equal + 1.0) * uniform) / (samples.shape[0] + 1.0)
+    ordered = ops.logical_not(ops.isnan(y_true) | ops.any(ops.isnan(samples), axis=0))
+    return ops.where(ordered, (below + (equal + 1.0) * uniform) / (samples.shape[0] + 1.0), np.nan)
 
 
 def _confidence(y_true: Any, probabilities: Any) -> tuple[Tensor, Tensor]:
@@ -189,5 +193,6 @@ def _confidence(y_true: Any, probabilities: Any) -> tuple[Tensor, Tensor]:
     if probabilities.shape[0] == 0:
         raise ValueError("A calibration error needs at least one row of `probabilities`. Received: none")
     top = ops.argmax(probabilities, axis=-1)
-    right = ops.argmax(one_hot(y_true, probabilities), axis=-1)
-    return ops.max(probabilities, axis=-1), ops.cast(ops.equal(top, right), probabilities.dtype)
+    members = memberships(y_true, probabilities)
+    correct = ops.cast(top == ops.argmax(members, axis=-1), probabilities.dtype)
+    return ops.max(probabilities, axis=-1), ops.where(ops.isnan(members[:, 0]), np.nan, correct)

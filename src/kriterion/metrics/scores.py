@@ -7,6 +7,7 @@ from typing import Any
 
 from keras import ops
 
+from kriterion._elementary import one_hot
 from kriterion.backend import Tensor
 
 
@@ -132,7 +133,7 @@ def brier(y_true: Any, probabilities: Any) -> Tensor:
         probabilities: (..., classes).
 
     Returns:
-        A tensor (...).
+        A tensor (...); NaN for a target that is none of the classes.
 
     Source: Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78 (1950).
 
@@ -142,17 +143,17 @@ def brier(y_true: Any, probabilities: Any) -> Tensor:
         0.125
     """
     (probabilities,) = as_floats(probabilities)
-    return ops.sum(ops.square(probabilities - one_hot(y_true, probabilities)), axis=-1)
+    return ops.sum(ops.square(probabilities - memberships(y_true, probabilities)), axis=-1)
 
 
-def one_hot(y_true: Any, probabilities: Tensor) -> Tensor:
-    """Classes or one-hot rows as one-hot rows."""
+def memberships(y_true: Any, probabilities: Tensor) -> Tensor:
+    """Classes or one-hot rows as one-hot rows; NaN for what is none of the classes."""
     y_true = ops.convert_to_tensor(y_true)
     if len(y_true.shape) == len(probabilities.shape) and y_true.shape[-1] == 1 and probabilities.shape[-1] > 1:
         y_true = ops.squeeze(y_true, axis=-1)
     if len(y_true.shape) == len(probabilities.shape):
         return ops.cast(y_true, probabilities.dtype)
-    return ops.one_hot(ops.cast(y_true, "int32"), probabilities.shape[-1], dtype=probabilities.dtype)
+    return one_hot(y_true, probabilities.shape[-1], probabilities.dtype)
 
 
 def as_floats(*values: Any) -> list[Tensor]:
