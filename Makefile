@@ -2,6 +2,8 @@
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --no-compile --quiet
 BACKENDS ?= jax
 BENCH ?= step_time
+# Tests start processes by the hundred, each of which would compile again all that it imports.
+export PYTHONDONTWRITEBYTECODE :=
 
 study: .venv/.jax
 	.venv/bin/kriterion study diabetes

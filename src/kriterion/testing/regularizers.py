@@ -216,11 +216,11 @@ class RegularizerSuite(Suite):
     def test_a_proximal_map_keeps_nan(self) -> None:
         """With one step for all weights, and with a step for each; and it comes to an end."""
         for shape in self.shapes[:2]:
-            proximal = self._proximal_map()
-            for bad in (np.nan, np.inf):
-                w = self._weights(shape)
-                w[(0,) * w.ndim] = bad
-                for step in (np.float32(0.1), np.full(shape, 0.1, "float32")):
+            for step in (np.float32(0.1), np.full(shape, 0.1, "float32")):
+                proximal = self._proximal_map()
+                for bad in (np.nan, np.inf):
+                    w = self._weights(shape)
+                    w[(0,) * w.ndim] = bad
                     found = proximal(w, step)
                     require(not np.isfinite(found[(0,) * w.ndim]), f"The proximal map makes {found} of {w}.")
 
