@@ -33,8 +33,8 @@ class Hoyer(kriterion.regularizers.WeightRegularizer):
     def penalty(self, weights):
         # The ratio has no limit at 0: there it counts as 0, with no gradient.
         squares = ops.sum(ops.square(weights))
-        some = squares > 0
-        return ops.where(some, ops.square(ops.sum(ops.abs(weights))) / ops.where(some, squares, 1.0), 0.0)
+        nothing = squares <= 0
+        return ops.where(nothing, 0.0, ops.square(ops.sum(ops.abs(weights))) / ops.where(nothing, 1.0, squares))
 
 
 @register
@@ -64,5 +64,7 @@ class SignDescent(keras.optimizers.Optimizer):
         super().__init__(learning_rate, name=name, **kwargs)
 
     def update_step(self, gradient, variable, learning_rate):
-        step = ops.cast(learning_rate, variable.dtype) * ops.sign(ops.cast(gradient, variable.dtype))
-        self.assign_sub(variable, step)
+        gradient = ops.cast(gradient, variable.dtype)
+        # On PyTorch the sign of NaN is 0, which would hide it.
+        sign = ops.where(ops.isnan(gradient), gradient, ops.sign(gradient))
+        self.assign_sub(variable, ops.cast(learning_rate, variable.dtype) * sign)
