@@ -55,7 +55,9 @@ if BACKEND != "tensorflow":
 # stores is stored alike, and so is its page. Only JAX maps a step. That a package is installed and found is the same
 # everywhere, and its suites are those of test_conformance.py. Whether an option is read is the same everywhere, too, and
 # what is said of a file that cannot be.
-collect_ignore = [] if BACKEND == "torch" else ["test_extension.py", "test_fuzz.py", "test_options.py"]
+collect_ignore = (
+    [] if BACKEND == "torch" else ["test_extension.py", "test_fuzz.py", "test_options.py", "test_refusals.py"]
+)
 if BACKEND == "tensorflow":
     collect_ignore += ["test_endurance.py"]
 if BACKEND != "jax":

@@ -3,6 +3,7 @@
 import keras
 import numpy as np
 import pytest
+from keras.src.backend import set_keras_mask
 from scipy import integrate, stats
 
 import kriterion
@@ -100,7 +101,7 @@ def test_calibrated_classes_have_a_small_error(random):
 def test_intervals():
     y, low, high = [0.0, 1.0, 2.0, 3.0], [0.0, 0.0, 0.0, 0.0], [2.0, 2.0, 2.0, 2.5]
     np.testing.assert_array_equal(numpy(metrics.interval_coverage(y, low, high)), [1, 1, 1, 0])
-    np.testing.assert_array_equal(numpy(metrics.interval_width(low, high)), high)
+    np.testing.assert_array_equal(numpy(metrics.interval_width(np.subtract(low, 1.0), high)), np.add(high, 1.0))
 
 
 @pytest.mark.parametrize("ties", [False, True])
@@ -148,10 +149,6 @@ def test_metrics_of_batches_are_the_functions_of_all(name, random):
 def test_metrics_say_which_predictions_they_need():
     with told(ValueError, ["gaussian_nll", "(..., 2)", "(4, 3)"]):
         metrics.GaussianNLL().update_state(np.zeros(4), np.zeros((4, 3)))
-    with told(ValueError, ["`bins`", ">= 1", "0"]):
-        metrics.ExpectedCalibrationError(bins=0)
-    with told(ValueError, ["`samples`", "2", "1"]):
-        metrics.sample_crps(0.0, [1.0])
 
 
 def test_summary_of_regression(random):
@@ -181,22 +178,35 @@ def test_summary_of_classification(random):
     assert not certain["stddev"].any()
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ({"task": "ranking"}, ["`task`", "'regression'", "'ranking'"]),
-        ({"task": "classification"}, ["softmax", "sums from 2"]),
-        ({"samples": np.ones(3)}, ["`samples`", "(3,)"]),
-        ({"quantiles": [1.5]}, ["`quantiles`", "<= 1", "1.5"]),
-        ({"noise_stddev": -1.0}, ["`noise_stddev`", ">= 0", "-1.0"]),
-    ],
-)
-def test_a_bad_summary_is_told(arguments, words):
-    with told(ValueError, words):
-        kriterion.predict.summary(**{"samples": np.ones((2, 3, 2)), "task": "regression", **arguments})
+def test_positions_count_as_rows_do(random):
+    """Of (rows, steps): classes as indices, with a last axis of 1, and one-hot."""
+    flat, flat_p = probabilities_of(random, 24)
+    p = flat_p.reshape(4, 6, 3)
+    for classes in (flat.reshape(4, 6), flat.reshape(4, 6, 1), np.eye(3)[flat].reshape(4, 6, 3)):
+        expected = numpy(metrics.brier(flat, flat_p)).reshape(4, 6)
+        np.testing.assert_allclose(numpy(metrics.brier(classes, p)), expected, rtol=1e-5)
+        for error in (metrics.expected_calibration_error, metrics.adaptive_calibration_error):
+            assert float(error(classes, p)) == pytest.approx(float(error(flat, flat_p)), rel=1e-5)
+    y, pairs = random.normal(size=(4, 6, 1)), random.uniform(0.5, 2.0, size=(4, 6, 2))
+    for metric in (metrics.GaussianNLL(), metrics.IntervalCoverage()):
+        metric.update_state(y, pairs)
+        of_positions = float(metric.result())
+        metric.reset_state()
+        metric.update_state(y.reshape(24, 1), pairs.reshape(24, 2))
+        assert of_positions == pytest.approx(float(metric.result()), rel=1e-5)
 
 
-@pytest.mark.parametrize("error", [metrics.expected_calibration_error, metrics.adaptive_calibration_error])
-def test_no_rows_have_no_calibration_error(error):
-    with told(ValueError, ["at least one row"]):
-        error(np.zeros(0), np.zeros((0, 3)))
+@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 6), (4, 6, 1)])
+def test_weights_of_rows_and_of_positions_and_masks(shape, random):
+    """A calibration error of weighted positions is that of positions repeated as often; a mask leaves out."""
+    classes, p = (each.reshape(4, 6, *each.shape[1:]) for each in probabilities_of(random, 24))
+    weights = random.integers(0, 3, size=shape)
+    mask = random.integers(0, 2, size=(4, 6)).astype(bool)
+    predictions = keras.ops.convert_to_tensor(p)
+    set_keras_mask(predictions, keras.ops.convert_to_tensor(mask))
+    metric = metrics.ExpectedCalibrationError()
+    metric.update_state(classes, predictions, sample_weight=weights)
+    of_each = np.broadcast_to(weights.reshape(*shape[:2], *[1] * (2 - len(shape))), (4, 6)) * mask
+    times = np.repeat(np.arange(24), of_each.ravel())
+    expected = metrics.expected_calibration_error(classes.ravel()[times], p.reshape(24, 3)[times])
+    assert float(metric.result()) == pytest.approx(float(expected), rel=1e-5)

@@ -497,7 +497,7 @@ def test_masks_in_fit(random):
         (lambda: LearnedClassWeights(1), ["`num_classes`", ">= 2"]),
         (lambda: LearnedClassWeights(3, "softmax"), ["`mode`", "'softmax'"]),
         (lambda: LearnedClassWeights(3, "barrier", step=0.1), ["step", "strength"]),
-        (lambda: LearnedClassWeights(3, strength=[1.0, 2.0]), ["`strength`", "3 classes"]),
+        (lambda: LearnedClassWeights(3, strength=[1.0, 2.0]), ["`strength`", "3 numbers"]),
         (lambda: LearnedClassWeights(3, "adversarial", step=1.0, tau=2.0), ["`step` times `tau`"]),
         (lambda: LogitAdjusted([1.0]), ["`frequencies`", "2 classes"]),
         (lambda: LogitAdjusted([1.0, 0.0]), ["`frequencies`", "> 0"]),

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Sequence
+import operator
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
@@ -35,11 +37,24 @@ def check_float(
     raise ValueError(f"{owner}: `{name}` must be a finite number {rule}".rstrip() + f". Received: {name}={value!r}")
 
 
-def check_int(owner: str, name: str, value: Any, *, minimum: int) -> int:
+def check_int(owner: str, name: str, value: Any, *, minimum: int | None = None) -> int:
     """Return `value` if it is an integer of at least `minimum`, or raise a `ValueError`."""
-    if isinstance(value, int) and not isinstance(value, bool) and value >= minimum:
-        return value
-    raise ValueError(f"{owner}: `{name}` must be an integer >= {minimum}. Received: {name}={value!r}")
+    with contextlib.suppress(TypeError):
+        number = operator.index(value)
+        if not isinstance(value, bool) and (minimum is None or number >= minimum):
+            return number
+    rule = "" if minimum is None else f" >= {minimum}"
+    raise ValueError(f"{owner}: `{name}` must be an integer{rule}. Received: {name}={value!r}")
+
+
+def check_several(owner: str, name: str, value: Any, count: int | None = None) -> list[Any]:
+    """Return the numbers of a sequence or array, `count` if that is given, or raise a `ValueError`."""
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+        numbers = list(value)
+        if count is None or len(numbers) == count:
+            return numbers
+    rule = f"a sequence of {count} numbers" if count else "a sequence of numbers"
+    raise ValueError(f"{owner}: `{name}` must be {rule}. Received: {name}={value!r}")
 
 
 def check_bool(owner: str, name: str, value: Any) -> bool:

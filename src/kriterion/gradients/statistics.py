@@ -83,7 +83,7 @@ def noise_scale_of_replicas(gradients: Sequence[Sequence[Any]], examples: int) -
         The noise scale in examples, as `noise_scale_of_sizes` of `examples` and K `examples`.
 
     Raises:
-        ValueError: there is one replica.
+        ValueError: there is one replica, or `examples` is less than 1.
 
     Source: McCandlish et al., "An empirical model of large-batch training", 2018, appendix A.1.
 
@@ -97,6 +97,7 @@ def noise_scale_of_replicas(gradients: Sequence[Sequence[Any]], examples: int) -
         raise ValueError(
             f"noise_scale_of_replicas: `gradients` must be those of 2 replicas or more. Received: {len(gradients)}"
         )
+    check_int("noise_scale_of_replicas", "examples", examples, minimum=1)
     arrays = [[np.asarray(g, dtype="float64") for g in replica] for replica in gradients]
     small = [sum(float(np.sum(g**2)) for g in replica) for replica in arrays]
     means = [np.mean(same, axis=0) for same in zip(*arrays, strict=True)]

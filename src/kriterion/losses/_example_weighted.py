@@ -7,6 +7,7 @@ from typing import Any
 
 from keras import ops
 
+from kriterion._validation import check_bool
 from kriterion.backend import Tensor
 from kriterion.losses._wrapping import WrappingLoss
 from kriterion.losses.base import TrainableLoss
@@ -24,7 +25,9 @@ class ExampleWeighted(WrappingLoss):
         self, loss: Any, *, differentiate: bool, normalize: bool, reduction: str | None, name: str, dtype: Any
     ) -> None:
         super().__init__(loss, reduction=reduction, name=name, dtype=dtype)
-        self.differentiate, self.normalize = differentiate, normalize
+        owner = type(self).__name__
+        self.differentiate = check_bool(owner, "differentiate", differentiate)
+        self.normalize = check_bool(owner, "normalize", normalize)
 
     @property
     def needs_trainer(self) -> bool:

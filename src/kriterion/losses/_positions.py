@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from keras import ops
 
+from kriterion._validation import check_bool, check_int, check_several
 from kriterion.backend import Tensor
 
 
@@ -22,9 +23,12 @@ class Positions:
     """
 
     def __init__(self, owner: str, axis: int | Sequence[int], shared: bool, groups: Sequence[int] | None) -> None:
-        self.owner, self.shared = owner, shared
-        self.axes = (axis,) if isinstance(axis, int) else tuple(axis)
-        self.groups = None if groups is None else [int(group) for group in groups]
+        self.owner, self.shared = owner, check_bool(owner, "shared", shared)
+        axes = check_several(owner, "axis", axis) if isinstance(axis, Iterable) else [axis]
+        self.axes = tuple(check_int(owner, "axis", each) for each in axes)
+        if groups is not None:
+            groups = [check_int(owner, "groups", group) for group in check_several(owner, "groups", groups)]
+        self.groups = groups
         if self.groups is not None:
             numbers = sorted(set(self.groups))
             if shared or len(self.axes) != 1 or numbers != list(range(len(numbers))):

@@ -75,7 +75,10 @@ class AdaptiveImage(AdaptiveRobust):
         self.levels = None if levels is None else check_int(owner, "levels", levels, minimum=1)
         self.parameters = check_choice(owner, "parameters", parameters, ("coefficient", "band"))
         self.data_format = check_choice(
-            owner, "data_format", data_format or keras.config.image_data_format(), ("channels_last", "channels_first")
+            owner,
+            "data_format",
+            keras.config.image_data_format() if data_format is None else data_format,
+            ("channels_last", "channels_first"),
         )
         if levels is not None and representation in ("dct", "pixel"):
             raise ValueError(

@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from kriterion import backend
-from kriterion._validation import check_choice, check_float
+from kriterion._validation import check_choice, check_float, check_several
 from kriterion.backend import Tensor
 from kriterion.losses._bounded_kernel import bounded_kernel
 from kriterion.losses._floats import working_float
@@ -60,6 +60,7 @@ class AdaptiveRobust(ResidualLikelihood):
         arrays of the sizes of the axes.
 
     Raises:
+        TypeError: `shared` is not a boolean.
         ValueError: an argument is outside of its range, an axis of the predictions that is wanted has no known size,
             shapes of targets and predictions differ.
 
@@ -98,7 +99,7 @@ class AdaptiveRobust(ResidualLikelihood):
         dtype: Any = None,
     ) -> None:
         owner = "AdaptiveRobust"
-        low, high = alpha_range
+        low, high = check_several(owner, "alpha_range", alpha_range, 2)
         check_float(owner, "alpha_range", low, minimum=0.0)
         if not (coordinate == "lambda" and high == math.inf):
             check_float(owner, "alpha_range", high, minimum=0.0)

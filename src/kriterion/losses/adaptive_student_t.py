@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kriterion._validation import check_float
+from kriterion._validation import check_float, check_several
 from kriterion.backend import Tensor
 from kriterion.losses._likelihood import ResidualLikelihood, logit_of
 
@@ -45,6 +45,7 @@ class AdaptiveStudentT(ResidualLikelihood):
         of the sizes of the axes.
 
     Raises:
+        TypeError: `shared` is not a boolean.
         ValueError: an argument is outside of its range, an axis with parameters has no known size, shapes of targets
             and predictions differ.
 
@@ -81,7 +82,8 @@ class AdaptiveStudentT(ResidualLikelihood):
         dtype: Any = None,
     ) -> None:
         owner = "AdaptiveStudentT"
-        low, high = (check_float(owner, "df_range", bound, above=0.0) for bound in df_range)
+        bounds = check_several(owner, "df_range", df_range, 2)
+        low, high = (check_float(owner, "df_range", bound, above=0.0) for bound in bounds)
         self.df_range, self.df_init = (low, high), check_float(owner, "df_init", df_init, above=0.0)
         super().__init__(
             init=init,

@@ -55,6 +55,7 @@ class BatchAdaptive(ExampleWeighted):
         As a call: the reduced loss. A sample weight of k makes an example count as k do, masked ones do not count.
 
     Raises:
+        TypeError: `differentiate` or `normalize` is not a boolean.
         ValueError: an argument is outside of its range, or of another weighting.
         RuntimeError: on the first batch, if the loss was given to a stock `compile`, which would lose the statistics.
 

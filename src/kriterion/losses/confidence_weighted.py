@@ -41,6 +41,7 @@ class ConfidenceWeighted(ExampleWeighted):
         As a call: the reduced loss, with `sample_weight` and masks as in any Keras loss.
 
     Raises:
+        TypeError: `differentiate` or `normalize` is not a boolean.
         ValueError: an argument is outside of its range.
 
     Source: Lin, Goyal, Girshick, He, Dollar, "Focal loss for dense object detection", ICCV 2017, equation 4 (hard);

@@ -44,6 +44,7 @@ class ErrorWeighted(ExampleWeighted):
         As a call: the reduced loss. A sample weight of k makes an example count as k do, in `hardest` as well.
 
     Raises:
+        TypeError: `differentiate` or `normalize` is not a boolean.
         ValueError: an argument is outside of its range, or excludes another.
 
     Source: Holland, Welsch, "Robust regression using iteratively reweighted least-squares", Communications in

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from kriterion._validation import check_choice, check_float, check_int
+from kriterion._validation import check_choice, check_float, check_int, check_several
 from kriterion.backend import Tensor
 from kriterion.losses._classes import memberships
 from kriterion.losses._wrapping import WrappingLoss
@@ -94,13 +94,12 @@ class LearnedClassWeights(WrappingLoss):
         foreign = {key: value for key, value in given.items() if value is not None and key not in own}
         if foreign:
             raise ValueError(f"{owner}: mode={mode!r} takes {sorted(own) or 'no more arguments'}. Received: {foreign}")
-        each = [strength] if isinstance(strength, (int, float)) else strength
-        self.strength = None if each is None else [check_float(owner, "strength", k, above=0.0) for k in each]
-        if self.strength is not None and len(self.strength) not in (1, num_classes):
-            raise ValueError(
-                f"{owner}: `strength` must be a number or one for each of the {num_classes} classes. "
-                f"Received: strength={strength!r}"
-            )
+        self.strength: Any = None
+        if isinstance(strength, Iterable):
+            each = check_several(owner, "strength", strength, num_classes)
+            self.strength = [check_float(owner, "strength", k, above=0.0) for k in each]
+        elif strength is not None:
+            self.strength = check_float(owner, "strength", strength, above=0.0)
         self.step: Any = None
         self.tau: Any = None
         if mode == "adversarial":
@@ -140,7 +139,7 @@ class LearnedClassWeights(WrappingLoss):
         if self.mode == "adversarial":
             return self._adversarial(values, members)
         weights = ops.cast(self._weights.value, values.dtype)
-        strength = [0.5] if self.mode == "uncertainty" else self.strength or [1.0]
+        strength = 0.5 if self.mode == "uncertainty" else self.strength or 1.0
         barrier = ops.convert_to_tensor(strength, values.dtype) * ops.log(weights)
         return ops.sum(members * weights, axis=-1) * values - ops.sum(members * barrier, axis=-1)
 

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kriterion._validation import check_choice, check_float
+from kriterion._validation import check_bool, check_choice, check_float, check_several
 from kriterion.backend import Tensor
 from kriterion.losses._classes import as_logits
 from kriterion.losses._deployment import extended
@@ -90,6 +90,7 @@ class LearnedThreshold(WrappingLoss):
         A sample weight of k makes an example count as k do, masked ones do not count.
 
     Raises:
+        TypeError: `from_logits` is not a boolean.
         ValueError: an argument is outside of its range, or of another objective.
         RuntimeError: on the first batch, if the loss was given to a stock `compile`.
 
@@ -128,7 +129,7 @@ class LearnedThreshold(WrappingLoss):
             temperature = 1.0 if loss is None else 0.1
         self.temperature = check_float(owner, "temperature", temperature, above=0.0)
         self.momentum = check_float(owner, "momentum", momentum, minimum=0.0, below=1.0)
-        self.from_logits = from_logits
+        self.from_logits = check_bool(owner, "from_logits", from_logits)
         self.constrained = objective in ("precision_at_recall", "recall_at_precision")
         if (target is not None) != self.constrained or (costs is not None and objective != "cost"):
             raise ValueError(
@@ -138,8 +139,8 @@ class LearnedThreshold(WrappingLoss):
         self.target = None if target is None else check_float(owner, "target", target, above=0.0, below=1.0)
         self.costs = None
         if objective == "cost":
-            false_alarm, miss = (1.0, 1.0) if costs is None else costs
-            self.costs = tuple(check_float(owner, "costs", cost, above=0.0) for cost in (false_alarm, miss))
+            both = check_several(owner, "costs", (1.0, 1.0) if costs is None else costs, 2)
+            self.costs = tuple(check_float(owner, "costs", cost, above=0.0) for cost in both)
 
     def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
         super().build(y_true_shape, y_pred_shape)

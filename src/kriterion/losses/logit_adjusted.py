@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kriterion._validation import check_float
+from kriterion._validation import check_bool, check_float, check_several
 from kriterion.backend import Tensor
 from kriterion.losses._classes import as_logits, memberships
 from kriterion.losses._floats import working_float
@@ -39,6 +39,7 @@ class LogitAdjusted(keras.losses.Loss):
         (batch, ..., K), or (batch, ..., 1) with K = 2; NaN for a target that is none of the classes.
 
     Raises:
+        TypeError: `from_logits` is not a boolean.
         ValueError: a frequency is not positive, `tau` is negative, or the shapes do not fit.
 
     Source: Menon et al., "Long-tail learning via logit adjustment", ICLR 2021, equation 10 and theorem 1.
@@ -61,13 +62,13 @@ class LogitAdjusted(keras.losses.Loss):
         dtype: Any = None,
     ) -> None:
         super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.frequencies = [check_float("LogitAdjusted", "frequencies", f, above=0.0) for f in frequencies]
+        owner = "LogitAdjusted"
+        each = check_several(owner, "frequencies", frequencies)
+        self.frequencies = [check_float(owner, "frequencies", f, above=0.0) for f in each]
         if len(self.frequencies) < 2:
-            raise ValueError(
-                f"LogitAdjusted: `frequencies` must be those of 2 classes or more. Received: {frequencies!r}"
-            )
-        self.tau = check_float("LogitAdjusted", "tau", tau, minimum=0.0)
-        self.from_logits = from_logits
+            raise ValueError(f"{owner}: `frequencies` must be those of 2 classes or more. Received: {frequencies!r}")
+        self.tau = check_float(owner, "tau", tau, minimum=0.0)
+        self.from_logits = check_bool(owner, "from_logits", from_logits)
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Tensor:
         return super().__call__(*without_masked(y_true, y_pred), sample_weight)

@@ -64,6 +64,8 @@ def chosen_shape(
     if lam is not None:
         if alpha is not None:
             raise ValueError(f"{owner}: give at most one of `alpha` and `lam`. Received: alpha={alpha!r}, lam={lam!r}")
+        if not isinstance(lam, (int, float)):
+            raise ValueError(f"{owner}: `lam` must be a number <= 1. Received: lam={lam!r}")
         alpha = shape_of_power(lam)
     name = "alpha" if lam is None else f"alpha of lam={lam!r}"
     if alpha is None or (isinstance(alpha, float) and math.isinf(alpha) and minimum <= alpha <= maximum):

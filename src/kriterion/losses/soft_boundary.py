@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 from keras.src.backend import cond
 
-from kriterion._validation import check_float
+from kriterion._validation import check_float, check_several
 from kriterion.backend import Tensor
 from kriterion.losses._floats import working_float
 from kriterion.losses._running_threshold import RunningThreshold, excess
@@ -70,12 +70,15 @@ class SoftBoundary(TrainableLoss):
         dtype: Any = None,
     ) -> None:
         super().__init__(reduction=reduction, name=name, dtype=dtype)
-        self.nu = check_float("SoftBoundary", "nu", nu, above=0.0, below=1.0)
-        self.given_center = None if center is None else [float(c) for c in np.ravel(np.asarray(center, "float64"))]
+        owner = "SoftBoundary"
+        self.nu = check_float(owner, "nu", nu, above=0.0, below=1.0)
+        self.given_center = None
+        if center is not None:
+            self.given_center = [check_float(owner, "center", c) for c in check_several(owner, "center", center)]
 
     def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
         size = y_pred_shape[-1]
-        if len(y_pred_shape) < 2 or size is None or (self.given_center and len(self.given_center) != size):
+        if len(y_pred_shape) < 2 or size is None or (self.given_center is not None and len(self.given_center) != size):
             raise ValueError(
                 "SoftBoundary: predictions must be embeddings (batch, ..., d) of a known size d, that of `center`. "
                 f"Received: y_pred of shape {tuple(y_pred_shape)}, center={self.given_center}"

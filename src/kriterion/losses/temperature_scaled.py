@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from kriterion._validation import check_float
+from kriterion._validation import check_bool, check_float, check_several
 from kriterion.backend import Tensor
 from kriterion.losses._classes import as_logits
 from kriterion.losses._deployment import extended
@@ -40,6 +40,7 @@ class TemperatureScaled(WrappingLoss):
         with scaled outputs.
 
     Raises:
+        TypeError: `from_logits` is neither a boolean nor None.
         ValueError: the bounds do not enclose 1, or `loss` does not say what it takes and `from_logits` is None.
         RuntimeError: on the first batch, if the loss was given to a stock `compile`.
 
@@ -67,13 +68,15 @@ class TemperatureScaled(WrappingLoss):
     ) -> None:
         super().__init__(loss, reduction=reduction, name=name, dtype=dtype)
         owner = "TemperatureScaled"
-        low, high = temperature_range
+        low, high = check_several(owner, "temperature_range", temperature_range, 2)
         self.temperature_range = (
             check_float(owner, "temperature_range", low, above=0.0, below=1.0),
             check_float(owner, "temperature_range", high, above=1.0),
         )
         config = self.loss.get_config() if isinstance(self.loss, keras.losses.Loss) else {}
-        self.from_logits = self._loss_takes_logits(config) if from_logits is None else from_logits
+        if from_logits is None:
+            from_logits = self._loss_takes_logits(config)
+        self.from_logits = check_bool(owner, "from_logits", from_logits)
         # Several labels of an example, each by itself.
         self._binary = getattr(self.loss, "__name__", type(self.loss).__name__).lower().startswith("binary")
         self._axis = -1 if self._binary else config.get("axis", -1)

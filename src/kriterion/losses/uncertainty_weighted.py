@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import keras
 from keras import ops
 
-from kriterion._validation import check_choice, check_float
+from kriterion._validation import check_choice, check_float, check_several
 from kriterion.backend import Tensor
 from kriterion.losses._wrapping import WrappingLoss
 from kriterion.parametrizations import Bounded
@@ -64,7 +64,7 @@ class TaskUncertainty(WrappingLoss):
         super().__init__(loss, reduction=reduction, name=name, dtype=dtype)
         owner = "TaskUncertainty"
         self.form = check_choice(owner, "form", form, _FORMS)
-        low, high = log_variance_range
+        low, high = check_several(owner, "log_variance_range", log_variance_range, 2)
         self.log_variance_range = (
             check_float(owner, "log_variance_range", low, below=0.0),
             check_float(owner, "log_variance_range", high, above=0.0),
@@ -140,8 +140,8 @@ class UncertaintyWeighted(Mapping[str, TaskUncertainty]):
                 "UncertaintyWeighted: `losses` must be a mapping of output names to losses; for a single output there "
                 f"is TaskUncertainty. Received: losses={losses!r}"
             )
-        unknown = sorted(set(classification) - set(losses))
-        if isinstance(classification, str) or unknown:
+        named = isinstance(classification, Iterable) and not isinstance(classification, str)
+        if not named or not set(classification) <= set(losses):
             raise ValueError(
                 f"UncertaintyWeighted: `classification` must be a list of names among {sorted(losses)}. "
                 f"Received: classification={classification!r}"

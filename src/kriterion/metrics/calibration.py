@@ -21,8 +21,8 @@ def expected_calibration_error(y_true: Any, probabilities: Any, *, bins: int = 1
     sum_b n_b/n |accuracy_b - confidence_b|
 
     Args:
-        y_true: classes (rows,) as integers, or one-hot (rows, classes).
-        probabilities: (rows, classes).
+        y_true: classes (rows, ...) as integers, or one-hot (rows, ..., classes).
+        probabilities: (rows, ..., classes); each position counts as a row does.
         bins: number of bins >= 1.
 
     Returns:
@@ -43,22 +43,33 @@ def expected_calibration_error(y_true: Any, probabilities: Any, *, bins: int = 1
     return ops.sum(ops.abs(gaps)) / count
 
 
-def bin_gaps(y_true: Any, probabilities: Any, bins: int, weights: Any = None) -> tuple[Tensor, Tensor]:
-    """The number of examples, and for each bin the sum of [right] - confidence over its own; both weighted."""
+def bin_gaps(y_true: Any, probabilities: Any, bins: int, *weights: Any) -> tuple[Tensor, Tensor]:
+    """The weighted number of positions, and for each bin the weighted sum of [right] - confidence over its own.
+
+    Each of `weights`, which are multiplied, is of the positions' shape or of their first axes.
+    """
     confidence, correct = _confidence(y_true, probabilities)
-    weights = ops.ones_like(confidence) if weights is None else ops.reshape(as_floats(weights)[0], (-1,))
+    total = ops.ones_like(confidence)
+    for weight in weights:
+        weight = ops.cast(weight, confidence.dtype)
+        if len(weight.shape) > len(confidence.shape):
+            weight = ops.squeeze(weight, -1)
+        while len(weight.shape) < len(confidence.shape):
+            weight = ops.expand_dims(weight, -1)
+        total = total * weight
     index = ops.minimum(ops.cast(confidence * bins, "int32"), bins - 1)
     member = ops.one_hot(index, bins, dtype=confidence.dtype)
-    return ops.sum(weights), ops.sum(member * (weights * (correct - confidence))[:, None], axis=0)
+    gaps = ops.expand_dims(total * (correct - confidence), -1)
+    return ops.sum(total), ops.sum(member * gaps, axis=tuple(range(len(confidence.shape))))
 
 
 def adaptive_calibration_error(y_true: Any, probabilities: Any, *, bins: int = 15) -> Tensor:
     """As `expected_calibration_error`, over bins of equally many examples.
 
     Args:
-        y_true: classes (rows,) as integers, or one-hot (rows, classes).
-        probabilities: (rows, classes).
-        bins: number of bins >= 1; no more than rows are used.
+        y_true: classes (rows, ...) as integers, or one-hot (rows, ..., classes).
+        probabilities: (rows, ..., classes); each position counts as a row does.
+        bins: number of bins >= 1; no more than positions are used.
 
     Returns:
         A scalar in [0, 1].
@@ -75,7 +86,7 @@ def adaptive_calibration_error(y_true: Any, probabilities: Any, *, bins: int = 1
         0.25
     """
     check_int("adaptive_calibration_error", "bins", bins, minimum=1)
-    confidence, correct = _confidence(y_true, probabilities)
+    confidence, correct = (ops.reshape(value, (-1,)) for value in _confidence(y_true, probabilities))
     rows = confidence.shape[0]
     bins = min(bins, rows)
     gaps = ops.take(correct - confidence, ops.argsort(confidence))
@@ -195,4 +206,4 @@ def _confidence(y_true: Any, probabilities: Any) -> tuple[Tensor, Tensor]:
     top = ops.argmax(probabilities, axis=-1)
     members = memberships(y_true, probabilities)
     correct = ops.cast(top == ops.argmax(members, axis=-1), probabilities.dtype)
-    return ops.max(probabilities, axis=-1), ops.where(ops.isnan(members[:, 0]), np.nan, correct)
+    return ops.max(probabilities, axis=-1), ops.where(ops.isnan(members[..., 0]), np.nan, correct)

@@ -7,6 +7,7 @@ from typing import Any
 
 import keras
 from keras import ops
+from keras.src.backend import get_keras_mask  # Keras has no public name for it.
 
 from kriterion._validation import check_int
 from kriterion.backend import Tensor
@@ -177,8 +178,12 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         self.gaps = self.add_weight((bins,), initializer="zeros", name="gaps")
 
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
-        """Add a batch: classes or one-hot rows, probabilities (rows, classes), and weights (rows,) of the rows."""
-        weight, gaps = calibration.bin_gaps(y_true, y_pred, self.bins, sample_weight)
+        """Add a batch: classes or one-hot, probabilities (rows, ..., classes), and weights (rows, ...).
+
+        Positions that a mask of the predictions excludes don't count.
+        """
+        weights = [each for each in (sample_weight, get_keras_mask(y_pred)) if each is not None]
+        weight, gaps = calibration.bin_gaps(y_true, y_pred, self.bins, *weights)
         self.count.assign_add(ops.cast(weight, self.dtype))
         self.gaps.assign_add(ops.cast(gaps, self.dtype))
 

@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from kriterion._elementary import magnitude, root_of_squares
-from kriterion._validation import check_bool, check_int
+from kriterion._validation import check_bool, check_int, check_several
 from kriterion.backend import Tensor
 from kriterion.regularizers._fused_lasso import fused_lasso
 from kriterion.regularizers.base import WeightRegularizer
@@ -90,7 +90,8 @@ class TotalVariation(WeightRegularizer):
         self.splits = check_int("TotalVariation", "splits", splits, minimum=1)
         self.shape = None
         if shape is not None:
-            self.shape = tuple(check_int("TotalVariation", "shape", size, minimum=1) for size in shape)
+            sizes = check_several("TotalVariation", "shape", shape)
+            self.shape = tuple(check_int("TotalVariation", "shape", size, minimum=1) for size in sizes)
         if isotropic and (order > 1 or (self.axis != "spatial" and len(self.axis) == 1)):
             raise ValueError(
                 "TotalVariation: isotropic=True needs several axes and order=1. "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
@@ -54,7 +54,8 @@ class GradientVariancePenalty(PenaltyTransform):
     Raises:
         TypeError: `groups` is neither a string nor a function.
         ValueError: a number is out of its range, `groups` without `num_groups` or `"exact"`; in `compile`, batch
-            normalisation without `"micro_batch"`, or `"exact"` after other transforms.
+            normalisation without `"micro_batch"`, or `"exact"` after other transforms; in `fit`, no input has the name
+            that `groups` gives.
 
     Source: Rame, Dancette and Cord, "Fishr: invariant gradient variances for out-of-distribution generalization", ICML
     2022, section 3 (there with biased variances); without groups its trace. The estimate by signs is derived in
@@ -128,7 +129,16 @@ class GradientVariancePenalty(PenaltyTransform):
     def _differences(self, gradients: ExampleGradients) -> Tensor:
         """The mean squared distance of the groups' V from the mean V."""
         batch = gradients.batch
-        index = batch.x[self.groups] if isinstance(self.groups, str) else self.groups(batch)  # type: ignore[misc]
+        if callable(self.groups):
+            index = self.groups(batch)
+        elif isinstance(batch.x, Mapping) and self.groups in batch.x:
+            index = batch.x[self.groups]
+        else:
+            known = f"the names {list(batch.x)}" if isinstance(batch.x, Mapping) else "no names"
+            raise ValueError(
+                "GradientVariancePenalty: `groups` must be the name of an input, or a function of the batch. "
+                f"Received: groups={self.groups!r}, and inputs with {known}"
+            )
         index = ops.cast(ops.reshape(index, (-1,)), "int32")
         members = ops.cast(index[:, None] == ops.arange(self.num_groups, dtype="int32"), gradients.dtype)
         counts = ops.sum(members, axis=0)

@@ -12,7 +12,7 @@ from kriterion._elementary import single
 from kriterion._micro_batches import split
 from kriterion._scope import isolated, record, recorded
 from kriterion._selection import Select, check_select, selection, shifted
-from kriterion._validation import check_float, check_int
+from kriterion._validation import check_bool, check_float, check_int
 from kriterion.backend import Tensor
 from kriterion.transforms._roots import root
 from kriterion.transforms.base import Batch, Objective, Transform, Weights
@@ -43,6 +43,7 @@ class SharpnessAware(Transform):
         name: name of the transform.
 
     Raises:
+        TypeError: `adaptive` or `per_layer` is not a boolean.
         ValueError: `rho` is not positive, `splits` is less than 1, both `adaptive` and `per_layer`, `select` chooses
             nothing.
 
@@ -67,12 +68,13 @@ class SharpnessAware(Transform):
     ) -> None:
         super().__init__(name=name)
         self.rho = check_float("SharpnessAware", "rho", rho, above=0.0)
+        self.adaptive = check_bool("SharpnessAware", "adaptive", adaptive)
+        self.per_layer = check_bool("SharpnessAware", "per_layer", per_layer)
         if adaptive and per_layer:
             raise ValueError(
                 "SharpnessAware: choose one of `adaptive` (ASAM) and `per_layer` (AWP). "
                 f"Received: adaptive={adaptive!r}, per_layer={per_layer!r}"
             )
-        self.adaptive, self.per_layer = bool(adaptive), bool(per_layer)
         self.splits = splits if splits is None else check_int("SharpnessAware", "splits", splits, minimum=1)
         self.select = check_select(select, "SharpnessAware")
 
