@@ -278,6 +278,18 @@ def test_overlapping_joint_groups_meet_their_optimality_condition(random, float6
                 assert value(u + scale * random.normal(size=shape)) >= value(u) - 1e-9
 
 
+@pytest.mark.parametrize("by_size", [True, False])
+def test_several_families_of_joint_groups_are_a_sum(by_size, random, float64):
+    """Rows of a matrix, and its columns each with an entry of a vector; a mean is the sum by the number of weights."""
+    a, b = random.normal(size=A.shape), random.normal(size=B.shape)
+    families = [{"a": np.arange(3)[:, None]}, {"a": np.arange(4), "b": np.arange(4)}]
+    rows, columns = np.linalg.norm(a, axis=1), np.linalg.norm(np.vstack([a, b]), axis=0)
+    expected = 0.3 * (rows.sum() * (2.0 if by_size else 1.0) + columns.sum() * (2.0 if by_size else 1.0))
+    for reduce, count in (("sum", 1), ("mean", 12 + 16)):
+        joint = JointGroupSparsity(0.3, families, weight_by_size=by_size, reduce=reduce)
+        assert float(numpy(joint.total([A, B], [a, b]))) == pytest.approx(expected / count, rel=1e-12)
+
+
 def test_joint_groups_that_do_not_fit_are_told():
     joint = JointGroupSparsity(1.0, {"c": [0]})
     with told(ValueError, ["'c'", "['a', 'b']", 'select="all"']):

@@ -84,6 +84,19 @@ def test_trace_of_a_quadratic(random):
     assert found.standard_error < 1e-3
 
 
+def test_numbers_do_not_depend_on_what_is_evaluated_together(random, monkeypatch):
+    """Parts of the samples, and of the rows."""
+    x = random.normal(size=(7, 5)).astype("float32")
+    y = random.normal(size=(7, 2)).astype("float32")
+    trainer = trainer_of(network(), WeightNoise(0.5))
+    samples = trainer.predict_samples(x, 5, seed=3)
+    sharpness = trainer.sharpness(x, y, samples=5, stddev=0.1, seed=3)
+    monkeypatch.setattr("kriterion._sampling._CHUNK", 2 * trainer.model.count_params())
+    np.testing.assert_allclose(trainer.predict_samples(x, 5, seed=3, batch_size=2), samples, rtol=1e-5, atol=1e-6)
+    again = trainer.sharpness(x, y, samples=5, stddev=0.1, seed=3, batch_size=2)
+    assert again == pytest.approx(sharpness, rel=1e-3)
+
+
 def test_trace_of_a_network(random):
     """Within 3 standard errors of the trace by second differences in each weight; so is what the noise adds."""
     x = random.normal(size=(20, 3)).astype("float32")

@@ -243,6 +243,26 @@ def test_joint_penalty_and_proximal_steps_remove_units_of_a_trained_model(random
     assert 1 <= smaller.layers[0].units < 16
 
 
+def relu(values):
+    """An activation of this name that is not Keras's: each output sees the others."""
+    return values / (1.0 + keras.ops.sum(keras.ops.abs(values), axis=-1, keepdims=True))
+
+
+def flipped(values):
+    return keras.ops.flip(values, axis=-1)
+
+
+@pytest.mark.parametrize("activation", ["softmax", relu, flipped])
+def test_outputs_that_see_each_other_stay(activation, random):
+    """Of a layer whose second and third outputs nothing uses, and whose fourth is constant before the activation."""
+    stack = [keras.Input((4,)), layers.Dense(5, activation, name="a"), layers.Dense(3, name="b")]
+    for model in (keras.Sequential(stack), keras.Sequential([stack[0], layers.Dense(5), layers.Activation(activation), layers.Dense(3)])):  # fmt: skip
+        first, last = randomised(model, random).layers[0], model.layers[-1]
+        ignore(last, [1, 2])
+        silence(first, [3], bias=0.5)
+        assert assert_same_outputs(model, random).layers[0].units == 5
+
+
 def test_the_report_as_a_table_and_a_picture(random):
     model = mlp(random)
     ignore(model.get_layer("b"), [0, 3])
@@ -258,6 +278,23 @@ def test_the_report_as_a_table_and_a_picture(random):
     widths = [bar.get_width() for bar in figure.axes[0].patches]
     assert widths[:3] == pytest.approx([0.0, 12 / 42, 0.0])
     assert widths[3:6] == pytest.approx([2 / 7, 0.0, 0.0])
+    assert widths[6:] == pytest.approx([1 - layer.flops_left / layer.flops for layer in found.layers])
+    assert widths[6] == pytest.approx(2 / 7)
+    assert lines[-1].split() == [
+        "all",
+        f"{found.weights:,}",
+        f"{found.sparsity:.1%}",
+        f"{found.flops:,}",
+        f"{found.flops_left:,}",
+    ]
+
+
+def test_operations_of_images_of_any_size_are_not_known(random):
+    model = randomised(keras.Sequential([keras.Input((None, None, 3)), layers.Conv2D(4, 3, name="a")]), random)
+    found = report(model)
+    assert (found.layers[0].flops, found.flops, found.flops_left) == (None, 0, 0)
+    assert str(found).splitlines()[1].split()[-2:] == ["?", "?"]
+    assert [bar.get_width() for bar in found.figure().axes[0].patches] == [0.0, 0.0, 0.0]
 
 
 @pytest.mark.parametrize(

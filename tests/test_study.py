@@ -25,7 +25,7 @@ from kriterion.study.candidates import Candidate, Part, choose
 from kriterion.study.loop import train_in_a_loop
 from kriterion.study.problem import Problem
 from kriterion.study.run import FINISHED
-from kriterion.study.statistics import corrected_resampled_t, holm
+from kriterion.study.statistics import Difference, corrected_resampled_t, holm
 from kriterion.study.training import Work, train
 from tests.helpers import told
 
@@ -172,7 +172,13 @@ def test_corrected_t_is_the_formula_and_the_plain_test_without_overlap(random):
     widening = math.sqrt((1 / 10 + 0.25) / (1 / 10))
     assert corrected.high - corrected.low == pytest.approx(widening * (uncorrected.high - uncorrected.low))
     assert corrected_resampled_t(np.zeros(5), 0.25).p_value == 1.0
-    assert math.isnan(corrected_resampled_t(np.array([1.0]), 0.25).p_value)
+    assert corrected_resampled_t(np.full(5, -0.5), 0.25) == Difference(-0.5, -0.5, -0.5, 0.0, 5)
+    alone = corrected_resampled_t(np.array([1.0]), 0.25)
+    assert (alone.mean, alone.pairs, math.isnan(alone.low), math.isnan(alone.p_value)) == (1.0, 1, True, True)
+    nothing = corrected_resampled_t(np.array([]), 0.25)
+    assert (math.isnan(nothing.mean), nothing.pairs) == (True, 0)
+    two = corrected_resampled_t(np.array([1.0, 3.0]), 0.0)
+    assert two.p_value == pytest.approx(stats.ttest_1samp([1.0, 3.0], 0.0).pvalue)
 
 
 def test_holm():

@@ -117,6 +117,44 @@ def test_the_threshold_is_at_the_sweeps_optimum(arguments, random):
     assert merit[-1] > merit[limit >= target].max() - 0.02
 
 
+# What each objective minimises, and the violation of its target, as the docstring has them.
+STATED = {
+    "soft_f1": lambda tp, fp, p: (1 - 2 * tp / (tp + fp + p), None),
+    "cost": lambda tp, fp, p: (2 * fp + 5 * (p - tp), None),
+    "precision_at_recall": lambda tp, fp, p: (fp / (1 - p), 0.9 - tp / p),
+    "recall_at_precision": lambda tp, fp, p: (1 - tp / p, (0.8 * (tp + fp) - tp) / p),
+}
+
+
+@pytest.mark.parametrize("objective", STATED)
+def test_a_threshold_minimises_the_stated_lagrangian(objective, random):
+    """In training, with running means and the multiplier of each step; the third batch's weights are 0."""
+    extra = {
+        "cost": {"costs": (2.0, 5.0)},
+        "precision_at_recall": {"target": 0.9},
+        "recall_at_precision": {"target": 0.8},
+    }
+    loss = LearnedThreshold(objective, temperature=0.5, momentum=0.6, **extra.get(objective, {}))
+    trainer = kriterion.Trainer(identity())
+    trainer.compile(keras.optimizers.SGD(0.0), loss)
+    running, multiplier = None, 0.0
+    for step in range(5):
+        y = (random.uniform(size=(16, 1)) < 0.4).astype("float32")
+        s = random.uniform(0.05, 0.95, size=(16, 1)).astype("float32")
+        weights = random.integers(1, 3, size=16).astype("float32") * (step != 2)
+        if step != 2:
+            decisions = special.expit((special.logit(s) - special.logit(0.5)) / 0.5)
+            of_batch = [np.average(v[:, 0], weights=weights) for v in (y * decisions, (1 - y) * decisions, y)]
+            running = np.array(of_batch) if running is None else 0.6 * running + 0.4 * np.array(of_batch)
+        expected, violation = STATED[objective](*running)
+        if violation is not None:
+            multiplier = max(multiplier + 0.1 * np.clip(violation, -0.1, 0.1), 0.0)
+            expected += (max(multiplier + 10 * violation, 0.0) ** 2 - multiplier**2) / 20
+        trainer.reset_metrics()
+        found = trainer.train_on_batch(s, y, sample_weight=weights, return_dict=True)["loss"]
+        assert found == pytest.approx(expected * weights.mean(), rel=1e-4, abs=1e-6)
+
+
 def test_an_adversary_equalises_the_classes(random):
     """Two classes of 1 : 20 around -1 and 1: the network's worst class gets better, the mean worse."""
     y = (random.uniform(size=2048) < 1 / 21).astype("int32")

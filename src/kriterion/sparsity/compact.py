@@ -84,7 +84,12 @@ def _resized(layer: Any, steps: dict[str, Step], kept: np.ndarray) -> Any:
     if step is not None and step.role == "linear":
         config[_SIZES[type(layer).__name__]] = int(kept[step.output].sum())
         config["use_bias"] = layer.use_bias or bool(np.any(_folded(step, kept)))
-    return type(layer).from_config(config)
+    if "activation" not in vars(layer):
+        return type(layer).from_config(config)
+    # The same function: a configuration has names only, and those of functions of one's own may be Keras's.
+    copy = type(layer).from_config({**config, "activation": None})
+    copy.activation = layer.activation
+    return copy
 
 
 def _folded(step: Step, kept: np.ndarray) -> np.ndarray:
