@@ -210,3 +210,13 @@ def test_weights_of_rows_and_of_positions_and_masks(shape, random):
     times = np.repeat(np.arange(24), of_each.ravel())
     expected = metrics.expected_calibration_error(classes.ravel()[times], p.reshape(24, 3)[times])
     assert float(metric.result()) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    "score", [metrics.brier, metrics.expected_calibration_error, metrics.adaptive_calibration_error]
+)
+@pytest.mark.parametrize("shape", [(1,), (4,), (5, 2), (5, 3, 3), (5, 1, 1), (1, 3)])
+def test_targets_of_other_rows_or_classes_are_refused(score, shape):
+    """They would broadcast, some of them."""
+    with told(ValueError, ["class indices (5,)", "(5, 3)", "3 classes", str(shape)]):
+        score(np.zeros(shape, "int32"), np.full((5, 3), 1 / 3))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import keras
-import numpy as np
 from keras import ops
 
 from kriterion.backend import Tensor
@@ -38,14 +37,6 @@ def root_of_squares(squares: Tensor) -> Tensor:
 def soft_threshold(value: Tensor, threshold: Any) -> Tensor:
     """sign(v) max(|v| - threshold, 0): the proximal map of |v|, and exactly 0 up to the threshold."""
     return ops.sign(value) * ops.relu(ops.abs(value) - threshold)
-
-
-def one_hot(labels: Tensor, count: int, dtype: str) -> Tensor:
-    """Classes (...) as rows (..., K); NaN for what is none of 0, ..., K - 1, and would pass for right without it."""
-    if not keras.backend.is_float_dtype(labels.dtype):
-        labels = ops.cast(labels, "int32")
-    same = ops.expand_dims(labels, -1) == ops.arange(count, dtype=labels.dtype)
-    return ops.where(ops.any(same, axis=-1, keepdims=True), ops.cast(same, dtype), np.nan)
 
 
 def single(value: Tensor) -> Tensor:

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from kriterion._classes import memberships
 from kriterion._validation import check_choice, check_float, check_int, check_several
 from kriterion.backend import Tensor
-from kriterion.losses._classes import memberships
 from kriterion.losses._wrapping import WrappingLoss
 from kriterion.parametrizations import Bounded
 
@@ -134,8 +134,7 @@ class LearnedClassWeights(WrappingLoss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         values = self.values_of_loss(y_true, y_pred)
-        members = memberships("LearnedClassWeights", y_true, tuple(values.shape), self.num_classes)
-        members = ops.cast(members, values.dtype)
+        members = memberships("LearnedClassWeights", y_true, tuple(values.shape), self.num_classes, values.dtype)
         if self.mode == "adversarial":
             return self._adversarial(values, members)
         weights = ops.cast(self._weights.value, values.dtype)

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from kriterion._classes import as_logits, memberships
 from kriterion._validation import check_bool, check_float, check_several
 from kriterion.backend import Tensor
-from kriterion.losses._classes import as_logits, memberships
 from kriterion.losses._floats import working_float
 from kriterion.losses.base import without_masked
 
@@ -86,7 +86,7 @@ class LogitAdjusted(keras.losses.Loss):
         logits = as_logits(y_pred, self.from_logits, binary=y_pred.shape[-1] == 1)
         if y_pred.shape[-1] == 1:
             logits = ops.concatenate([ops.zeros_like(logits), logits], axis=-1)
-        targets = memberships("LogitAdjusted", y_true, logits.shape[:-1], count)
+        targets = memberships("LogitAdjusted", y_true, logits.shape[:-1], count, y_true.dtype)
         adjusted = logits + ops.convert_to_tensor(shift, logits.dtype)
         return -ops.sum(ops.cast(targets, logits.dtype) * ops.log_softmax(adjusted, axis=-1), axis=-1)
 

@@ -8,9 +8,9 @@ import keras
 import numpy as np
 from keras import ops
 
+from kriterion._classes import memberships
 from kriterion._validation import check_choice, check_float, check_int
 from kriterion.backend import Tensor
-from kriterion.losses._classes import memberships
 from kriterion.losses._deployment import extended
 from kriterion.losses._floats import working_float
 from kriterion.losses._metric_forms import class_gaussian, gaussian, large_margin, neighbourhood_components
@@ -151,8 +151,7 @@ class Mahalanobis(TrainableLoss):
         trace = self.map.trace()
         self._log.update_state(trace)
         x = ops.cast(y_pred, dtype)
-        members = memberships("Mahalanobis", y_true, tuple(x.shape[:-1]), self.options["num_classes"])
-        members = ops.cast(members, dtype)
+        members = memberships("Mahalanobis", y_true, tuple(x.shape[:-1]), self.options["num_classes"], dtype)
         if self.form == "class_gaussian":
             offsets = self.map.transform(ops.expand_dims(x, -2) - ops.cast(self.centers.value, dtype))
             return class_gaussian(offsets, members, self.options["strength"])

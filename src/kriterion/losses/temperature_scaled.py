@@ -7,9 +7,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from kriterion._classes import as_logits
 from kriterion._validation import check_bool, check_float, check_several
 from kriterion.backend import Tensor
-from kriterion.losses._classes import as_logits
 from kriterion.losses._deployment import extended
 from kriterion.losses._wrapping import WrappingLoss
 from kriterion.parametrizations import Bounded

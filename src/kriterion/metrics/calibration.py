@@ -10,9 +10,10 @@ import keras
 import numpy as np
 from keras import ops
 
+from kriterion._classes import memberships
 from kriterion._validation import check_int
 from kriterion.backend import Tensor
-from kriterion.metrics.scores import as_floats, memberships
+from kriterion.metrics.scores import as_floats
 
 
 def expected_calibration_error(y_true: Any, probabilities: Any, *, bins: int = 15) -> Tensor:
@@ -200,10 +201,11 @@ def sample_pit(y_true: Any, samples: Any, *, seed: int | None = None) -> Tensor:
 
 def _confidence(y_true: Any, probabilities: Any) -> tuple[Tensor, Tensor]:
     """The top class's probability, and 1 where it is the right one."""
-    (probabilities,) = as_floats(probabilities)
+    y_true, (probabilities,) = ops.convert_to_tensor(y_true), as_floats(probabilities)
     if probabilities.shape[0] == 0:
         raise ValueError("A calibration error needs at least one row of `probabilities`. Received: none")
     top = ops.argmax(probabilities, axis=-1)
-    members = memberships(y_true, probabilities)
+    *shape, count = probabilities.shape
+    members = memberships("A calibration error", y_true, tuple(shape), count, probabilities.dtype)
     correct = ops.cast(top == ops.argmax(members, axis=-1), probabilities.dtype)
     return ops.max(probabilities, axis=-1), ops.where(ops.isnan(members[..., 0]), np.nan, correct)

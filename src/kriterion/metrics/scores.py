@@ -7,7 +7,7 @@ from typing import Any
 
 from keras import ops
 
-from kriterion._elementary import one_hot
+from kriterion._classes import memberships
 from kriterion.backend import Tensor
 
 
@@ -142,18 +142,10 @@ def brier(y_true: Any, probabilities: Any) -> Tensor:
         >>> round(float(kriterion.metrics.brier([1], [[0.25, 0.75]])[0]), 4)
         0.125
     """
-    (probabilities,) = as_floats(probabilities)
-    return ops.sum(ops.square(probabilities - memberships(y_true, probabilities)), axis=-1)
-
-
-def memberships(y_true: Any, probabilities: Tensor) -> Tensor:
-    """Classes or one-hot rows as one-hot rows; NaN for what is none of the classes."""
-    y_true = ops.convert_to_tensor(y_true)
-    if len(y_true.shape) == len(probabilities.shape) and y_true.shape[-1] == 1 and probabilities.shape[-1] > 1:
-        y_true = ops.squeeze(y_true, axis=-1)
-    if len(y_true.shape) == len(probabilities.shape):
-        return ops.cast(y_true, probabilities.dtype)
-    return one_hot(y_true, probabilities.shape[-1], probabilities.dtype)
+    y_true, (probabilities,) = ops.convert_to_tensor(y_true), as_floats(probabilities)
+    *shape, count = probabilities.shape
+    members = memberships("brier", y_true, tuple(shape), count, probabilities.dtype)
+    return ops.sum(ops.square(probabilities - members), axis=-1)
 
 
 def as_floats(*values: Any) -> list[Tensor]:
