@@ -1,15 +1,16 @@
-"""Verdicts on runs with known results."""
+"""Statistics of paired differences, and verdicts on runs with known results."""
 
 import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from kriterion.study.candidates import Candidate
 from kriterion.study.comparison import Comparison
 from kriterion.study.metrics import metrics_of
 from kriterion.study.run import DIVERGED, FINISHED, Run
-from kriterion.study.statistics import corrected_resampled_t, holm
+from kriterion.study.statistics import Difference, corrected_resampled_t, holm
 
 SEEDS, OVERLAP = 10, 0.25
 METRICS = metrics_of("regression")
@@ -35,6 +36,33 @@ def compare(metric, **candidates):
 
 def names(rows):
     return [row.candidate.name for row in rows]
+
+
+def test_corrected_t_is_the_formula_and_the_plain_test_without_overlap(random):
+    d = random.normal(0.3, 1.0, size=10)
+    plain = stats.ttest_1samp(d, 0.0)
+    uncorrected = corrected_resampled_t(d, 0.0)
+    assert uncorrected.p_value == pytest.approx(plain.pvalue)
+    assert (uncorrected.low, uncorrected.high) == pytest.approx(tuple(plain.confidence_interval()))
+    corrected = corrected_resampled_t(d, 0.25)
+    widening = math.sqrt((1 / 10 + 0.25) / (1 / 10))
+    assert corrected.high - corrected.low == pytest.approx(widening * (uncorrected.high - uncorrected.low))
+    assert corrected_resampled_t(np.zeros(5), 0.25).p_value == 1.0
+    assert corrected_resampled_t(np.full(5, -0.5), 0.25) == Difference(-0.5, -0.5, -0.5, 0.0, 5)
+    alone = corrected_resampled_t(np.array([1.0]), 0.25)
+    assert (alone.mean, alone.pairs, math.isnan(alone.low), math.isnan(alone.p_value)) == (1.0, 1, True, True)
+    nothing = corrected_resampled_t(np.array([]), 0.25)
+    assert (math.isnan(nothing.mean), nothing.pairs) == (True, 0)
+    two = corrected_resampled_t(np.array([1.0, 3.0]), 0.0)
+    assert two.p_value == pytest.approx(stats.ttest_1samp([1.0, 3.0], 0.0).pvalue)
+
+
+def test_holm():
+    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
+    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
+    adjusted = holm([0.02, math.nan, 0.2])
+    assert adjusted[0] == pytest.approx(0.04)
+    assert math.isnan(adjusted[1])
 
 
 def test_differences_are_paired_and_p_values_holms():

@@ -1,6 +1,7 @@
 """Proximal maps: optimality conditions, brute force, and what every proximal map is."""
 
 import itertools
+import json
 
 import keras
 import numpy as np
@@ -288,6 +289,15 @@ def test_several_families_of_joint_groups_are_a_sum(by_size, random, float64):
     for reduce, count in (("sum", 1), ("mean", 12 + 16)):
         joint = JointGroupSparsity(0.3, families, weight_by_size=by_size, reduce=reduce)
         assert float(numpy(joint.total([A, B], [a, b]))) == pytest.approx(expected / count, rel=1e-12)
+
+
+def test_joint_groups_from_their_configuration(random):
+    families = [{"a": np.arange(3)[:, None]}, {"a": np.arange(4), "b": np.array([0, 1, -1, 3])}]
+    joint = JointGroupSparsity(0.3, families, weight_by_size=False, reduce="mean")
+    again = keras.saving.deserialize_keras_object(json.loads(json.dumps(keras.saving.serialize_keras_object(joint))))
+    values = [random.normal(size=each.shape).astype("float32") for each in (A, B)]
+    assert float(again.total([A, B], values)) == float(joint.total([A, B], values)) > 0
+    assert again.get_config() == joint.get_config()
 
 
 def test_joint_groups_that_do_not_fit_are_told():

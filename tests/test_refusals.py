@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import sys
 
 import keras
 import numpy as np
@@ -336,6 +337,14 @@ CALLS = {
         (lambda: kriterion.sparsity.unit_groups(MODEL, incoming=False), ["`incoming`", "`outgoing`"]),
         (lambda: kriterion.sparsity.unit_groups(MODEL), ["unit"]),
     ],
+    "GradientVariancePenalty": [
+        (
+            lambda: compiled(
+                transforms=[transforms.GradientVariancePenalty(1.0, estimator="exact", groups="site", num_groups=2)]
+            ).train_on_batch(ROWS, ROWS[:, :1]),
+            ["`groups`", "'site'", "no names"],
+        )
+    ],
     "Sparsity": [
         (lambda: callbacks.Sparsity(select=3), ["`select`", "3"]),
         (lambda: callbacks.Sparsity(stop="yes"), ["`stop`", "'yes'"]),
@@ -354,6 +363,21 @@ CALLS = {
         (lambda: compiled(transforms=NOISE).predict_samples(ROWS, batch_size=0), ["`batch_size`", ">= 1"]),
     ],
 }
+
+
+@pytest.mark.parametrize(
+    "figure",
+    [
+        lambda: kriterion.sparsity.report(MODEL).figure(),
+        lambda: compiled(transforms=[transforms.MeasureGradient()]).fit(
+            ROWS, ROWS[:, :1], verbose=0, callbacks=[callbacks.GradientReport()]
+        ),
+    ],
+)
+def test_pictures_name_the_extra_that_they_need(figure, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with told(ImportError, ["Matplotlib", "pip install 'kriterion[study]'"]):
+        figure()
 
 
 @pytest.mark.parametrize(("call", "words"), [case for cases in CALLS.values() for case in cases])

@@ -1,256 +1,21 @@
-"""Data, statistics, engine, storage and page of a study."""
+"""A study: its runs, its folder, its page, and what is refused."""
 
 import dataclasses
 import json
-import math
 
 import keras
 import numpy as np
 import polars as pl
 import pytest
-from scipy import stats
 
-from kriterion.study import (
-    LocalEngine,
-    Settings,
-    Study,
-    StudyError,
-    default_candidates,
-    load_data,
-    load_results,
-    mlp,
-    read_candidates,
-)
+from kriterion.study import LocalEngine, Settings, Study, StudyError, default_candidates, load_data, load_results, mlp
 from kriterion.study.candidates import Candidate, Part, choose
 from kriterion.study.loop import train_in_a_loop
+from kriterion.study.models import model_function
 from kriterion.study.problem import Problem
 from kriterion.study.run import FINISHED
-from kriterion.study.statistics import Difference, corrected_resampled_t, holm
 from kriterion.study.training import Work, train
 from tests.helpers import told
-
-# Data
-
-
-def frame(rows=60, **columns):
-    random = np.random.default_rng(0)
-    columns = {"a": random.normal(size=rows), "b": random.choice(["x", "y", "z"], size=rows), **columns}
-    return pl.DataFrame({"target": random.normal(size=rows), **columns})
-
-
-@pytest.mark.parametrize(
-    ("suffix", "write"), [("csv", "write_csv"), ("parquet", "write_parquet"), ("arrow", "write_ipc")]
-)
-def test_formats_give_equal_data(suffix, write, tmp_path):
-    table = frame()
-    path = tmp_path / f"table.{suffix}"
-    getattr(table, write)(path)
-    data = load_data(str(path), target="target")
-    assert data.task == "regression"
-    assert data.features.columns == ["a", "b"]
-    np.testing.assert_allclose(data.target, table["target"].to_numpy())
-    assert data.fold(0).x_train.shape == (36, 4)
-
-
-def test_npz(tmp_path):
-    np.savez(tmp_path / "t.npz", X=np.random.default_rng(0).normal(size=(40, 3)), y=np.arange(40.0))
-    assert load_data(str(tmp_path / "t.npz"), target="y").features.columns == ["X_0", "X_1", "X_2"]
-
-
-def test_missing_values_categories_and_constant_columns(tmp_path):
-    table = frame(c=[None, 1.0, 3.0] * 20, d=[None, "u", "v"] * 20, constant=[7] * 60)
-    table.write_csv(tmp_path / "t.csv")
-    data = load_data(str(tmp_path / "t.csv"), target="target")
-    assert data.notes == ("constant columns left out: constant",)
-    fold = data.fold(3)
-    # a and c as they are; b and d one-hot with three categories each, missing being one of d's
-    assert fold.x_train.shape[1] == 1 + 1 + 3 + 3
-    assert np.isfinite(np.concatenate([fold.x_train, fold.x_validation, fold.x_test])).all()
-    np.testing.assert_allclose(fold.x_train[:, :2].mean(axis=0), 0, atol=1e-5)
-
-
-@pytest.mark.parametrize(
-    ("values", "task"),
-    [([0.5, 1.5] * 30, "regression"), ([0, 1] * 30, "classification"), (list(range(60)), "regression"), (["no", "yes"] * 30, "classification")],
-)  # fmt: skip
-def test_inferred_task(values, task, tmp_path):
-    frame().with_columns(target=pl.Series(values)).write_parquet(tmp_path / "t.parquet")
-    assert load_data(str(tmp_path / "t.parquet"), target="target").task == task
-
-
-def test_folds_are_disjoint_reproducible_and_standardised_by_training_rows():
-    data = load_data("diabetes")
-    fold, again = data.fold(1), data.fold(1)
-    assert [len(fold.x_train), len(fold.x_validation), len(fold.x_test)] == [264, 89, 89]
-    np.testing.assert_array_equal(fold.x_test, again.x_test)
-    assert not np.array_equal(fold.y_test, data.fold(2).y_test)
-    rows = np.concatenate([fold.x_train, fold.x_validation, fold.x_test])
-    assert len(np.unique(rows, axis=0)) == 442
-    np.testing.assert_allclose(fold.x_train.mean(axis=0), 0, atol=1e-5)
-    units = fold.y_test * fold.target_scale + fold.target_center
-    assert set(np.round(units.ravel())) <= set(data.target)
-
-
-@pytest.mark.parametrize("name", ["diabetes", "iris"])
-def test_corruption_is_of_training_targets_only(name):
-    data = load_data(name)
-    clean, corrupt = data.fold(0), data.fold(0, corrupt_targets=0.25)
-    back = [f.y_train * f.target_scale + f.target_center for f in (clean, corrupt)]
-    changed = (np.abs(back[0] - back[1]) > 1e-3).any(axis=1).mean()
-    assert changed == pytest.approx(0.25, abs=0.01)
-    units = [f.y_test * f.target_scale + f.target_center for f in (clean, corrupt)]
-    np.testing.assert_allclose(units[0], units[1], rtol=1e-4, atol=1e-3)
-    np.testing.assert_array_equal(clean.x_train, corrupt.x_train)
-
-
-def unreadable(path):
-    path.write_bytes(b"\x00\x01 not a table")
-
-
-@pytest.mark.parametrize(
-    ("name", "write", "arguments", "words"),
-    [
-        ("none.csv", lambda path: None, {}, ["No such file", "diabetes"]),
-        ("t.xlsx", lambda path: path.write_text("a"), {}, [".csv", ".parquet"]),
-        ("t.parquet", unreadable, {}, ["cannot be read as PARQUET"]),
-        ("t.npz", unreadable, {}, ["cannot be read as NPZ"]),
-        (
-            "t.npz",
-            lambda path: np.savez(path, X=np.ones((40, 3)), y=np.ones(40), m=np.ones((2, 40))),
-            {},
-            ["same number", "X (40, 3), y (40,), m (2, 40)"],
-        ),
-        ("t.npz", lambda path: np.savez(path, X=np.ones((40, 3, 3)), y=np.ones(40)), {}, ["(n, d)", "X (40, 3, 3)"]),
-        ("t.csv", lambda path: path.write_text(""), {}, ["cannot be read as CSV"]),
-        ("t.csv", lambda path: path.write_text("a,target\n"), {}, ["no rows"]),
-        ("t.csv", lambda path: frame().write_csv(path), {"target": None}, ["--target", "a, b"]),
-        ("t.csv", lambda path: frame().write_csv(path), {"target": "y"}, ["'y'", "target, a, b"]),
-        ("t.csv", lambda path: frame(target=[1.5] * 60).write_csv(path), {}, ["constant", "1.5"]),
-        ("t.csv", lambda path: frame(target=[None, 1.0, 2.0] * 20).write_csv(path), {}, ["missing in 20 of 60"]),
-        (
-            "t.parquet",
-            lambda path: frame(target=[float("nan"), 1.0, 2.0] * 20).write_parquet(path),
-            {},
-            ["missing in 20"],
-        ),
-        (
-            "t.parquet",
-            lambda path: frame(target=[float("inf"), 1.0, 2.0] * 20).write_parquet(path),
-            {},
-            ["infinite", "20"],
-        ),
-        ("t.parquet", lambda path: frame(a=[float("inf"), 1.0, 2.0] * 20).write_parquet(path), {}, ["'a'", "infinite"]),
-        ("t.csv", lambda path: frame(rows=10).write_csv(path), {}, ["20 rows", "10"]),
-        ("t.csv", lambda path: frame(target=["u"] * 57 + ["v"] * 3).write_csv(path), {}, ["'v' (3)", "5 rows"]),
-        (
-            "t.csv",
-            lambda path: frame(target=["u", "v"] * 30).write_csv(path),
-            {"task": "regression"},
-            ["numeric target"],
-        ),
-        ("t.csv", lambda path: frame().write_csv(path), {"task": "ranking"}, ["--task", "'ranking'"]),
-        ("t.csv", lambda path: frame(a=[1] * 60, b=["x"] * 60).write_csv(path), {}, ["no feature that varies"]),
-    ],
-)
-def test_bad_data_is_told(name, write, arguments, words, tmp_path):
-    path = tmp_path / name
-    write(path)
-    with told(StudyError, words):
-        load_data(str(path), **{"target": "target", **arguments})
-
-
-# Statistics
-
-
-def test_corrected_t_is_the_formula_and_the_plain_test_without_overlap(random):
-    d = random.normal(0.3, 1.0, size=10)
-    plain = stats.ttest_1samp(d, 0.0)
-    uncorrected = corrected_resampled_t(d, 0.0)
-    assert uncorrected.p_value == pytest.approx(plain.pvalue)
-    assert (uncorrected.low, uncorrected.high) == pytest.approx(tuple(plain.confidence_interval()))
-    corrected = corrected_resampled_t(d, 0.25)
-    widening = math.sqrt((1 / 10 + 0.25) / (1 / 10))
-    assert corrected.high - corrected.low == pytest.approx(widening * (uncorrected.high - uncorrected.low))
-    assert corrected_resampled_t(np.zeros(5), 0.25).p_value == 1.0
-    assert corrected_resampled_t(np.full(5, -0.5), 0.25) == Difference(-0.5, -0.5, -0.5, 0.0, 5)
-    alone = corrected_resampled_t(np.array([1.0]), 0.25)
-    assert (alone.mean, alone.pairs, math.isnan(alone.low), math.isnan(alone.p_value)) == (1.0, 1, True, True)
-    nothing = corrected_resampled_t(np.array([]), 0.25)
-    assert (math.isnan(nothing.mean), nothing.pairs) == (True, 0)
-    two = corrected_resampled_t(np.array([1.0, 3.0]), 0.0)
-    assert two.p_value == pytest.approx(stats.ttest_1samp([1.0, 3.0], 0.0).pvalue)
-
-
-def test_holm():
-    assert holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
-    assert holm([0.5, 0.9]) == pytest.approx([1.0, 1.0])
-    adjusted = holm([0.02, math.nan, 0.2])
-    assert adjusted[0] == pytest.approx(0.04)
-    assert math.isnan(adjusted[1])
-
-
-# Candidates
-
-
-def test_default_candidates_build_and_print_as_code_that_builds_the_same():
-    for candidate in default_candidates():
-        for part in (candidate.loss_for("regression"), *candidate.transforms, candidate.optimizer):
-            built = part.build()
-            evaluated = eval(part.code(), {"keras": keras, "kriterion": __import__("kriterion")})
-            assert type(evaluated) is type(built)
-
-
-def test_candidates_from_toml(tmp_path):
-    path = tmp_path / "c.toml"
-    path.write_text(
-        '[candidates.strong]\nsummary = "s"\ntransforms = [{type = "WeightNoise", stddev = 0.5}, '
-        '{type = "WeightPenalty", regularizer = {type = "L2", l2 = 0.1}}]\nloss = "Huber"\n'
-        'loss_learning_rate = 0.1\nsearch = {"transforms.0.stddev" = [0.1, 1]}\noptional = true\n'
-    )
-    (candidate,) = read_candidates(path)
-    assert candidate.search == {"transforms.0.stddev": [0.1, 1]}
-    assert candidate.optional
-    assert "loss_learning_rate=0.1," in candidate.code("regression")
-    assert candidate.code("regression").count("keras.losses.Huber()") == 1
-    assert "kriterion.transforms.WeightPenalty(regularizer=keras.regularizers.L2(l2=0.1))" in candidate.code(
-        "regression"
-    )
-    assert [c.name for c in choose(["strong"], [candidate])] == ["baseline", "strong"]
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("[candidates", ["not valid TOML"]),
-        ("a = 1", ["no candidates"]),
-        ("[candidates.x]\nlos = 'Huber'", ["'los'", "Did you mean 'loss'"]),
-        ("[candidates.x]\nloss = 'Hubr'", ["'Hubr'", "Did you mean 'Huber'"]),
-        ("[candidates.x]\nloss = {delta = 1}", ["`type`"]),
-        ("[candidates.x]\ntransforms = [{type = 'WeightNoise', stddev = -1}]", ["WeightNoise", "stddev"]),
-        ("[candidates.x]\ntransforms = 'WeightNoise'", ["list"]),
-        ("[candidates.x]\nsearch = [0.1, 1]", ["`search`", "table"]),
-        ("[candidates.x]\noptional = 1", ["`optional`", "true or false", "Received: 1"]),
-        ("[candidates.'a/b']\nloss = 'Huber'", ["letters"]),
-    ],
-)
-def test_bad_candidates_are_told(text, words, tmp_path):
-    path = tmp_path / "c.toml"
-    path.write_text(text)
-    with told(StudyError, words):
-        read_candidates(path)
-
-
-def test_unknown_candidate_tells_the_nearest():
-    with pytest.raises(StudyError, match="Did you mean 'weight-noise'"):
-        choose(["weight-nose"], default_candidates())
-
-
-def test_the_baseline_alone_is_refused():
-    with pytest.raises(StudyError, match="besides the baseline"):
-        choose(["baseline"], default_candidates())
-
-
-# Engine and study
 
 
 def trained(candidate, data, seeds, **settings):
@@ -397,6 +162,32 @@ def no_softmax(features, outputs):
     return keras.Sequential([keras.Input((features,)), keras.layers.Dense(outputs)])
 
 
+def not_a_model(features, outputs):
+    return keras.layers.Dense(outputs)
+
+
+def of_images(features, outputs):
+    return keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(outputs, 3)])
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (not_a_model, ["keras.Model", "Dense"]),
+        (of_images, ["cannot be called on inputs of shape (n, 4)"]),
+    ],
+)
+def test_a_model_that_does_not_fit_is_told(model, words, tmp_path):
+    with told(StudyError, words):
+        Study(model, "iris", default_candidates(), Settings(seeds=2, epochs=1), folder=tmp_path / "s")
+
+
+@pytest.mark.parametrize("specification", ["model", ":build", "model:", "no_such_module:build", "math:no_such"])
+def test_a_name_of_no_model_is_told(specification):
+    with told(StudyError, ["--model", specification.strip(":").partition(":")[0]]):
+        model_function(specification)
+
+
 @pytest.mark.parametrize("rate", [0.0, "fast", 0.1])
 def test_a_candidate_that_cannot_be_compiled_is_told_before_anything_is_trained(rate, tmp_path):
     """0.1 as well: squared error has nothing that learns."""
@@ -442,6 +233,9 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
     (tmp_path / "killed" / "runs").mkdir(parents=True)
     (tmp_path / "killed" / "study.999.tmp").write_text("{half a fi")
     small(tmp_path / "killed")
+    (tmp_path / "killed" / "study.json").write_text("{half a fi")
+    with told(StudyError, ["study.json is damaged", "--out"]):
+        small(tmp_path / "killed")
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.tex").write_text("")
     with pytest.raises(StudyError, match="other files"):

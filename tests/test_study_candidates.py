@@ -1,0 +1,72 @@
+"""Candidates of a study: default ones, and those of files."""
+
+import keras
+import pytest
+
+from kriterion.study import StudyError, default_candidates, read_candidates
+from kriterion.study.candidates import choose
+from tests.helpers import told
+
+
+def test_default_candidates_build_and_print_as_code_that_builds_the_same():
+    for candidate in default_candidates():
+        for part in (candidate.loss_for("regression"), *candidate.transforms, candidate.optimizer):
+            built = part.build()
+            evaluated = eval(part.code(), {"keras": keras, "kriterion": __import__("kriterion")})
+            assert type(evaluated) is type(built)
+
+
+def test_candidates_from_toml(tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text(
+        '[candidates.strong]\nsummary = "s"\ntransforms = [{type = "WeightNoise", stddev = 0.5}, '
+        '{type = "WeightPenalty", regularizer = {type = "L2", l2 = 0.1}}]\nloss = "Huber"\n'
+        'loss_learning_rate = 0.1\nsearch = {"transforms.0.stddev" = [0.1, 1]}\noptional = true\n'
+    )
+    (candidate,) = read_candidates(path)
+    assert candidate.search == {"transforms.0.stddev": [0.1, 1]}
+    assert candidate.optional
+    assert "loss_learning_rate=0.1," in candidate.code("regression")
+    assert candidate.code("regression").count("keras.losses.Huber()") == 1
+    assert "kriterion.transforms.WeightPenalty(regularizer=keras.regularizers.L2(l2=0.1))" in candidate.code(
+        "regression"
+    )
+    assert [c.name for c in choose(["strong"], [candidate])] == ["baseline", "strong"]
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("[candidates", ["not valid TOML"]),
+        ("a = 1", ["no candidates"]),
+        ("[candidates.x]\nlos = 'Huber'", ["'los'", "Did you mean 'loss'"]),
+        ("[candidates.x]\nloss = 'Hubr'", ["'Hubr'", "Did you mean 'Huber'"]),
+        ("[candidates.x]\nloss = {delta = 1}", ["`type`"]),
+        ("[candidates.x]\ntransforms = [{type = 'WeightNoise', stddev = -1}]", ["WeightNoise", "stddev"]),
+        ("[candidates.x]\ntransforms = 'WeightNoise'", ["list"]),
+        ("[candidates.x]\nsearch = [0.1, 1]", ["`search`", "table"]),
+        ("[candidates.x]\noptional = 1", ["`optional`", "true or false", "Received: 1"]),
+        ("[candidates.'a/b']\nloss = 'Huber'", ["letters"]),
+    ],
+)
+def test_bad_candidates_are_told(text, words, tmp_path):
+    path = tmp_path / "c.toml"
+    path.write_text(text)
+    with told(StudyError, words):
+        read_candidates(path)
+
+
+def test_a_file_of_candidates_that_cannot_be_opened_is_told(tmp_path):
+    for path in (tmp_path, tmp_path / "none.toml"):
+        with told(StudyError, [str(path), "cannot be read"]):
+            read_candidates(path)
+
+
+def test_unknown_candidate_tells_the_nearest():
+    with pytest.raises(StudyError, match="Did you mean 'weight-noise'"):
+        choose(["weight-nose"], default_candidates())
+
+
+def test_the_baseline_alone_is_refused():
+    with pytest.raises(StudyError, match="besides the baseline"):
+        choose(["baseline"], default_candidates())
