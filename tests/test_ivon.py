@@ -10,7 +10,7 @@ from kriterion import backend
 from kriterion.optimizers import IVON
 from kriterion.transforms import IVONNoise, SharpnessAware
 from tests.helpers import assert_same, data, dtype_policy, network, numpy, told, weights_of
-from tests.parts import HALF_SQUARED
+from tests.parts.losses import HALF_SQUARED
 
 
 def trainer_of(model, optimizer, noise=None, loss=HALF_SQUARED, **arguments):

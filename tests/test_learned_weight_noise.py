@@ -10,7 +10,7 @@ import kriterion
 from kriterion import backend
 from kriterion.transforms import Batch, LearnedWeightNoise, ScaleMixturePrior
 from tests.helpers import assert_same, data, network, numpy, told, weights_of
-from tests.parts import HALF_SQUARED
+from tests.parts.losses import HALF_SQUARED
 
 
 def dense(features, outputs=1, **arguments):

@@ -8,7 +8,7 @@ from keras import ops
 from kriterion.optimizers import AdaBelief, VarianceAware, VarianceScaling
 from kriterion.testing.optimizers import path_of
 from tests.helpers import numpy, told
-from tests.parts import moments
+from tests.parts.optimizers import moments
 
 
 def factors(gradients, beta, granularity="weight"):

@@ -19,7 +19,7 @@ from kriterion.regularizers import (
     fisher_information,
 )
 from tests.helpers import data, finite_difference, gradient, network, numpy, told
-from tests.parts import REGULARIZERS, norms, out_of_range, total_variation
+from tests.parts.regularizers import REGULARIZERS, norms, out_of_range, total_variation
 
 SHAPES = st.lists(st.integers(2, 4), min_size=2, max_size=4).map(tuple)
 
