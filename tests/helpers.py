@@ -19,9 +19,11 @@ __all__ = [
     "dtype_policy",
     "finite_difference",
     "gradient",
+    "identity",
     "minimise_variables",
     "network",
     "numpy",
+    "steps",
     "told",
     "weights_of",
 ]
@@ -88,6 +90,18 @@ def network(features=5, outputs=2, **dense):
             keras.layers.Dense(outputs),
         ]
     )
+
+
+def identity(shape=(1,), trainable=True):
+    """A model whose predictions are its inputs."""
+    model = keras.Sequential([keras.Input(shape), keras.layers.Rescaling(1.0)])
+    model.trainable = trainable
+    return model
+
+
+def steps(count):
+    """Steps of a call of the compiled program; Keras has no such on PyTorch."""
+    return 1 if keras.backend.backend() == "torch" else count
 
 
 def weights_of(model):

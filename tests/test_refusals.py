@@ -225,6 +225,7 @@ def compiled(loss="mse", **arguments):
 
 # Functions and methods: the call, and words of what it is told.
 CALLS = {
+    "noise_scale": [(lambda: gradients.noise_scale([]), ["`moments`", "none"])],
     "noise_scale_of_sizes": [
         (lambda: gradients.noise_scale_of_sizes(1.5, 1.1, 0, 32), ["`small_size`", ">= 1", "0"]),
         (lambda: gradients.noise_scale_of_sizes(1.5, 1.1, 8, 8), ["`large_size`", ">= 9", "8"]),

@@ -21,17 +21,10 @@ from kriterion.losses import (
     TrainableLoss,
     UncertaintyWeighted,
 )
-from kriterion.losses._metric_forms import large_margin, neighbourhood_components, squared_distances
 from kriterion.parametrizations import Bounded, Positive, PositiveDefinite, Simplex
-from tests.helpers import gradient, numpy, told
+from tests.helpers import numpy, steps, told
 
-BACKEND = keras.backend.backend()
 SPARSE = "sparse_categorical_crossentropy"
-
-
-def steps(count):
-    """Steps of a call of the compiled program; Keras has no such on PyTorch."""
-    return 1 if BACKEND == "torch" else count
 
 
 def problem(kind, random, rows=48):
@@ -52,107 +45,7 @@ def trainer_of(loss, *layers, **arguments):
     return trainer
 
 
-def identity(shape=(1,), trainable=True):
-    model = keras.Sequential([keras.Input(shape), keras.layers.Rescaling(1.0)])
-    model.trainable = trainable
-    return model
-
-
 # What `fit` finds.
-
-
-def test_value_at_risk_has_no_bias_of_small_batches(random):
-    """Exponential losses: 1 + log 10 = 3.3026, where the batches' own worst tenths have 3.17.
-
-    The standard error of the mean of t + 10 (l - t)+ over 64000 is sqrt(1900 - ...)/253 < 0.018; t adds its wandering.
-    """
-    y = random.exponential(size=(64000, 1)).astype("float32")
-    loss = CVaR("mean_absolute_error", 0.9)
-    trainer = kriterion.Trainer(identity())
-    trainer.compile(keras.optimizers.Adam(0.005), loss, steps_per_execution=steps(50))
-    history = trainer.fit(0 * y, y, batch_size=64, verbose=0)
-    assert history.history["loss"][0] == pytest.approx(1 + np.log(10), abs=0.07)
-    assert loss.threshold == pytest.approx(np.log(10), abs=0.15)
-
-
-def test_a_threshold_follows_scores_that_fall_by_orders_of_magnitude(random):
-    y = random.exponential(size=(64 * 800, 1)).astype("float32")
-    factor = np.exp(-np.linspace(0, 5, len(y)))[:, None].astype("float32")
-    loss = QuantileThreshold(0.8)
-    trainer = kriterion.Trainer(identity())
-    trainer.compile(keras.optimizers.Adam(0.02), loss, steps_per_execution=steps(50))
-    trainer.fit(100 * y * factor, y, batch_size=64, shuffle=False, verbose=0)
-    assert loss.threshold == pytest.approx(100 * np.exp(-5) * np.log(5), rel=0.25)
-
-
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        {"objective": "soft_f1"},
-        {"objective": "cost", "costs": (1.0, 3.0)},
-        {"objective": "precision_at_recall", "target": 0.8},
-        {"objective": "recall_at_precision", "target": 0.7},
-    ],
-    ids=lambda arguments: arguments["objective"],
-)
-def test_the_threshold_is_at_the_sweeps_optimum(arguments, random):
-    """Hard decisions at the trained threshold are as good as those at the best one, to 2 points."""
-    y = (random.uniform(size=(8192, 1)) < 0.3).astype("float32")
-    s = special.expit(random.normal(size=y.shape) + 2 * y - 1.8).astype("float32")
-    loss = LearnedThreshold(loss="binary_crossentropy", **arguments)
-    trainer = kriterion.Trainer(identity())
-    trainer.compile(keras.optimizers.Adam(0.01), loss, steps_per_execution=steps(32))
-    trainer.fit(s, y, batch_size=256, epochs=12, verbose=0)
-    grid = np.append(np.linspace(0.01, 0.99, 197), loss.threshold)
-    decisions = s >= grid
-    tp, fp, p = (decisions * y).mean(axis=0), (decisions * (1 - y)).mean(axis=0), y.mean()
-    recall, precision = tp / p, tp / np.maximum(tp + fp, 1e-9)
-    merit, limit, target = {
-        "soft_f1": (2 * tp / (tp + fp + p), recall, 0.0),
-        "cost": (-fp - 3 * (p - tp), recall, 0.0),
-        "precision_at_recall": (precision, recall, 0.8),
-        "recall_at_precision": (recall, precision, 0.7),
-    }[arguments["objective"]]
-    assert limit[-1] > target - 0.02
-    assert merit[-1] > merit[limit >= target].max() - 0.02
-
-
-# What each objective minimises, and the violation of its target, as the docstring has them.
-STATED = {
-    "soft_f1": lambda tp, fp, p: (1 - 2 * tp / (tp + fp + p), None),
-    "cost": lambda tp, fp, p: (2 * fp + 5 * (p - tp), None),
-    "precision_at_recall": lambda tp, fp, p: (fp / (1 - p), 0.9 - tp / p),
-    "recall_at_precision": lambda tp, fp, p: (1 - tp / p, (0.8 * (tp + fp) - tp) / p),
-}
-
-
-@pytest.mark.parametrize("objective", STATED)
-def test_a_threshold_minimises_the_stated_lagrangian(objective, random):
-    """In training, with running means and the multiplier of each step; the third batch's weights are 0."""
-    extra = {
-        "cost": {"costs": (2.0, 5.0)},
-        "precision_at_recall": {"target": 0.9},
-        "recall_at_precision": {"target": 0.8},
-    }
-    loss = LearnedThreshold(objective, temperature=0.5, momentum=0.6, **extra.get(objective, {}))
-    trainer = kriterion.Trainer(identity())
-    trainer.compile(keras.optimizers.SGD(0.0), loss)
-    running, multiplier = None, 0.0
-    for step in range(5):
-        y = (random.uniform(size=(16, 1)) < 0.4).astype("float32")
-        s = random.uniform(0.05, 0.95, size=(16, 1)).astype("float32")
-        weights = random.integers(1, 3, size=16).astype("float32") * (step != 2)
-        if step != 2:
-            decisions = special.expit((special.logit(s) - special.logit(0.5)) / 0.5)
-            of_batch = [np.average(v[:, 0], weights=weights) for v in (y * decisions, (1 - y) * decisions, y)]
-            running = np.array(of_batch) if running is None else 0.6 * running + 0.4 * np.array(of_batch)
-        expected, violation = STATED[objective](*running)
-        if violation is not None:
-            multiplier = max(multiplier + 0.1 * np.clip(violation, -0.1, 0.1), 0.0)
-            expected += (max(multiplier + 10 * violation, 0.0) ** 2 - multiplier**2) / 20
-        trainer.reset_metrics()
-        found = trainer.train_on_batch(s, y, sample_weight=weights, return_dict=True)["loss"]
-        assert found == pytest.approx(expected * weights.mean(), rel=1e-4, abs=1e-6)
 
 
 def test_an_adversary_equalises_the_classes(random):
@@ -214,95 +107,6 @@ def test_calibration_on_held_out_data(random):
     np.testing.assert_allclose(calibrated.predict(3 * logits, verbose=0), expected, atol=1e-5)
 
 
-# Metrics against brute force.
-
-
-def test_neighbourhood_components_by_brute_force(random, float64):
-    z, labels = random.normal(size=(7, 2)), np.array([0, 1, 0, 2, 1, 1, 0])
-    counts = np.array([1.0, 1, 2, 1, 0, 1, 3])
-
-    def brute(z):
-        errors = []
-        for i in range(7):
-            weights = [0.0 if j == i else counts[j] * np.exp(-((z[i] - z[j]) ** 2).sum()) for j in range(7)]
-            errors.append(1 - sum(w for w, own in zip(weights, labels == labels[i], strict=True) if own) / sum(weights))
-        return np.array(errors)
-
-    members, importance = keras.ops.convert_to_tensor(np.eye(3)[labels]), keras.ops.convert_to_tensor(counts)
-    ours = numpy(neighbourhood_components(keras.ops.convert_to_tensor(z), members, importance))
-    np.testing.assert_allclose(ours, brute(z), rtol=1e-5)
-    slope = gradient(lambda v: keras.ops.sum(neighbourhood_components(v, members, importance)), z)[0]
-    for index in np.ndindex(z.shape):
-        shift = np.zeros_like(z)
-        shift[index] = 1e-6
-        assert slope[index] == pytest.approx((brute(z + shift) - brute(z - shift)).sum() / 2e-6, abs=1e-5)
-
-
-def test_distances_far_from_the_origin(random):
-    z = random.normal(size=(6, 3))
-    expected = ((z[:, None] - z) ** 2).sum(axis=-1)
-    actual = numpy(squared_distances(keras.ops.convert_to_tensor(z + 1000, "float32")))
-    # In float32 the inputs are exact to 3e-5.
-    np.testing.assert_allclose(actual, expected, atol=1e-3)
-
-
-def test_large_margins_by_brute_force(random, float64):
-    """With a class of one example, which has no target neighbour, and one that does not count."""
-    x, z = random.normal(size=(8, 3)), random.normal(size=(8, 2))
-    labels, counts = np.array([0, 1, 0, 2, 1, 1, 0, 0]), np.array([1.0, 1, 1, 1, 1, 1, 0, 1])
-    expected = np.zeros(8)
-    for i in range(8):
-        others = [j for j in range(8) if j != i and labels[j] == labels[i] and counts[j] > 0]
-        targets = sorted(others, key=lambda j: ((x[i] - x[j]) ** 2).sum())[:2]
-        for j in targets:
-            d = ((z[i] - z[j]) ** 2).sum()
-            impostors = [k for k in range(8) if labels[k] != labels[i] and counts[k] > 0]
-            pushed = sum(max(0.0, 1 + d - ((z[i] - z[k]) ** 2).sum()) for k in impostors)
-            expected[i] += (0.3 * d + 0.7 * pushed) / len(targets)
-    same = (labels[:, None] == labels).astype("float64")
-    tensors = map(keras.ops.convert_to_tensor, (z, x, same, counts))
-    np.testing.assert_allclose(numpy(large_margin(*tensors, neighbors=2, push=0.7)), expected, rtol=1e-5)
-
-
-@pytest.mark.parametrize(
-    "loss", [Mahalanobis(3), Mahalanobis(3, 2), Mahalanobis(3, 2, "nca", num_classes=2)], ids=["full", "low", "nca"]
-)
-def test_transform_distance_and_precision_agree(loss, random):
-    loss = copy.deepcopy(loss)
-    loss.build_once((None, 3), (None, 3))
-    for variable in loss.trainable_variables:
-        variable.assign(random.normal(size=variable.shape))
-    a, b = random.normal(size=(5, 3)), random.normal(size=(5, 3))
-    quadratic = np.einsum("ni,ij,nj->n", a - b, loss.precision, a - b)
-    np.testing.assert_allclose(loss.distance(a, b), np.sqrt(quadratic), rtol=1e-4)
-    loss(np.arange(5) % 2 if loss.form == "nca" else a, b)
-    eigenvalues = np.linalg.eigvalsh(loss.precision)
-    told_by_log = eigenvalues.sum() if loss.form == "nca" else np.log(eigenvalues).sum()
-    assert numpy(loss._log.result()) == pytest.approx(told_by_log, rel=1e-3, abs=1e-3)
-    model = keras.Sequential([keras.Input((3,)), keras.layers.Rescaling(2.0)])
-    mapped = loss.to_inference(model).predict(a, verbose=0)
-    np.testing.assert_allclose(mapped, loss.transform(2 * a), rtol=1e-4, atol=1e-5)
-
-
-def test_loadings_in_one_direction(random):
-    """Where I + V'V, 1e8 and 1 in its eigenvalues, is singular in single precision."""
-    y, direction = random.normal(size=(64, 6)).astype("float32"), random.normal(size=(6, 1))
-    loss = Mahalanobis(6, rank=2)
-    trainer = kriterion.Trainer(identity((6,), trainable=False))
-    trainer.compile(keras.optimizers.SGD(1e-3), loss)
-    trainer.prepare(0 * y, y)
-    loadings = np.float32(1e4 * direction / np.linalg.norm(direction) * [1.0, 1.0])
-    next(v for v in loss.trainable_variables if v.name == "loadings").assign(loadings)
-    covariance = np.eye(6) + loadings.astype("float64") @ loadings.T
-    logarithm = np.linalg.slogdet(2 * np.pi * covariance)[1]
-    expected = np.mean(np.einsum("ni,ij,nj->n", y, np.linalg.inv(covariance), y) + logarithm) / 2
-    # A diagonal entry of R, of order 1, is what remains of numbers of 1e4.
-    value = trainer.evaluate(0 * y, y, verbose=0, return_dict=True)["loss"]
-    assert value == pytest.approx(expected, abs=6e4 * 2**-23)
-    trainer.train_on_batch(0 * y, y)
-    assert all(np.isfinite(v.numpy()).all() for v in loss.trainable_variables)
-
-
 # Published identities.
 
 
@@ -342,31 +146,6 @@ def test_rare_classes_are_not_forgotten_between_batches(random):
     total = sum(float(numpy(loss(y[i : i + 1], p[i : i + 1]))) for i in range(8)) / 8
     each = -np.log(p[np.arange(8), y])
     assert total == pytest.approx((each[:7].mean() + each[7]) / 2, rel=1e-5)
-
-
-def test_deciding_model(random):
-    loss = LearnedThreshold("cost", from_logits=True)
-    loss.build_once((None, 1), (None, 1))
-    loss._threshold.assign(0.3)
-    z = random.normal(size=(20, 1)).astype("float32")
-    decided = loss.to_inference(identity()).predict(z, verbose=0)
-    np.testing.assert_array_equal(decided, special.expit(z) >= 0.3)
-
-
-def test_score_is_positive_outside_of_the_sphere():
-    loss = SoftBoundary(0.5, center=[1.0, 0.0])
-    loss.build_once((None,), (None, 2))
-    loss(np.zeros(4), np.float32([[1, 1], [1, 2], [1, 3], [1, 4]]))
-    assert loss.radius == pytest.approx(2.0)
-    np.testing.assert_allclose(loss.score([[1.0, 0.0], [4.0, 0.0]]), [-4.0, 5.0], rtol=1e-5)
-
-
-def test_the_first_centre_keeps_off_zero():
-    loss = SoftBoundary(0.5)
-    loss.build_once((None,), (None, 3))
-    p = np.float32([[1.0, 0.02, -0.02], [3.0, 0.02, -0.02], [99.0, 9.0, 9.0]])
-    loss(np.zeros(3), p, sample_weight=np.float32([1, 1, 0]))
-    np.testing.assert_allclose(loss.center.numpy(), [2.0, 0.1, -0.1], rtol=1e-6)
 
 
 # The base class.
