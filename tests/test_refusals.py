@@ -12,7 +12,7 @@ import kriterion
 from kriterion import callbacks, gradients, losses, metrics, optimizers, parametrizations, regularizers, transforms
 from kriterion.gradients import GradientMoments
 from tests.helpers import told
-from tests.test_options import CASES, KERNEL, Where
+from tests.options import CASES, KERNEL, Where
 from tests.test_public_names import OBJECTS
 
 NOWHERE = object()

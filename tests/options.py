@@ -1,0 +1,412 @@
+"""Each option of each part with another value than its own, and where a difference is to be seen."""
+
+from typing import Any, NamedTuple
+
+import keras
+import numpy as np
+
+import kriterion
+from kriterion.losses import (
+    AdaptiveImage,
+    AdaptiveRobust,
+    AdaptiveStudentT,
+    BatchAdaptive,
+    ConfidenceWeighted,
+    CVaR,
+    ErrorWeighted,
+    GeneralRobust,
+    LearnedClassWeights,
+    LearnedThreshold,
+    LogitAdjusted,
+    Mahalanobis,
+    QuantileThreshold,
+    SoftBoundary,
+    TaskUncertainty,
+    TemperatureScaled,
+    UncertaintyWeighted,
+)
+from kriterion.optimizers import IVON, AdaBelief, Proximal, VarianceAware, VarianceScaling
+from kriterion.regularizers import (
+    DistanceToInitial,
+    ElasticWeights,
+    GroupSparsity,
+    JointGroupSparsity,
+    Range,
+    SparseGroupSparsity,
+    TotalVariation,
+)
+from kriterion.transforms import (
+    GradientNormPenalty,
+    GradientVariancePenalty,
+    IVONNoise,
+    LearnedWeightNoise,
+    MeasureGradient,
+    MiniBatchVariance,
+    ScaleMixturePrior,
+    SharpnessAware,
+    WeightNoise,
+    WeightPenalty,
+)
+
+RANDOM = np.random.default_rng(0)
+X = RANDOM.normal(size=(16, 4)).astype("float32")
+LABELS = np.arange(16) % 3
+# Inputs, targets and the last layers of a network, by kind of problem.
+DATA = {
+    "numbers": (X, RANDOM.normal(size=(16, 8)), lambda: [keras.layers.Dense(8)]),
+    "rows": (RANDOM.normal(size=(16, 3, 4)), RANDOM.normal(size=(16, 3, 2)), lambda: [keras.layers.Dense(2)]),
+    "images": (RANDOM.uniform(size=(16, 3, 8, 3)), RANDOM.uniform(size=(16, 3, 8, 3)), lambda: [keras.layers.Dense(3)]),
+    "classes": (X, LABELS, lambda: [keras.layers.Dense(3, "softmax")]),
+    "embedded": (X, LABELS, lambda: [keras.layers.Dense(2)]),
+    "binary": (X, LABELS[:, None] % 2, lambda: [keras.layers.Dense(1, "sigmoid")]),
+}
+
+
+def fitted(kind, loss="mse", optimizer=None, transforms=()):
+    """The logs of two epochs of two batches, and the weights after them."""
+    x, y, layers = DATA[kind]
+    keras.utils.clear_session(free_memory=False)
+    keras.utils.set_random_seed(1)
+    trainer = kriterion.Trainer(keras.Sequential([keras.Input(x.shape[1:]), *layers()]))
+    trainer.compile(optimizer or keras.optimizers.SGD(0.1), loss, transforms=transforms)
+    history = trainer.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0).history
+    return {**history, **{w.path: w.numpy() for w in trainer.model.weights}}
+
+
+def of_loss(kind):
+    return lambda loss: fitted(kind, loss)
+
+
+def of_tasks(loss):
+    x, y, _ = DATA["numbers"]
+    keras.utils.set_random_seed(1)
+    inputs = keras.Input((4,))
+    outputs = {name: keras.layers.Dense(1, name=name)(inputs) for name in ("a", "b")}
+    trainer = kriterion.Trainer(keras.Model(inputs, outputs))
+    trainer.compile(keras.optimizers.SGD(0.1), loss)
+    history = trainer.fit(x, {"a": y[:, :1], "b": 3 * y[:, 1:2]}, epochs=2, batch_size=8, shuffle=False, verbose=0)
+    return history.history
+
+
+def of_transform(transform):
+    optimizer = IVON(0.1) if isinstance(transform, IVONNoise) else None
+    if isinstance(transform, MiniBatchVariance):
+        optimizer = VarianceAware(0.1, variance="mini_batch")
+    return fitted("numbers", optimizer=optimizer, transforms=[transform])
+
+
+def of_prior(prior):
+    return of_transform(LearnedWeightNoise(prior=prior, init=0.1, seed=1))
+
+
+def of_regularizer(regularizer):
+    return fitted("numbers", transforms=[WeightPenalty(regularizer)])
+
+
+def of_optimizer(optimizer):
+    transforms = [IVONNoise(seed=1)] if isinstance(optimizer, IVON) else []
+    if getattr(optimizer, "variance", None) == "mini_batch":
+        transforms = [MiniBatchVariance(estimator="exact")]
+    return fitted("numbers", optimizer=optimizer, transforms=transforms)
+
+
+class Case(NamedTuple):
+    """What is seen of a part, its arguments, and for each option another value, or further arguments and that."""
+
+    seen: Any
+    arguments: dict[str, Any]
+    options: dict[str, Any]
+
+
+class Where(NamedTuple):
+    """An option that means something beside other arguments only."""
+
+    others: dict[str, Any]
+    value: Any
+
+
+WEIGHTED = {"differentiate": True, "normalize": True, "loss": "mae"}
+ROBUST = {
+    "scale": 1.0,
+    "init": "reference",
+    "scale_init": 2.0,
+    "scale_min": 0.5,
+    "axis": 1,
+    "shared": True,
+    "groups": [0, 0],
+}
+STANDARDISED = {"weighting": "standardised"}
+EXACT = {"estimator": "exact", "num_groups": 2, "groups": lambda batch: batch.x[:, 0] > 0}
+KERNEL = {"dense/kernel": np.arange(32).reshape(4, 8) % 4}
+
+LOSSES = {
+    GeneralRobust: Case(
+        of_loss("numbers"), {"alpha": 0.5}, {"alpha": 1.0, "scale": 0.7, "lam": Where({"alpha": None}, -0.2)}
+    ),
+    AdaptiveRobust: Case(
+        of_loss("rows"),
+        {},
+        {
+            **ROBUST,
+            "alpha": 1.0,
+            "lam": -0.3,
+            "alpha_range": (0.001, 1.5),
+            "alpha_init": 1.0,
+            "coordinate": Where({"alpha_range": (0.1, 4.0)}, "lambda"),
+        },
+    ),
+    AdaptiveStudentT: Case(of_loss("rows"), {}, {**ROBUST, "df": 3.0, "df_range": (0.5, 9.0), "df_init": 2.0}),
+    AdaptiveImage: Case(
+        of_loss("images"),
+        {"data_format": "channels_last"},
+        {
+            "representation": "haar",
+            "color_space": "rgb",
+            "levels": Where({"data_format": "channels_first", "color_space": "yuv"}, 1),
+            "parameters": "band",
+            "data_format": "channels_first",
+        },
+    ),
+    BatchAdaptive: Case(
+        of_loss("numbers"),
+        {"loss": "mse"},
+        {
+            **WEIGHTED,
+            "weighting": "self_paced",
+            "momentum": 0.5,
+            "bins": 5,
+            "share": Where({"weighting": "self_paced"}, 0.3),
+            "alpha": Where(STANDARDISED, 1.0),
+            "lam": Where(STANDARDISED, -0.2),
+            "scale": Where(STANDARDISED, 1.0),
+            "differentiate": Where(STANDARDISED, True),
+        },
+    ),
+    CVaR: Case(of_loss("numbers"), {"loss": "mse", "level": 0.5}, {"loss": "mae", "level": 0.7}),
+    ConfidenceWeighted: Case(
+        of_loss("numbers"), {"loss": "mse"}, {**WEIGHTED, "gamma": 1.0, "emphasis": Where({"gamma": 0.5}, "easy")}
+    ),
+    ErrorWeighted: Case(
+        of_loss("numbers"), {"loss": "mse"}, {**WEIGHTED, "alpha": 1.0, "lam": -0.2, "scale": 2.0, "hardest": 0.5}
+    ),
+    LearnedClassWeights: Case(
+        of_loss("classes"),
+        {"num_classes": 3},
+        {
+            "mode": "uncertainty",
+            "loss": ConfidenceWeighted("sparse_categorical_crossentropy"),
+            "strength": 2.0,
+            "step": Where({"mode": "adversarial"}, 0.5),
+            "tau": Where({"mode": "adversarial"}, 1.0),
+        },
+    ),
+    LearnedThreshold: Case(
+        of_loss("binary"),
+        {},
+        {
+            "objective": "cost",
+            "loss": "binary_crossentropy",
+            "temperature": 2.0,
+            "costs": Where({"objective": "cost"}, (1.0, 5.0)),
+            "target": Where({"objective": "precision_at_recall", "target": 0.5}, 0.8),
+            "momentum": 0.5,
+            "from_logits": True,
+        },
+    ),
+    LogitAdjusted: Case(
+        of_loss("classes"), {"frequencies": [5, 3, 1]}, {"frequencies": [1, 1, 2], "tau": 0.5, "from_logits": True}
+    ),
+    Mahalanobis: Case(
+        of_loss("embedded"),
+        {"dim": 2, "form": "class_gaussian", "num_classes": 3},
+        {
+            "rank": 1,
+            "form": "nca",
+            "strength": 0.5,
+            "neighbors": Where({"form": "lmnn"}, 1),
+            "push": Where({"form": "lmnn"}, 0.1),
+        },
+    ),
+    QuantileThreshold: Case(of_loss("numbers"), {"level": 0.5, "loss": "mse"}, {"level": 0.7, "loss": "mae"}),
+    SoftBoundary: Case(of_loss("embedded"), {}, {"nu": 0.5, "center": [2.0, 1.0]}),
+    TaskUncertainty: Case(
+        of_loss("numbers"),
+        {"loss": "mse"},
+        {"loss": "mae", "form": "classification", "log_variance_range": (-1.0, 1.0)},
+    ),
+    TemperatureScaled: Case(
+        of_loss("classes"),
+        {"loss": "sparse_categorical_crossentropy"},
+        {
+            "loss": keras.losses.SparseCategoricalCrossentropy(ignore_class=0),
+            "temperature_range": (0.5, 2.0),
+            "from_logits": True,
+        },
+    ),
+    UncertaintyWeighted: Case(
+        of_tasks,
+        {"losses": {"a": "mse", "b": "mse"}},
+        {"losses": {"a": "mse", "b": "mae"}, "classification": ["b"], "log_variance_range": (-1.0, 1.0)},
+    ),
+}
+
+SEEDED = {"seed": 1}
+TRANSFORMS = {
+    WeightNoise: Case(
+        of_transform,
+        {"stddev": 0.1, **SEEDED},
+        {
+            "stddev": 0.2,
+            "distribution": "uniform",
+            "mode": "relative",
+            "select": "all",
+            "samples": 2,
+            "antithetic": True,
+            "draws": "table",
+            "per": "example",
+            "start": 2,
+            "stop": 2,
+            "seed": 2,
+        },
+    ),
+    LearnedWeightNoise: Case(
+        of_transform,
+        SEEDED,
+        {
+            "prior": 0.1,
+            "kl_weight": 0.5,
+            "temperature": 0.5,
+            "warm_up": 3,
+            "init": 0.1,
+            "select": "kernels",
+            "samples": 2,
+            "antithetic": True,
+            "per": "example",
+            "seed": 2,
+        },
+    ),
+    IVONNoise: Case(of_transform, SEEDED, {"examples": 1000, "select": "kernels", "samples": 2, "seed": 2}),
+    SharpnessAware: Case(
+        of_transform,
+        {"rho": 0.1},
+        {"rho": 0.2, "adaptive": True, "per_layer": True, "splits": 2, "select": "kernels"},
+    ),
+    WeightPenalty: Case(of_transform, {"regularizer": "l2"}, {"regularizer": "l1", "select": "all"}),
+    GradientNormPenalty: Case(
+        of_transform, {"strength": 0.1}, {"strength": 0.2, "squared": False, "select": "kernels"}
+    ),
+    GradientVariancePenalty: Case(
+        of_transform,
+        {"strength": 0.1, **SEEDED},
+        {
+            "strength": 0.2,
+            "estimator": "exact",
+            "micro_batches": Where({"estimator": "micro_batch"}, 2),
+            "groups": Where(EXACT, lambda batch: batch.x[:, 1] > 0),
+            "select": "kernels",
+            "seed": 2,
+        },
+    ),
+    MeasureGradient: Case(
+        of_transform,
+        {"every": 1, **SEEDED},
+        {
+            "every": 3,
+            "estimator": "exact",
+            "micro_batches": Where({"estimator": "micro_batch"}, 2),
+            "select": "kernels",
+            "seed": 2,
+            "name": "measured",
+        },
+    ),
+    MiniBatchVariance: Case(
+        of_transform,
+        SEEDED,
+        {"estimator": "exact", "micro_batches": Where({"estimator": "micro_batch"}, 2), "seed": 2},
+    ),
+    ScaleMixturePrior: Case(of_prior, {}, {"wide": 2.0, "narrow": 0.1, "share": 0.2}),
+}
+
+OF_GROUPS = {
+    "strength": 0.2,
+    "groups": "input",
+    "weight_by_size": False,
+    "reduce": "mean",
+    "splits": Where({"groups": "unit"}, 2),
+}
+REGULARIZERS = {
+    TotalVariation: Case(
+        of_regularizer,
+        {"strength": 0.1, "axis": 0},
+        {
+            "strength": 0.2,
+            "axis": 1,
+            "order": 2,
+            "isotropic": Where({"axis": (0, 1)}, True),
+            "periodic": True,
+            "splits": Where({"axis": 1}, 2),
+            "shape": (2, 2),
+            "reduce": "mean",
+        },
+    ),
+    Range: Case(
+        of_regularizer,
+        {"strength": 0.1, "low": -0.1, "high": 0.1},
+        {"strength": 0.2, "low": -0.2, "high": 0.2, "power": 1, "reduce": "mean"},
+    ),
+    GroupSparsity: Case(of_regularizer, {"strength": 0.1}, OF_GROUPS),
+    SparseGroupSparsity: Case(of_regularizer, {"strength": 0.1, "l1_ratio": 0.5}, {**OF_GROUPS, "l1_ratio": 0.2}),
+    JointGroupSparsity: Case(
+        of_regularizer,
+        {"strength": 0.1, "groups": KERNEL},
+        {
+            "strength": 0.2,
+            "groups": {"dense/kernel": np.arange(32).reshape(4, 8) // 8},
+            "weight_by_size": False,
+            "reduce": "mean",
+        },
+    ),
+    DistanceToInitial: Case(
+        of_regularizer,
+        {"strength": 0.1, "anchor": np.zeros((4, 8))},
+        {"strength": 0.2, "anchor": np.ones((4, 8)), "reduce": "mean"},
+    ),
+    ElasticWeights: Case(
+        of_regularizer,
+        {"strength": 0.1, "fisher": np.ones((4, 8)), "anchor": np.zeros((4, 8))},
+        {"strength": 0.2, "fisher": 2 * np.ones((4, 8)), "anchor": np.ones((4, 8)), "reduce": "mean"},
+    ),
+}
+
+
+def adam():
+    return keras.optimizers.Adam(0.01)
+
+
+# Optimizers in arguments are made anew each time.
+OPTIMIZERS = {
+    IVON: Case(
+        of_optimizer,
+        {},
+        {"learning_rate": 0.2, "hessian_init": 0.5, "beta_1": 0.5, "beta_2": 0.9, "weight_decay": 0.1},
+    ),
+    AdaBelief: Case(of_optimizer, {}, {"learning_rate": 0.01, "beta_1": 0.5, "beta_2": 0.9, "epsilon": 0.1}),
+    Proximal: Case(
+        of_optimizer,
+        {"optimizer": adam, "regularizer": Range(0.1, -0.1, 0.1)},
+        {
+            "optimizer": keras.optimizers.SGD,
+            "regularizer": Range(0.2, -0.1, 0.1),
+            "select": Where({"regularizer": Range(0.1, 1.0, 2.0)}, "all"),
+            "metric": "learning_rate",
+        },
+    ),
+    VarianceAware: Case(
+        of_optimizer, {}, {"learning_rate": 0.2, "beta": 0.5, "form": "svag", "variance": "mini_batch"}
+    ),
+    VarianceScaling: Case(
+        of_optimizer, {"optimizer": adam}, {"optimizer": keras.optimizers.SGD, "beta": 0.5, "granularity": "tensor"}
+    ),
+}
+
+CASES = LOSSES | TRANSFORMS | REGULARIZERS | OPTIMIZERS
