@@ -220,3 +220,20 @@ def test_targets_of_other_rows_or_classes_are_refused(score, shape):
     """They would broadcast, some of them."""
     with told(ValueError, ["class indices (5,)", "(5, 3)", "3 classes", str(shape)]):
         score(np.zeros(shape, "int32"), np.full((5, 3), 1 / 3))
+
+
+@pytest.mark.parametrize("stddev", [-1.0, 0.0])
+@pytest.mark.parametrize("score", [metrics.gaussian_nll, metrics.gaussian_crps, metrics.gaussian_pit])
+def test_a_standard_deviation_that_is_not_positive_has_no_score(score, stddev):
+    found = numpy(score([0.5, 0.5], 0.0, [stddev, 1.0]))
+    assert np.isnan(found[0]) or (score is metrics.gaussian_nll and found[0] == np.inf)
+    assert found[1] == pytest.approx(float(score(0.5, 0.0, 1.0)))
+
+
+def test_logits_have_no_score():
+    """Nor has what merely looks like probabilities; rounding is forgiven."""
+    p = np.array([[2.0, -1.0], [0.3, 1.2], [1.0005, 0.0]])
+    np.testing.assert_array_equal(np.isnan(numpy(metrics.brier([0, 1, 0], p))), [True, True, False])
+    for error in (metrics.expected_calibration_error, metrics.adaptive_calibration_error):
+        assert np.isnan(float(error([0, 1, 0], p)))
+        assert np.isfinite(float(error([0], p[2:])))

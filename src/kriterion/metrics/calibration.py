@@ -10,10 +10,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from kriterion._classes import memberships
 from kriterion._validation import check_int
 from kriterion.backend import Tensor
-from kriterion.metrics.scores import as_floats
+from kriterion.metrics.scores import as_floats, class_probabilities, where_positive
 
 
 def expected_calibration_error(y_true: Any, probabilities: Any, *, bins: int = 15) -> Tensor:
@@ -27,7 +26,7 @@ def expected_calibration_error(y_true: Any, probabilities: Any, *, bins: int = 1
         bins: number of bins >= 1.
 
     Returns:
-        A scalar in [0, 1].
+        A scalar in [0, 1]; NaN if a target is none of the classes, or a number is no probability.
 
     Raises:
         ValueError: `bins` is less than 1, or there are no rows.
@@ -73,7 +72,7 @@ def adaptive_calibration_error(y_true: Any, probabilities: Any, *, bins: int = 1
         bins: number of bins >= 1; no more than positions are used.
 
     Returns:
-        A scalar in [0, 1].
+        A scalar in [0, 1]; NaN if a target is none of the classes, or a number is no probability.
 
     Raises:
         ValueError: `bins` is less than 1, or there are no rows.
@@ -157,7 +156,7 @@ def gaussian_pit(y_true: Any, mean: Any, stddev: Any) -> Tensor:
         stddev: s > 0; broadcasts with the targets.
 
     Returns:
-        A tensor of the broadcast shape, in [0, 1].
+        A tensor of the broadcast shape, in [0, 1]; NaN where s is not positive.
 
     Source: Dawid, "Statistical theory: the prequential approach", JRSS A 147 (1984).
 
@@ -167,7 +166,7 @@ def gaussian_pit(y_true: Any, mean: Any, stddev: Any) -> Tensor:
         0.5
     """
     y_true, mean, stddev = as_floats(y_true, mean, stddev)
-    return 0.5 * ops.erfc(-(y_true - mean) / (stddev * math.sqrt(2)))
+    return 0.5 * ops.erfc(-(y_true - mean) / (where_positive(stddev) * math.sqrt(2)))
 
 
 def sample_pit(y_true: Any, samples: Any, *, seed: int | None = None) -> Tensor:
@@ -201,11 +200,9 @@ def sample_pit(y_true: Any, samples: Any, *, seed: int | None = None) -> Tensor:
 
 def _confidence(y_true: Any, probabilities: Any) -> tuple[Tensor, Tensor]:
     """The top class's probability, and 1 where it is the right one."""
-    y_true, (probabilities,) = ops.convert_to_tensor(y_true), as_floats(probabilities)
+    members, probabilities = class_probabilities("A calibration error", y_true, probabilities)
     if probabilities.shape[0] == 0:
         raise ValueError("A calibration error needs at least one row of `probabilities`. Received: none")
     top = ops.argmax(probabilities, axis=-1)
-    *shape, count = probabilities.shape
-    members = memberships("A calibration error", y_true, tuple(shape), count, probabilities.dtype)
     correct = ops.cast(top == ops.argmax(members, axis=-1), probabilities.dtype)
     return ops.max(probabilities, axis=-1), ops.where(ops.isnan(members[..., 0]), np.nan, correct)

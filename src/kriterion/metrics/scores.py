@@ -5,10 +5,14 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from keras import ops
 
 from kriterion._classes import memberships
 from kriterion.backend import Tensor
+
+# How far a probability may be outside of [0, 1] by rounding, also of half precision.
+_ROUNDING = 1e-3
 
 
 def gaussian_nll(y_true: Any, mean: Any, stddev: Any) -> Tensor:
@@ -71,7 +75,7 @@ def gaussian_crps(y_true: Any, mean: Any, stddev: Any) -> Tensor:
         stddev: s > 0, in the targets' unit; broadcasts with the targets.
 
     Returns:
-        A tensor of the broadcast shape.
+        A tensor of the broadcast shape; NaN where s is not positive.
 
     Source: Gneiting and Raftery, "Strictly proper scoring rules, prediction, and estimation", JASA 102 (2007),
     section 4.2.
@@ -82,6 +86,7 @@ def gaussian_crps(y_true: Any, mean: Any, stddev: Any) -> Tensor:
         0.2337
     """
     y_true, mean, stddev = as_floats(y_true, mean, stddev)
+    stddev = where_positive(stddev)
     z = (y_true - mean) / stddev
     density = ops.exp(-0.5 * ops.square(z)) / math.sqrt(2 * math.pi)
     return stddev * (z * ops.erf(z / math.sqrt(2)) + 2 * density - 1 / math.sqrt(math.pi))
@@ -133,7 +138,7 @@ def brier(y_true: Any, probabilities: Any) -> Tensor:
         probabilities: (..., classes).
 
     Returns:
-        A tensor (...); NaN for a target that is none of the classes.
+        A tensor (...); NaN for a target that is none of the classes, and where numbers are no probabilities.
 
     Source: Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78 (1950).
 
@@ -142,10 +147,22 @@ def brier(y_true: Any, probabilities: Any) -> Tensor:
         >>> round(float(kriterion.metrics.brier([1], [[0.25, 0.75]])[0]), 4)
         0.125
     """
-    y_true, (probabilities,) = ops.convert_to_tensor(y_true), as_floats(probabilities)
-    *shape, count = probabilities.shape
-    members = memberships("brier", y_true, tuple(shape), count, probabilities.dtype)
+    members, probabilities = class_probabilities("brier", y_true, probabilities)
     return ops.sum(ops.square(probabilities - members), axis=-1)
+
+
+def class_probabilities(owner: str, y_true: Any, probabilities: Any) -> tuple[Tensor, Tensor]:
+    """Both as (..., classes); NaN for what is no class, and for what is no probability, such as a logit."""
+    (probabilities,) = as_floats(probabilities)
+    *shape, count = probabilities.shape
+    members = memberships(owner, ops.convert_to_tensor(y_true), tuple(shape), count, probabilities.dtype)
+    possible = (probabilities >= -_ROUNDING) & (probabilities <= 1.0 + _ROUNDING)
+    return members, ops.where(possible, probabilities, np.nan)
+
+
+def where_positive(stddev: Tensor) -> Tensor:
+    """NaN elsewhere: a negative one would give a score, and a better one than the truth's."""
+    return ops.where(stddev > 0, stddev, np.nan)
 
 
 def as_floats(*values: Any) -> list[Tensor]:
