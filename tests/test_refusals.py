@@ -66,7 +66,7 @@ def count_from(least):
 ENDS = {
     losses.GeneralRobust: {
         "alpha": ([-math.inf, math.inf], ["2"]),
-        "lam": ([-math.inf, 1.0], [1.1]),
+        "lam": ([-math.inf, 1.0, np.float32(0.5), np.array(0.5)], [1.1, [0.5]]),
         "scale": POSITIVE,
     },
     losses.AdaptiveRobust: {
@@ -77,7 +77,7 @@ ENDS = {
         "scale_min": POSITIVE,
         "alpha_range": ([(0.0, 4.0)], [(-0.1, 1.0), (1.0, 1.0), (2.0, 1.0), (0.1, math.inf), (0.1, 1.0, 2.0)]),
         "alpha_init": ([0.0011, 1.9989], [0.001, 1.999, 2.5]),
-        "axis": ([-2, (1, 2), np.int64(1)], [0.5, "1", [1.5]]),
+        "axis": ([-2, (1, 2), np.int64(1), np.array(1)], [0.5, "1", [1.5]]),
         "groups": ([[0, 1, 0], np.array([1, 0])], [[1, 2], [0, 2], [0.0, 1.0]]),
     },
     losses.AdaptiveStudentT: {
@@ -104,7 +104,7 @@ ENDS = {
         "hardest": ([1e-9, 1.0], [0.0, 1.1]),
     },
     losses.LearnedClassWeights: {
-        "strength": ([1e-9, [1.0, 2.0, 3.0]], [0.0, [1.0, 2.0], [1.0, 2.0, 0.0]]),
+        "strength": ([1e-9, np.float32(1.0), np.array(1.0), np.ones(3)], [0.0, [1.0, 2.0], [1.0, 2.0, 0.0]]),
         "step": POSITIVE,
         "tau": ([0.0, 99.9], [-0.1, 100.0]),
     },

@@ -11,6 +11,12 @@ from typing import Any
 import keras
 
 
+def is_number(value: Any) -> bool:
+    """Whether it is a number, or an array or tensor of one without axes."""
+    scalar = getattr(value, "shape", None) == () and hasattr(value, "__float__")
+    return (isinstance(value, (int, float)) or scalar) and not isinstance(value, bool)
+
+
 def check_float(
     owner: str,
     name: str,
@@ -22,8 +28,7 @@ def check_float(
     maximum: float = math.inf,
 ) -> float:
     """Return `value` as a finite float with `above < value < below` and `minimum <= value <= maximum`, or raise."""
-    is_number = isinstance(value, (int, float)) or (getattr(value, "shape", None) == () and hasattr(value, "__float__"))
-    if is_number and not isinstance(value, bool):
+    if is_number(value):
         number = float(value)
         if math.isfinite(number) and above < number < below and minimum <= number <= maximum:
             return number
@@ -49,7 +54,7 @@ def check_int(owner: str, name: str, value: Any, *, minimum: int | None = None) 
 
 def check_several(owner: str, name: str, value: Any, count: int | None = None) -> list[Any]:
     """Return the numbers of a sequence or array, `count` if that is given, or raise a `ValueError`."""
-    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)):
+    if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) and not is_number(value):
         numbers = list(value)
         if count is None or len(numbers) == count:
             return numbers

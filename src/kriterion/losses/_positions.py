@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from keras import ops
 
-from kriterion._validation import check_bool, check_int, check_several
+from kriterion._validation import check_bool, check_int, check_several, is_number
 from kriterion.backend import Tensor
 
 
@@ -24,7 +24,7 @@ class Positions:
 
     def __init__(self, owner: str, axis: int | Sequence[int], shared: bool, groups: Sequence[int] | None) -> None:
         self.owner, self.shared = owner, check_bool(owner, "shared", shared)
-        axes = check_several(owner, "axis", axis) if isinstance(axis, Iterable) else [axis]
+        axes = [axis] if is_number(axis) else check_several(owner, "axis", axis)
         self.axes = tuple(check_int(owner, "axis", each) for each in axes)
         if groups is not None:
             groups = [check_int(owner, "groups", group) for group in check_several(owner, "groups", groups)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from kriterion._classes import memberships
-from kriterion._validation import check_choice, check_float, check_int, check_several
+from kriterion._validation import check_choice, check_float, check_int, check_several, is_number
 from kriterion.backend import Tensor
 from kriterion.losses._wrapping import WrappingLoss
 from kriterion.parametrizations import Bounded
@@ -95,11 +95,11 @@ class LearnedClassWeights(WrappingLoss):
         if foreign:
             raise ValueError(f"{owner}: mode={mode!r} takes {sorted(own) or 'no more arguments'}. Received: {foreign}")
         self.strength: Any = None
-        if isinstance(strength, Iterable):
+        if is_number(strength):
+            self.strength = check_float(owner, "strength", strength, above=0.0)
+        elif strength is not None:
             each = check_several(owner, "strength", strength, num_classes)
             self.strength = [check_float(owner, "strength", k, above=0.0) for k in each]
-        elif strength is not None:
-            self.strength = check_float(owner, "strength", strength, above=0.0)
         self.step: Any = None
         self.tau: Any = None
         if mode == "adversarial":

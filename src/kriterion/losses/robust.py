@@ -9,7 +9,7 @@ import keras
 from keras import ops
 
 from kriterion import backend
-from kriterion._validation import check_float
+from kriterion._validation import check_float, is_number
 from kriterion.backend import Tensor
 from kriterion.losses._fixed_kernel import fixed_kernel, is_moderate
 from kriterion.losses._floats import Float, working_float
@@ -64,9 +64,9 @@ def chosen_shape(
     if lam is not None:
         if alpha is not None:
             raise ValueError(f"{owner}: give at most one of `alpha` and `lam`. Received: alpha={alpha!r}, lam={lam!r}")
-        if not isinstance(lam, (int, float)):
+        if not is_number(lam):
             raise ValueError(f"{owner}: `lam` must be a number <= 1. Received: lam={lam!r}")
-        alpha = shape_of_power(lam)
+        alpha = shape_of_power(float(lam))
     name = "alpha" if lam is None else f"alpha of lam={lam!r}"
     if alpha is None or (isinstance(alpha, float) and math.isinf(alpha) and minimum <= alpha <= maximum):
         return alpha
