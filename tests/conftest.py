@@ -53,11 +53,10 @@ if BACKEND != "tensorflow":
 
 # The command starts processes of its own, at several seconds each; what it runs is tested on all backends, and what it
 # stores is stored alike, and so is its page. Only JAX maps a step. That a package is installed and found is the same
-# everywhere, and its suites are those of test_conformance.py. Whether an option is read is the same everywhere, too, and
-# what is said of a file that cannot be.
-collect_ignore = (
-    [] if BACKEND == "torch" else ["test_extension.py", "test_fuzz.py", "test_options.py", "test_refusals.py"]
-)
+# everywhere, and its suites are those of test_conformance.py. Whether an option is read is the same everywhere, too, what
+# is said of a file that cannot be, and what a study makes of tables and of scores.
+_ONCE = ["comparison", "extension", "fuzz", "options", "refusals", "study_data", "study_folds"]
+collect_ignore = [] if BACKEND == "torch" else [f"test_{name}.py" for name in _ONCE]
 if BACKEND == "tensorflow":
     collect_ignore += ["test_endurance.py"]
 if BACKEND != "jax":

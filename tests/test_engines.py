@@ -104,3 +104,6 @@ def test_names():
     ):
         with told(StudyError, words):
             engine_named(name, workers)
+    for workers in (0, -1, 1.5, "all"):
+        with told(StudyError, ["--workers", "whole number", repr(workers)]):
+            ProcessesEngine(workers)

@@ -206,6 +206,34 @@ class Batches(keras.utils.PyDataset):
         return np.ones((rows, 5), "float32"), np.ones((rows, 2), "float32")
 
 
+class Inputs(Batches):
+    """Of a model with a loss of its own, which needs no targets."""
+
+    def __getitem__(self, index):
+        return super().__getitem__(index)[0]
+
+
+class WithLoss(keras.layers.Layer):
+    def call(self, inputs):
+        self.add_loss(ops.mean(ops.square(inputs)))
+        return inputs
+
+
+def test_the_size_of_a_training_set_without_targets(random):
+    x = random.normal(size=(70, 5)).astype("float32")
+    transform = LearnedWeightNoise()
+    trainer = kriterion.Trainer(keras.Sequential([keras.Input((5,)), keras.layers.Dense(3), WithLoss()]))
+    trainer.compile("sgd", transforms=[transform])
+    sets = [(x, 70), (Inputs(), 38)]
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        sets.append((tf.data.Dataset.from_tensor_slices(x).batch(16), 70))
+    for inputs, size in sets:
+        trainer.fit(inputs, verbose=0)
+        assert transform.examples.numpy() == size
+
+
 def test_the_size_of_the_training_set(random):
     x, y = data(random, rows=70)
     transform = LearnedWeightNoise()

@@ -355,7 +355,11 @@ CALLS = {
         (lambda: kriterion.Trainer(kriterion.Trainer(MODEL)), ["`model`"]),
         (lambda: kriterion.Trainer(MODEL).prepare(ROWS, ROWS[:, :1]), ["compile"]),
         (lambda: compiled(loss_learning_rate=0.0), ["`loss_learning_rate`", "> 0"]),
+        (lambda: compiled(loss_learning_rate=np.float32(-1.0)), ["`loss_learning_rate`", "> 0", "-1.0"]),
         (lambda: compiled(transforms=["noise"]), ["`transforms`", "'noise'"]),
+        (lambda: compiled(transforms=None), ["`transforms`", "list", "None"]),
+        # One that is read once would be empty the second time.
+        (lambda: compiled(transforms=(t for t in NOISE)), ["`transforms`", "list", "generator"]),
         (lambda: compiled().sharpness(ROWS, ROWS[:, :1], samples=1), ["`samples`", ">= 2"]),
         (lambda: compiled().sharpness(ROWS, ROWS[:, :1], batch_size=0), ["`batch_size`", ">= 1"]),
         (lambda: compiled().sharpness(ROWS, ROWS[:, :1], stddev=0.0), ["`stddev`", "> 0"]),

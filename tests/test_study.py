@@ -11,7 +11,6 @@ import pytest
 from kriterion.study import LocalEngine, Settings, Study, StudyError, default_candidates, load_data, load_results, mlp
 from kriterion.study.candidates import Candidate, Part, choose
 from kriterion.study.loop import train_in_a_loop
-from kriterion.study.models import model_function
 from kriterion.study.problem import Problem
 from kriterion.study.run import FINISHED
 from kriterion.study.training import Work, train
@@ -142,11 +141,9 @@ def test_a_diverged_run_is_recorded_and_told(tmp_path):
         ({"patience": 0}, ["--patience", "1"]),
         ({"corrupt_targets": 1.0}, ["--corrupt-targets", "1.0"]),
         ({"metric": "rmse"}, ["--metric", "accuracy", "'rmse'"]),
-        ({"model": "nonsense"}, ["module:function"]),
-        ({"model": "no_such_module:f"}, ["cannot be imported"]),
-        ({"model": "keras:nothing"}, ["nothing"]),
-        ({"model": "tests.test_study:wrong_output"}, ["does not fit", "(n, 3)", "(4, 2)"]),
-        ({"model": "tests.test_study:no_softmax"}, ["softmax"]),
+        ({"epochs": True}, ["--epochs", "True"]),
+        ({"seeds": 2.0}, ["--seeds", "whole number", "2.0"]),
+        ({"corrupt_targets": False}, ["--corrupt-targets", "False"]),
     ],
 )
 def test_bad_settings_are_told(settings, words, tmp_path):
@@ -154,38 +151,21 @@ def test_bad_settings_are_told(settings, words, tmp_path):
         small(tmp_path / "s", **settings)
 
 
-def wrong_output(features, outputs):
-    return keras.Sequential([keras.Input((features,)), keras.layers.Dense(2, activation="softmax")])
-
-
-def no_softmax(features, outputs):
-    return keras.Sequential([keras.Input((features,)), keras.layers.Dense(outputs)])
-
-
-def not_a_model(features, outputs):
-    return keras.layers.Dense(outputs)
-
-
-def of_images(features, outputs):
-    return keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(outputs, 3)])
-
-
 @pytest.mark.parametrize(
-    ("model", "words"),
+    ("names", "words"),
     [
-        (not_a_model, ["keras.Model", "Dense"]),
-        (of_images, ["cannot be called on inputs of shape (n, 4)"]),
+        ([], ["needs candidates"]),
+        (["baseline", "a/b"], ["'a/b'", "letters"]),
+        (["baseline", ""], ["''", "letters"]),
+        (["baseline", None], ["None", "letters"]),
+        (["baseline", "noise", "noise"], ["'noise'", "another"]),
+        (["baseline", "Baseline"], ["'Baseline'", "another"]),
     ],
 )
-def test_a_model_that_does_not_fit_is_told(model, words, tmp_path):
+def test_candidates_have_names_of_their_own_that_files_can_have(names, words, tmp_path):
     with told(StudyError, words):
-        Study(model, "iris", default_candidates(), Settings(seeds=2, epochs=1), folder=tmp_path / "s")
-
-
-@pytest.mark.parametrize("specification", ["model", ":build", "model:", "no_such_module:build", "math:no_such"])
-def test_a_name_of_no_model_is_told(specification):
-    with told(StudyError, ["--model", specification.strip(":").partition(":")[0]]):
-        model_function(specification)
+        Study(mlp, "iris", [Candidate(name) for name in names], folder=tmp_path / "s")
+    assert not (tmp_path / "s").exists()
 
 
 @pytest.mark.parametrize("rate", [0.0, "fast", 0.1])

@@ -1,4 +1,4 @@
-"""Data of a study: files, inference, folds, and what is refused."""
+"""Data of a study: files, inference, and what is refused."""
 
 import datetime
 
@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kriterion.study import StudyError, load_data
+from kriterion.study import Data, StudyError, load_data
 from tests.helpers import told
 
 
@@ -56,31 +56,6 @@ def test_inferred_task(values, task, tmp_path):
     assert load_data(str(tmp_path / "t.parquet"), target="target").task == task
 
 
-def test_folds_are_disjoint_reproducible_and_standardised_by_training_rows():
-    data = load_data("diabetes")
-    fold, again = data.fold(1), data.fold(1)
-    assert [len(fold.x_train), len(fold.x_validation), len(fold.x_test)] == [264, 89, 89]
-    np.testing.assert_array_equal(fold.x_test, again.x_test)
-    assert not np.array_equal(fold.y_test, data.fold(2).y_test)
-    rows = np.concatenate([fold.x_train, fold.x_validation, fold.x_test])
-    assert len(np.unique(rows, axis=0)) == 442
-    np.testing.assert_allclose(fold.x_train.mean(axis=0), 0, atol=1e-5)
-    units = fold.y_test * fold.target_scale + fold.target_center
-    assert set(np.round(units.ravel())) <= set(data.target)
-
-
-@pytest.mark.parametrize("name", ["diabetes", "iris"])
-def test_corruption_is_of_training_targets_only(name):
-    data = load_data(name)
-    clean, corrupt = data.fold(0), data.fold(0, corrupt_targets=0.25)
-    back = [f.y_train * f.target_scale + f.target_center for f in (clean, corrupt)]
-    changed = (np.abs(back[0] - back[1]) > 1e-3).any(axis=1).mean()
-    assert changed == pytest.approx(0.25, abs=0.01)
-    units = [f.y_test * f.target_scale + f.target_center for f in (clean, corrupt)]
-    np.testing.assert_allclose(units[0], units[1], rtol=1e-4, atol=1e-3)
-    np.testing.assert_array_equal(clean.x_train, corrupt.x_train)
-
-
 def unreadable(path):
     path.write_bytes(b"\x00\x01 not a table")
 
@@ -99,6 +74,8 @@ def unreadable(path):
             ["same number", "X (40, 3), y (40,), m (2, 40)"],
         ),
         ("t.npz", lambda path: np.savez(path, X=np.ones((40, 3, 3)), y=np.ones(40)), {}, ["(n, d)", "X (40, 3, 3)"]),
+        ("t.npz", lambda path: np.savez(path, X=np.ones((40, 2)), X_1=np.ones(40)), {}, ["'X_1'", "Rename"]),
+        ("t.npz", lambda path: np.savez(path), {}, ["same number"]),
         ("t.csv", lambda path: path.write_text(""), {}, ["cannot be read as CSV"]),
         ("t.csv", lambda path: path.write_text("a,target\n"), {}, ["no rows"]),
         ("t.csv", lambda path: frame().write_csv(path), {"target": None}, ["--target", "a, b"]),
@@ -148,3 +125,39 @@ def test_dates_are_numbers(tmp_path):
     frame(a=days).write_parquet(tmp_path / "t.parquet")
     column = load_data(str(tmp_path / "t.parquet"), target="target").features["a"]
     np.testing.assert_array_equal(np.diff(column.to_numpy()), 1)
+
+
+@pytest.mark.parametrize("kind", [pl.Int8, pl.UInt64, pl.Float32, pl.Decimal(12, 3), pl.Boolean, pl.Categorical, pl.Datetime, pl.Duration])  # fmt: skip
+def test_columns_of_every_kind_are_numbers_or_categories(kind, tmp_path):
+    counts = pl.Series("a", [k % 7 for k in range(60)])
+    column = {
+        pl.Boolean: lambda: counts > 3,
+        pl.Categorical: lambda: counts.cast(pl.String).cast(kind),
+        pl.Duration: lambda: counts.cast(kind("us")),
+        pl.Datetime: lambda: counts.cast(kind("us")),
+    }.get(kind, lambda: counts.cast(kind))()
+    frame().with_columns(column.alias("a")).write_parquet(tmp_path / "t.parquet")
+    data = load_data(str(tmp_path / "t.parquet"), target="target")
+    categories = {pl.Boolean: 2, pl.Categorical: 7}.get(kind)
+    assert data.features["a"].dtype == (pl.String if categories else pl.Float64)
+    assert data.fold(0).x_train.shape[1] == (categories or 1) + 3
+    if not categories:
+        np.testing.assert_allclose(data.features["a"], counts)
+
+
+def test_a_digest_is_of_every_value_name_and_place():
+    table = frame()
+    features, target = table.drop("target"), table["target"].to_numpy()
+    other_target = target.copy()
+    other_target[-1] = np.nextafter(target[-1], np.inf)
+    other_cell = features.with_columns(a=pl.when(pl.int_range(pl.len()) == 59).then(0.25).otherwise("a"))
+    others = [
+        (features, other_target),
+        (other_cell, target),
+        (features.rename({"a": "c"}), target),
+        (features.select("b", "a"), target),
+        (features[::-1], target),
+    ]
+    digests = [Data("t", "regression", x, y, (), "").digest() for x, y in ((features, target), *others)]
+    assert len(set(digests)) == len(digests)
+    assert Data("t", "regression", features.clone(), target.copy(), (), "").digest() == digests[0]

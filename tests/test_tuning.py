@@ -403,8 +403,10 @@ def test_processes_share_trials_and_come_to_the_same(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        ({"trials": 0}, ["--tune must be at least 1", "Received: 0"]),
-        ({"trials": 1, "splits": 0}, ["splits must be at least 1", "Received: 0"]),
+        ({"trials": 0}, ["--tune", "at least 1", "Received: 0"]),
+        ({"trials": "ten"}, ["--tune", "whole number", "'ten'"]),
+        ({"trials": 1, "splits": 0}, ["splits", "at least 1", "Received: 0"]),
+        ({"trials": 1, "splits": 2.5}, ["splits", "whole number", "2.5"]),
     ],
 )
 def test_bad_numbers_are_told(arguments, words):

@@ -34,7 +34,8 @@ def training_examples(arguments: Mapping[str, Any]) -> int | None:
 
 def _of_batches(count: int, first: Any, last: Any) -> int:
     """All batches but the last have one size."""
-    return (count - 1) * _rows(first[0]) + _rows(last[0])
+    first, last = (keras.utils.unpack_x_y_sample_weight(batch)[0] for batch in (first, last))
+    return (count - 1) * _rows(first) + _rows(last)
 
 
 def _rows(x: Any) -> int:

@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import importlib.util
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -125,7 +126,7 @@ def study(
     console = Console(stderr=as_json, highlight=False)
     comparing = Study(model or mlp, table, chosen, settings, folder=folder, engine=training, tuning=tuning)
     console.print(
-        f"[bold]{table.name}[/]: {table.task}, {len(table.target)} rows, {table.features.width} features"
+        f"[bold]{_escaped(table.name)}[/]: {table.task}, {len(table.target)} rows, {table.features.width} features"
         + (f", {len(table.classes)} classes" if table.classes else "")
         + f"; {len(comparing.candidates)} candidates x {seeds} seeds x {epochs} epochs"
         + (f", after {tune} trials each on {tuning.splits} other splits" if tuning else "")
@@ -197,7 +198,8 @@ def _print_table(results: Results, console: Console) -> None:
         d = row.differences[key]
         means = [row.means[m.key] for m in results.metrics]
         cells = [f"{mean:.3f}" if abs(mean) < 1 else f"{mean:.4g}" for mean in means]
-        interval = f"{d.mean:+.2g} ± {d.high - d.mean:.2g}" if index else ""
+        width = f" ± {d.high - d.mean:.2g}" if math.isfinite(d.high) else ""
+        interval = f"{d.mean:+.2g}{width}" if index else ""
         p_value = f"{d.p_value:.2g}" if index else ""
         style = "bold green" if row in comparison.better else ""
         table.add_row(row.candidate.name, *cells, interval, p_value, f"x{row.cost:.2f}", style=style)

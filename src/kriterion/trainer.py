@@ -14,7 +14,7 @@ from kriterion._optimizer import LossVariablesOptimizer, exclude_from_weight_dec
 from kriterion._sampling import WeightSamples
 from kriterion._state import StateLayer
 from kriterion._training_size import training_examples
-from kriterion._validation import check_float
+from kriterion._validation import check_float, is_number
 from kriterion.backend import Tensor
 from kriterion.losses.base import TrainableLoss
 from kriterion.transforms.base import Transform
@@ -104,7 +104,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
             ValueError: `loss_learning_rate` is not positive, or given with an optimizer that cannot be combined.
             NotImplementedError: on the first batch, with transforms and several replicas of `tf.distribute`.
         """
-        if isinstance(transforms, Transform) or not all(isinstance(t, Transform) for t in transforms):
+        if not isinstance(transforms, Sequence) or not all(isinstance(t, Transform) for t in transforms):
             raise TypeError(
                 "Trainer.compile: `transforms` must be a list of kriterion.transforms.Transform instances. "
                 f"Received: transforms={transforms!r}"
@@ -118,7 +118,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         if isinstance(loss, Mapping):
             loss = dict(loss)
         losses = _trainable_losses(loss)
-        if isinstance(loss_learning_rate, (int, float)):
+        if is_number(loss_learning_rate):
             check_float("Trainer.compile", "loss_learning_rate", loss_learning_rate, above=0.0)
         if loss_learning_rate is not None and not losses and not transforms:
             raise ValueError(

@@ -262,8 +262,7 @@ def _from_table(name: str, table: Any, where: str) -> Candidate:
     unknown = [key for key in table if key not in known] if isinstance(table, Mapping) else ["(no table)"]
     if unknown:
         raise StudyError(f"{where}: unknown key {unknown[0]!r}.{_nearest(unknown[0], known)} Keys: {', '.join(known)}.")
-    if not name.replace("-", "").replace("_", "").isalnum():
-        raise StudyError(f"{where}: names consist of letters, digits, '-' and '_', because they name files.")
+    check_name(name, where)
     transforms = table.get("transforms", [])
     if not isinstance(transforms, list):
         raise StudyError(f"{where}: `transforms` is a list. Received: {transforms!r}")
@@ -288,6 +287,12 @@ def _from_table(name: str, table: Any, where: str) -> Candidate:
         if part is not None:
             part.build()
     return candidate
+
+
+def check_name(name: Any, where: str) -> None:
+    """Raise a `StudyError` unless the name of a candidate can name files."""
+    if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
+        raise StudyError(f"{where}: names consist of letters, digits, '-' and '_', because they name files.")
 
 
 def choose(names: Iterable[str] | None, available: Iterable[Candidate]) -> tuple[Candidate, ...]:

@@ -86,7 +86,7 @@ class Comparison:
         also = f" Also better: {', '.join(row.candidate.name for row in rest)}." if rest else ""
         return (
             f"{best.candidate.name} beats the baseline on {title}: {best.means[key]:.4g} against "
-            f"{baseline.means[key]:.4g}, a difference of {d.mean:+.3g} (95 % interval {d.low:+.3g} to {d.high:+.3g}, "
+            f"{baseline.means[key]:.4g}, a difference of {d.mean:+.3g} (95 % interval {d.interval}, "
             f"p = {d.p_value:.2g} after Holm's correction for {len(others)} candidates).{also}{warning}"
         )
 
@@ -97,7 +97,7 @@ class Comparison:
         best = min(known, key=self._worse_by)
         d = self._difference(best)
         return (
-            f" The closest is {best.candidate.name}: {d.mean:+.3g}, 95 % interval {d.low:+.3g} to {d.high:+.3g} by "
+            f" The closest is {best.candidate.name}: {d.mean:+.3g}, 95 % interval {d.interval} by "
             f"itself, p = {d.p_value:.2g} after correction for all candidates."
         )
 

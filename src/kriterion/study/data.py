@@ -238,9 +238,14 @@ def _read_npz(path: Path) -> pl.DataFrame:
             f"{path}: the arrays must be (n,) or (n, d), all with the same number n of rows. Received: {shapes}. "
             "Save a file with only those that the study is about."
         )
-    columns: dict[str, np.ndarray] = {}
-    for name, array in arrays.items():
-        columns.update({name: array} if array.ndim == 1 else {f"{name}_{j}": c for j, c in enumerate(array.T)})
+    columns = [
+        pl.Series(name if array.ndim == 1 else f"{name}_{index}", column)
+        for name, array in arrays.items()
+        for index, column in enumerate(np.atleast_2d(array.T))
+    ]
+    names = [column.name for column in columns]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise StudyError(f"{path}: two columns are named {min(twice)!r}. Rename arrays: the columns of X are X_0, X_1.")
     return pl.DataFrame(columns)
 
 

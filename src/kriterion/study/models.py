@@ -8,7 +8,10 @@ import random
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from types import CodeType, FunctionType
+from typing import Any
 
 import keras
 import numpy as np
@@ -60,10 +63,11 @@ def model_function(specification: str) -> ModelFunction:
         sys.path.insert(0, str(Path.cwd()))
     try:
         function = getattr(importlib.import_module(module_name), function_name)
-    except ImportError as error:
-        raise StudyError(f"--model {specification}: the module cannot be imported: {error}") from error
     except AttributeError as error:
         raise StudyError(f"--model {specification}: {error}") from error
+    # Whatever the user's module raises.
+    except Exception as error:
+        raise StudyError(f"--model {specification}: the module cannot be imported: {_words(error)}") from error
     return function
 
 
@@ -71,22 +75,47 @@ def model_identity(function: ModelFunction) -> str:
     """The function's name and, unless it is `mlp`, a digest of what it does."""
     if function is mlp:
         return "mlp"
-    code = getattr(function, "__code__", None)
-    does = repr((code.co_code, code.co_consts, code.co_names)) if code is not None else repr(function)
-    # Where a nested function is in memory does not matter.
-    digest = hashlib.sha256(re.sub(r" at 0x[0-9a-f]+", "", does).encode()).hexdigest()[:8]
+    # Where things are in memory does not matter.
+    does = re.sub(r" at 0x[0-9a-f]+", "", repr(_content(function)))
+    digest = hashlib.sha256(does.encode()).hexdigest()[:8]
     return f"{function.__module__}:{getattr(function, '__qualname__', type(function).__name__)} ({digest})"
 
 
-def check_model(model: keras.Model, x: np.ndarray, outputs: int) -> None:
-    """Raise a `StudyError` unless the model maps a batch to (n, outputs), and to probabilities where outputs > 1."""
+def _content(value: Any) -> Any:
+    """What a function does and with what it was made; what an object holds."""
+    if isinstance(value, CodeType):
+        return value.co_code, value.co_names, [_content(constant) for constant in value.co_consts]
+    if isinstance(value, FunctionType):
+        enclosed = [cell.cell_contents for cell in value.__closure__ or ()]
+        return _content(value.__code__), value.__defaults__, value.__kwdefaults__, enclosed
+    if isinstance(value, partial):
+        return _content(value.func), value.args, value.keywords
+    if isinstance(value, frozenset):
+        # In an order that is the same in every process.
+        return sorted(map(repr, value))
+    return value, sorted(getattr(value, "__dict__", {}).items())
+
+
+def _words(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def check_model(build: Callable[[], keras.Model], x: np.ndarray, outputs: int) -> None:
+    """Raise a `StudyError` unless it builds a model from batches to (n, outputs), probabilities where outputs > 1."""
+    try:
+        model = build()
+    # Whatever the user's function raises.
+    except Exception as error:
+        raise StudyError(
+            f"--model: the function of {x.shape[1]} features and {outputs} outputs fails: {_words(error)}"
+        ) from error
     if not isinstance(model, keras.Model):
         raise StudyError(f"--model must return a keras.Model. Received: {type(model).__name__}")
     try:
         predicted = keras.ops.convert_to_numpy(model(x[:4]))
     # Whatever the user's layers raise.
     except Exception as error:
-        raise StudyError(f"The model cannot be called on inputs of shape (n, {x.shape[1]}): {error}") from error
+        raise StudyError(f"The model cannot be called on inputs of shape (n, {x.shape[1]}): {_words(error)}") from error
     if predicted.shape != (len(x[:4]), outputs):
         raise StudyError(
             f"The model's output does not fit: {outputs} output unit(s) are needed, shape (n, {outputs}). "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from kriterion.study.errors import StudyError
+from kriterion.study.errors import StudyError, check_count
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,11 @@ class Settings:
     patience: int | None = None
 
     def __post_init__(self) -> None:
-        minima = {"seeds": 2, "epochs": 1, "batch_size": 1}
+        check_count("--seeds", self.seeds, 2)
+        check_count("--epochs", self.epochs)
+        check_count("--batch-size", self.batch_size)
         if self.patience is not None:
-            minima["patience"] = 1
-        for name, minimum in minima.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or value < minimum:
-                raise StudyError(
-                    f"--{name.replace('_', '-')} must be a whole number of at least {minimum}. Received: {value!r}"
-                )
+            check_count("--patience", self.patience)
         fraction = self.corrupt_targets
-        if not isinstance(fraction, (int, float)) or not 0.0 <= fraction < 1.0:
+        if not isinstance(fraction, (int, float)) or isinstance(fraction, bool) or not 0.0 <= fraction < 1.0:
             raise StudyError(f"--corrupt-targets must be in [0, 1). Received: {fraction!r}")

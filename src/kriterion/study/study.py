@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import keras
 import polars as pl
 
-from kriterion.study.candidates import Candidate
+from kriterion.study.candidates import Candidate, check_name
 from kriterion.study.data import Data, load_data
 from kriterion.study.engines import Engine, engine_named
 from kriterion.study.errors import StudyError
@@ -80,7 +81,7 @@ class Study:
             patience=self.settings.patience,
         )
         fold = self.problem.fold(0)
-        check_model(self.problem.network(0), fold.x_train, self.data.outputs)
+        check_model(partial(self.problem.network, 0), fold.x_train, self.data.outputs)
         self.candidates, self.left_out = self._checked(candidates)
         self._identity = self._identified()
         self.storage = Storage(Path(folder or Path("studies") / self.data.name), self._identity)
@@ -102,6 +103,15 @@ class Study:
 
     def _checked(self, candidates: Sequence[Candidate]) -> tuple[tuple[Candidate, ...], dict[str, str]]:
         """Those to train, and why others are left out: what parts refuse, they refuse now, not after an hour."""
+        if not candidates:
+            raise StudyError("A study needs candidates, the first of which is the baseline. Received none.")
+        # Of files, too, which some systems find in either case.
+        names: set[str] = set()
+        for candidate in candidates:
+            check_name(candidate.name, f"candidate {candidate.name!r}")
+            if candidate.name.casefold() in names:
+                raise StudyError(f"candidate {candidate.name!r}: there is another of this name. Rename one.")
+            names.add(candidate.name.casefold())
         model = self.problem.network(0)
         fit, left_out = [], {}
         for index, candidate in enumerate(candidates):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from kriterion.study.candidates import Candidate
-from kriterion.study.errors import StudyError
+from kriterion.study.errors import StudyError, check_count
 from kriterion.study.problem import Problem
 from kriterion.study.run import FINISHED, Run
 from kriterion.study.training import OnEpochs, Train, divided
@@ -63,9 +63,8 @@ class Tuning:
             import optuna  # noqa: F401
         except ImportError as error:
             raise StudyError("--tune needs the package 'optuna': pip install 'kriterion[tune]'") from error
-        for name, option in (("trials", "--tune"), ("splits", "splits")):
-            if getattr(self, name) < 1:
-                raise StudyError(f"{option} must be at least 1. Received: {getattr(self, name)}")
+        check_count("--tune", self.trials)
+        check_count("splits", self.splits)
 
 
 def wilcoxon_pruner() -> optuna.pruners.BasePruner:

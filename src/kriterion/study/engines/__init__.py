@@ -40,8 +40,6 @@ def engine_named(name: str, workers: int | None = None) -> Engine:
         raise StudyError(f"--engine must be auto or one of {', '.join(ENGINES)}. Received: {name!r}")
     if workers is None:
         return ENGINES[name]()
-    if workers < 1 or name != "processes":
-        raise StudyError(
-            f"--workers is a number of at least 1, for --engine processes. Received: {workers} with --engine {name}"
-        )
+    if name != "processes":
+        raise StudyError(f"--workers is for --engine processes. Received: {workers} with --engine {name}")
     return ProcessesEngine(workers)

@@ -11,7 +11,7 @@ from concurrent.futures.process import BrokenProcessPool
 import keras
 from loky import ProcessPoolExecutor
 
-from kriterion.study.errors import StudyError
+from kriterion.study.errors import StudyError, check_count
 from kriterion.study.problem import Problem
 from kriterion.study.run import Run
 from kriterion.study.training import OnEpochs, Train, Work, train_one
@@ -26,6 +26,9 @@ class ProcessesEngine:
     Args:
         workers: number of processes; by default one for each core.
 
+    Raises:
+        StudyError: `workers` is no number of at least 1.
+
     Examples:
         >>> from kriterion.study import ProcessesEngine
         >>> ProcessesEngine(2).workers
@@ -33,7 +36,7 @@ class ProcessesEngine:
     """
 
     def __init__(self, workers: int | None = None) -> None:
-        self.workers = workers or os.cpu_count() or 1
+        self.workers = (os.cpu_count() or 1) if workers is None else check_count("--workers", workers)
 
     @contextlib.contextmanager
     def at_work(self, problem: Problem) -> Iterator[Train]:

@@ -1,0 +1,127 @@
+"""How a study's runs are judged: metrics by their formulas, in the target's units, at the best epoch."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from keras import ops
+
+from kriterion.study import Candidate, load_data
+from kriterion.study.metrics import metrics_of, selection_metric, selection_score
+from kriterion.study.run import DIVERGED, FINISHED, epoch_record, run_of
+
+EPOCHS = [{"epoch": 0, "loss": 2.0}, {"epoch": 1, "loss": 1.0}]
+
+
+def score(task, key, truth, predicted):
+    (metric,) = (metric for metric in metrics_of(task) if metric.key == key)
+    return metric.function(np.asarray(truth), np.asarray(predicted))
+
+
+def test_metrics_of_regression_are_their_formulas(random):
+    y = random.normal(size=41)
+    p = y + random.standard_t(2, size=41)
+    errors = np.abs(y - p)
+    assert score("regression", "mae", y, p) == pytest.approx(errors.mean())
+    assert score("regression", "rmse", y, p) == pytest.approx(math.sqrt((errors**2).mean()))
+    assert score("regression", "median_absolute_error", y, p) == pytest.approx(np.sort(errors)[20])
+    assert score("regression", "r2", y, p) == pytest.approx(1 - (errors**2).sum() / ((y - y.mean()) ** 2).sum())
+    assert score("regression", "r2", y, np.full(41, y.mean())) == pytest.approx(0.0)
+
+
+def test_metrics_of_classification_are_their_formulas(random):
+    classes = random.integers(0, 3, size=50)
+    p = random.dirichlet([1.0, 1.0, 1.0], size=50)
+    said = p.argmax(axis=1)
+    assert score("classification", "accuracy", classes, p) == pytest.approx((said == classes).mean())
+    logs = [math.log(row[label]) for row, label in zip(p, classes, strict=True)]
+    assert score("classification", "log_loss", classes, p) == pytest.approx(-np.mean(logs))
+    harmonic = []
+    for label in range(3):
+        hits = ((said == label) & (classes == label)).sum()
+        harmonic.append(2 * hits / ((said == label).sum() + (classes == label).sum()))
+    assert score("classification", "macro_f1", classes, p) == pytest.approx(np.mean(harmonic))
+    bins = np.minimum((p.max(axis=1) * 15).astype(int), 14)
+    gaps = [abs((said == classes)[bins == each].sum() - p.max(axis=1)[bins == each].sum()) for each in np.unique(bins)]
+    assert score("classification", "ece", classes, p) == pytest.approx(sum(gaps) / 50, rel=1e-5)
+
+
+def test_certainty_that_is_wrong_costs_no_infinity():
+    assert score("classification", "log_loss", [1], [[1.0, 0.0]]) == pytest.approx(-math.log(1e-7))
+
+
+@pytest.mark.parametrize("task", ["regression", "classification"])
+def test_perfect_predictions_are_the_best(task):
+    truth, perfect = ([1.0, 2.0, 5.0], [1.0, 2.0, 5.0]) if task == "regression" else ([0, 1, 2], np.eye(3))
+    for metric in metrics_of(task):
+        assert metric.function(np.asarray(truth), np.asarray(perfect)) == (1.0 if metric.greater_is_better else 0.0)
+
+
+@pytest.mark.parametrize("name", ["diabetes", "iris"])
+def test_the_score_that_picks_an_epoch_is_the_metric_of_the_validation_rows(name, random):
+    """What compiled programs compute, in units of the scale, is what is written of an epoch."""
+    data = load_data(name)
+    fold = data.fold(0)
+    rows = len(fold.y_validation)
+    predicted = random.normal(size=(rows, 1)) if name == "diabetes" else random.dirichlet(np.ones(3), size=rows)
+    compiled = float(selection_score(data.task)(ops.convert_to_tensor(fold.y_validation), predicted.astype("float32")))
+    if data.task == "regression":
+        truth = fold.y_validation[:, 0] * fold.target_scale
+        expected = selection_metric(data.task).function(truth, predicted[:, 0] * fold.target_scale)
+    else:
+        expected = selection_metric(data.task).function(fold.y_validation.argmax(axis=1), predicted)
+    assert compiled * fold.target_scale == pytest.approx(expected, rel=1e-5)
+
+
+def test_predictions_are_judged_in_the_targets_units(random):
+    data = load_data("diabetes")
+    fold = data.fold(3)
+    # Targets are whole numbers: what the first one is off by, in units of the scale.
+    truth, predicted = fold.in_units("regression", fold.y_test + 2.0 / fold.target_scale)
+    np.testing.assert_allclose(truth, np.round(truth), atol=1e-3)
+    np.testing.assert_allclose(predicted - truth, 2.0, rtol=1e-3)
+    run = run_of(Candidate("c"), 3, "regression", fold, EPOCHS, 1, fold.y_test + 2.0 / fold.target_scale, 1.0, 0.0)
+    assert run.status == FINISHED
+    assert run.test["mae"] == pytest.approx(2.0, rel=1e-4)
+    assert run.test["median_absolute_error"] == pytest.approx(2.0, rel=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("epochs", "best", "bad"),
+    [
+        (EPOCHS, -1, 0.0),
+        ([*EPOCHS, {"epoch": 2, "loss": math.nan}], 1, 0.0),
+        ([*EPOCHS, {"epoch": 2, "loss": math.inf}], 1, 0.0),
+        (EPOCHS, 1, math.nan),
+        (EPOCHS, 1, math.inf),
+    ],
+)
+def test_what_diverged_has_no_scores(epochs, best, bad):
+    """No epoch was best, the loss ended in no number, or a prediction is none."""
+    fold = load_data("iris").fold(0)
+    predictions = fold.y_test.copy()
+    predictions[4, 1] += bad
+    run = run_of(Candidate("c"), 0, "classification", fold, epochs, best, predictions, 1.0, 0.0)
+    assert run.status == DIVERGED
+    assert set(run.test) == {"accuracy", "log_loss", "macro_f1", "ece"}
+    assert all(math.isnan(value) for value in run.test.values())
+
+
+def test_what_is_kept_of_an_epoch():
+    metric = selection_metric("classification")
+    record = epoch_record(3, {"loss": np.float32(0.5), "alpha": 1}, metric, 0.25)
+    assert record == {"epoch": 3, "loss": 0.5, "alpha": 1.0, "log_loss": 0.25}
+    assert all(type(value) in (int, float) for value in record.values())
+
+
+@given(hnp.arrays("float64", st.integers(2, 30), elements=st.floats(-1e3, 1e3)), st.floats(0.1, 10.0))
+@settings(deadline=None, derandomize=True)
+def test_errors_grow_with_the_units(y, factor):
+    p = y[::-1]
+    for key in ("mae", "rmse", "median_absolute_error"):
+        assert score("regression", key, y * factor, p * factor) == pytest.approx(
+            factor * score("regression", key, y, p)
+        )

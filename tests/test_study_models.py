@@ -1,0 +1,176 @@
+"""Networks of a study: how they are found, what is asked of them, and when two functions build the same."""
+
+import functools
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+from kriterion.study import Candidate, Settings, Study, StudyError, default_candidates, load_data, mlp
+from kriterion.study.models import model_function, model_identity
+from kriterion.study.problem import Problem
+from tests.helpers import told
+
+
+def network(features, outputs, width=4):
+    layers = [keras.layers.Dense(width), keras.layers.Dense(outputs, activation="softmax")]
+    return keras.Sequential([keras.Input((features,)), *layers])
+
+
+def wrong_output(features, outputs):
+    return network(features, 2)
+
+
+def no_softmax(features, outputs):
+    return keras.Sequential([keras.Input((features,)), keras.layers.Dense(outputs)])
+
+
+def not_a_model(features, outputs):
+    return keras.layers.Dense(outputs)
+
+
+def of_images(features, outputs):
+    return keras.Sequential([keras.Input((4, 4, 1)), keras.layers.Conv2D(outputs, 3)])
+
+
+def of_one_argument(features):
+    return network(features, 1)
+
+
+def broken(features, outputs):
+    raise RuntimeError("no weights at hand")
+
+
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        (not_a_model, ["keras.Model", "Dense"]),
+        (of_images, ["cannot be called on inputs of shape (n, 4)"]),
+        (wrong_output, ["does not fit", "(n, 3)", "(4, 2)"]),
+        (no_softmax, ["softmax"]),
+        (of_one_argument, ["--model", "4 features and 3 outputs", "TypeError", "2 were given"]),
+        (broken, ["--model", "RuntimeError: no weights at hand"]),
+    ],
+)
+def test_a_model_that_does_not_fit_is_told(model, words, tmp_path):
+    with told(StudyError, words):
+        Study(model, "iris", default_candidates(), Settings(seeds=2, epochs=1), folder=tmp_path / "s")
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize("specification", ["model", ":build", "model:", "no_such_module:build", "math:no_such"])
+def test_a_name_of_no_model_is_told(specification):
+    with told(StudyError, ["--model", specification.strip(":").partition(":")[0]]):
+        model_function(specification)
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [("def build(:", ["SyntaxError"]), ("1 / 0", ["ZeroDivisionError"]), ("import no_such_module", ["no_such_module"])],
+)
+def test_a_module_that_cannot_be_imported_is_told(content, words, tmp_path, monkeypatch):
+    name = f"mine_{abs(hash(content))}"
+    (tmp_path / f"{name}.py").write_text(content)
+    monkeypatch.syspath_prepend(tmp_path)
+    with told(StudyError, ["--model", "cannot be imported", *words]):
+        model_function(f"{name}:build")
+
+
+def test_a_module_beside_the_user_is_found(tmp_path, monkeypatch):
+    (tmp_path / "mine_beside.py").write_text("def build(features, outputs):\n    return features + outputs\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [each for each in sys.path if each])
+    assert model_function("mine_beside:build")(1, 2) == 3
+
+
+@pytest.mark.parametrize(("outputs", "activation"), [(1, "linear"), (2, "softmax"), (7, "softmax")])
+def test_the_usual_network(outputs, activation):
+    model = mlp(5, outputs)
+    assert model.count_params() == (5 * 64 + 64) + (64 * 64 + 64) + (64 * outputs + outputs)
+    assert model.layers[-1].activation is getattr(keras.activations, activation)
+    assert [layer.rate for layer in model.layers if isinstance(layer, keras.layers.Dropout)] == [0.1, 0.1]
+
+
+def test_seeds_begin_with_weights_of_their_own_whatever_was_built_before():
+    problem = Problem(load_data("iris"), mlp, epochs=1, batch_size=32)
+    first, second = problem.network(0), problem.network(1)
+    again = Problem(load_data("iris"), mlp, epochs=1, batch_size=32).network(0)
+    for one, other, same in zip(first.weights, second.weights, again.weights, strict=True):
+        np.testing.assert_array_equal(one, same)
+        assert one.path.endswith("bias") or not np.array_equal(one, other)
+
+
+def with_width(width):
+    def build(features, outputs):
+        return network(features, outputs, width)
+
+    return build
+
+
+def with_default(width):
+    def build(features, outputs, width=width):
+        return network(features, outputs, width)
+
+    return build
+
+
+def with_keyword(width):
+    def build(features, outputs, *, width=width):
+        return network(features, outputs, width)
+
+    return build
+
+
+class Builder:
+    def __init__(self, width):
+        self.width = width
+
+    def __call__(self, features, outputs):
+        return network(features, outputs, self.width)
+
+
+def partly(width):
+    return functools.partial(network, width=width)
+
+
+@pytest.mark.parametrize("make", [with_width, with_default, with_keyword, Builder, partly])
+def test_functions_that_build_other_networks_are_other_ones(make):
+    assert model_identity(make(4)) == model_identity(make(4))
+    assert model_identity(make(4)) != model_identity(make(8))
+
+
+def test_what_is_written_inside_of_a_function_counts():
+    def defined(constant):
+        space = {"keras": keras}
+        exec(
+            f"def build(features, outputs):\n    def inner(x):\n        return x * {constant}\n    return inner\n",
+            space,
+        )
+        return space["build"]
+
+    assert model_identity(defined(2)) == model_identity(defined(2))
+    assert model_identity(defined(2)) != model_identity(defined(3))
+
+
+def of_a_set(features, outputs):
+    return network(features, outputs, 4 if outputs in {"a", "b", "c", "d", "e", "f", "g", "h"} else 8)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "jax", reason="a process takes long to start, and would say the same")
+def test_an_identity_is_the_same_in_every_process():
+    """Also where Python puts strings into another order."""
+    code = "from tests.test_study_models import *; print(*map(model_identity, (of_a_set, with_width(4), Builder(4))))"
+    environment = {**os.environ, "PYTHONHASHSEED": "1"}
+    process = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert process.stdout.split("\n")[-2] == " ".join(map(model_identity, (of_a_set, with_width(4), Builder(4))))
+
+
+def test_a_folder_knows_the_network_that_it_was_begun_with(tmp_path):
+    candidates = (Candidate("baseline"), Candidate("other", loss_learning_rate=None))
+    Study(with_width(4), "iris", candidates, folder=tmp_path / "s")
+    Study(with_width(4), "iris", candidates, folder=tmp_path / "s")
+    with told(StudyError, ["different study", "model"]):
+        Study(with_width(8), "iris", candidates, folder=tmp_path / "s")
