@@ -96,7 +96,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
             loss: as in Keras; losses may have trainable variables (`kriterion.losses.TrainableLoss`).
             transforms: transforms of the objective, the first being applied first: `[A, B]` minimises B(A(L)).
             loss_learning_rate: learning rate (or schedule) of the loss's and transforms' trainable variables; by
-                default the optimizer's.
+                default the optimizer's. Keras's callbacks that set rates set both, each from its own.
             **kwargs: `metrics`, `loss_weights`, `steps_per_execution`, `jit_compile` and so on, as in Keras.
 
         Raises:
@@ -169,10 +169,10 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
     @property
     def metrics(self) -> list[keras.metrics.Metric]:
         """The metrics, as in Keras."""
-        if not self._evaluating:
-            return super().metrics
-        measured = {id(metric) for transform in self.transforms for metric in transform.state.metrics}
-        return [metric for metric in super().metrics if id(metric) not in measured]
+        kept_back = self.transforms if self._evaluating else ()
+        measured = {id(metric) for transform in kept_back for metric in transform.state.metrics}
+        # Keras lists those of layers in layers twice.
+        return [metric for metric in dict.fromkeys(super().metrics) if id(metric) not in measured]
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.train_on_batch`."""
