@@ -142,6 +142,26 @@ def test_averages_of_weights_are_the_losss_too(random):
     assert_same([numpy(variable) for variable in trainer.trainable_variables], averages, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("rate", [None, 0.02], ids=["one rate", "two rates"])
+@pytest.mark.parametrize("wrapped", [lambda sgd: sgd, kriterion.optimizers.VarianceScaling], ids=["plain", "wrapped"])
+def test_averages_are_swapped_in_for_validation(wrapped, rate, random):
+    x, y = data(random)
+    optimizer = wrapped(keras.optimizers.SGD(0.05, use_ema=True, ema_momentum=0.75))
+    trainer = trainer_of(learned=False, optimizer=optimizer, loss_learning_rate=rate)
+    steps, validated = [], []
+
+    def now():
+        return [numpy(variable).copy() for variable in trainer.trainable_variables]
+
+    after = callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: steps.append(now()))
+    after.on_test_begin = lambda logs=None: validated.append(now())
+    fit(trainer, x[:35], y[:35], epochs=3, validation_data=(x, y), callbacks=[callbacks.SwapEMAWeights(), after])
+    average = steps[0]
+    for step, of_validation in zip(steps, validated, strict=True):
+        average = [0.75 * a + 0.25 * w for a, w in zip(average, step, strict=True)]
+        assert_same(of_validation, average, rtol=1e-5, atol=1e-6)
+
+
 def test_validation_is_the_plain_loss_at_the_clean_weights(random):
     x, y = data(random)
     trainer = trainer_of(learned=False, transforms=[WeightNoise(3.0, seed=1)])

@@ -198,8 +198,6 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
             loss.check_minimum()
         exclude_from_weight_decay(self.optimizer, self.objective_state.trainable_variables)
 
-    # The objective.
-
     def evaluate_objective(
         self,
         trainable_values: Sequence[Tensor],
@@ -336,7 +334,11 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
             variable.assign(value)
         return loss, gradients
 
-    # Saving.
+    # Files.
+
+    def export(self, *args: Any, **kwargs: Any) -> Any:
+        """As `keras.Model.export`, of the given model, which is what is served."""
+        return self.model.export(*args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make an equal trainer."""
@@ -352,9 +354,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         """The arguments of `compile`, and the shapes that the losses were built with."""
         config = super().get_compile_config()
         if config:
-            config.update(
-                {key: keras.saving.serialize_keras_object(value) for key, value in self._user_compile_config.items()}
-            )
+            config |= {k: keras.saving.serialize_keras_object(v) for k, v in self._user_compile_config.items()}
             states = [loss.built_state() for loss in _trainable_losses(self.loss)]
             config["loss_states"] = keras.saving.serialize_keras_object(states)
         return portable(config)

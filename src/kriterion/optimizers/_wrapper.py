@@ -52,10 +52,11 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             **around,
         )
         self._optimizer_config = optimizer.get_config()
-        self.inner_optimizer = type(optimizer).from_config(self._optimizer_config)
+        # Under Keras's name, `inner_optimizer`, its callbacks would take this one for loss scaling.
+        self.wrapped = type(optimizer).from_config(self._optimizer_config)
         for key, value in _AROUND_UPDATE.items():
-            setattr(self.inner_optimizer, key, value)
-        self.inner_optimizer.learning_rate = self._shared_learning_rate
+            setattr(self.wrapped, key, value)
+        self.wrapped.learning_rate = self._shared_learning_rate
 
     def _shared_learning_rate(self) -> Tensor:
         return self.learning_rate
@@ -65,12 +66,12 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         if self.built:
             return
         super().build(variables)
-        self.inner_optimizer.build(variables)
+        self.wrapped.build(variables)
 
     @property
     def variables(self) -> list[keras.Variable]:
         """The wrapper's own variables and the inner optimizer's."""
-        return [*super().variables, *self.inner_optimizer.variables]
+        return [*super().variables, *self.wrapped.variables]
 
     def refuse_replicas(self) -> None:
         """Raise a `NotImplementedError` if the step runs on several replicas."""
@@ -87,7 +88,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
 
     def unwrapped(self) -> keras.optimizers.Optimizer:
         """An unbuilt optimizer like the one that was given, with the learning rate of now."""
-        optimizer = type(self.inner_optimizer).from_config(self._optimizer_config)
+        optimizer = type(self.wrapped).from_config(self._optimizer_config)
         optimizer.learning_rate = _rate(super().get_config()["learning_rate"])
         return optimizer
 

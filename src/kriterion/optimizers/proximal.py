@@ -92,10 +92,10 @@ class Proximal(OptimizerWrapper):
             raise ValueError(
                 f"Proximal: `select` does not go with a mapping of expressions. Received: select={select!r}"
             )
-        if metric == "optimizer" and not has_metric(self.inner_optimizer):
+        if metric == "optimizer" and not has_metric(self.wrapped):
             raise ValueError(
                 f'Proximal: metric="optimizer" needs one of {", ".join(KNOWN)}. '
-                f'Received: optimizer={type(self.inner_optimizer).__name__}. Use metric="learning_rate".'
+                f'Received: optimizer={type(self.wrapped).__name__}. Use metric="learning_rate".'
             )
         if self.use_ema:
             raise ValueError(
@@ -130,7 +130,7 @@ class Proximal(OptimizerWrapper):
     ) -> None:
         """Keras's hook between clipping and weight decay before, and accumulation after."""
         self.refuse_replicas()
-        self.inner_optimizer.apply(grads, trainable_variables)
+        self.wrapped.apply(grads, trainable_variables)
         of_index = {self._get_variable_index(variable): variable for variable in trainable_variables}
         held = [ops.zeros((), "int32")] * self.held_back.shape[0]
         for (_, proximal_map), members in zip(self._maps, self._members, strict=True):
@@ -154,7 +154,7 @@ class Proximal(OptimizerWrapper):
 
     def _step_size(self, variable: keras.Variable, learning_rate: Tensor) -> Tensor:
         rate = ops.cast(learning_rate, variable.dtype)
-        return step_size(self.inner_optimizer, variable, rate) if self.metric == "optimizer" else rate
+        return step_size(self.wrapped, variable, rate) if self.metric == "optimizer" else rate
 
     def collapsed(self) -> dict[str, int]:
         """For kernels that a step would have made zero, how many such steps were left out."""

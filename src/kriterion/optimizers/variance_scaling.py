@@ -82,7 +82,7 @@ class VarianceScaling(OptimizerWrapper):
         self.refuse_replicas()
         factors = self._factors(grads, trainable_variables)
         before = [ops.copy(variable) for variable in trainable_variables]
-        self.inner_optimizer.apply(grads, trainable_variables)
+        self.wrapped.apply(grads, trainable_variables)
         for variable, old, factor in zip(trainable_variables, before, factors, strict=True):
             variable.assign(old + factor * (variable.value - old))
 
