@@ -5,6 +5,8 @@ import os
 import subprocess
 import sys
 
+import numpy as np
+import polars as pl
 import pytest
 
 from kriterion import cli
@@ -66,6 +68,45 @@ def test_bad_input_ends_with_exit_code_2_and_no_traceback(arguments, words, tmp_
     assert words in told
     assert "Traceback" not in told
     assert not os.listdir(tmp_path)
+
+
+def table(rows=40, **columns):
+    random = np.random.default_rng(0)
+    return {"a": random.normal(size=rows), "target": random.normal(size=rows), **columns}
+
+
+TABLES = {
+    "twenty-rows": table(20),
+    "an-outlier": table(target=[1e20, *np.linspace(0, 1, 39)]),
+    "huge": table(target=1e12 * np.linspace(0, 1, 40) ** 2),
+    "hardly-varies": table(target=1e9 + np.linspace(0, 1, 40)),
+    "mostly-one-number": table(target=[0.0] * 38 + [1.0, 2.0]),
+    "a-category-a-row": {"c": [f"c{k}" for k in range(40)], "target": np.linspace(0, 1, 40)},
+    "truths": table(target=[True, False] * 20),
+    "few-of-a-class": table(205, target=["u"] * 200 + ["v"] * 5),
+    "[red]brackets*": table(target=["<b>", "no", "[/]", "ä ö"] * 10),
+}
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_tables_of_many_kinds(name, tmp_path, monkeypatch, capsys):
+    """Each ends with a page, with numbers that JSON has, and with a verdict; nothing warns."""
+    pl.DataFrame(TABLES[name]).write_csv(tmp_path / f"{name}.csv")
+    options = ["--seeds", "2", "--epochs", "3", "--patience", "1", "--candidates", "general-robust", "--json"]
+    run(monkeypatch, tmp_path, "study", f"{name}.csv", "--target", "target", *options)
+    printed = capsys.readouterr()
+    found = json.loads(printed.out, parse_constant=lambda constant: pytest.fail(f"{constant} is not JSON"))
+    assert f"{name}: " in printed.err
+    assert "<svg" in (tmp_path / "studies" / name / "index.html").read_text(encoding="utf-8")
+    baseline, robust = found["candidates"]
+    assert robust["diverged"] == 0
+    assert all(value is not None for value in robust["means"].values())
+    # Only squares of 1e20 are more than single precision has.
+    assert baseline["diverged"] == (2 if name == "an-outlier" else 0)
+    words = (
+        "baseline diverged on all 2 splits. Others finished some: general-robust." if name == "an-outlier" else "beats"
+    )
+    assert words in found["verdict"]
 
 
 def test_options_of_tuning_need_it():

@@ -198,6 +198,17 @@ def test_what_diverges_more_often_than_the_baseline_is_not_better():
     assert names(comparison.better) == ["flaky"]
 
 
+def test_without_a_baseline_there_is_no_comparison():
+    all_diverged = {"shift": 0.0, "diverged": SEEDS}
+    comparison, _ = compare(0, baseline=all_diverged, a={"shift": 0.0}, b=all_diverged, c={"shift": 0.0, "diverged": 2})
+    assert comparison.better == []
+    assert comparison.verdict == (
+        "Nothing can be compared on MAE: the baseline diverged on all 10 splits. Others finished some: a, c."
+    )
+    comparison, _ = compare(0, baseline=all_diverged, a=all_diverged)
+    assert comparison.verdict.endswith("all 10 splits.")
+
+
 def test_cost_is_a_ratio():
     comparison, _ = compare(0, baseline={"shift": 0.0, "seconds": 2.0}, slow={"shift": 0.0, "seconds": 5.0})
     assert [row.cost for row in comparison.rows] == [1.0, 2.5]

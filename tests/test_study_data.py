@@ -30,6 +30,17 @@ def test_formats_give_equal_data(suffix, write, tmp_path):
     assert data.fold(0).x_train.shape == (36, 4)
 
 
+@pytest.mark.parametrize("name", ["a[b]*?", "{x}", "~t", "t.csv"])
+@pytest.mark.parametrize(
+    ("suffix", "write"), [("csv", "write_csv"), ("parquet", "write_parquet"), ("feather", "write_ipc")]
+)
+def test_names_of_files_are_no_patterns(name, suffix, write, tmp_path):
+    getattr(frame(), write)(tmp_path / f"{name}.{suffix}")
+    getattr(frame(70), write)(tmp_path / f"ab-b.{suffix}")
+    data = load_data(str(tmp_path / f"{name}.{suffix}"), target="target")
+    assert (len(data.target), data.name) == (60, name)
+
+
 def test_npz(tmp_path):
     np.savez(tmp_path / "t.npz", X=np.random.default_rng(0).normal(size=(40, 3)), y=np.arange(40.0))
     assert load_data(str(tmp_path / "t.npz"), target="y").features.columns == ["X_0", "X_1", "X_2"]
@@ -81,6 +92,7 @@ def unreadable(path):
         ("t.csv", lambda path: frame().write_csv(path), {"target": None}, ["--target", "a, b"]),
         ("t.csv", lambda path: frame().write_csv(path), {"target": "y"}, ["'y'", "target, a, b"]),
         ("t.csv", lambda path: frame(target=[1.5] * 60).write_csv(path), {}, ["constant", "1.5"]),
+        ("t.csv", lambda path: frame(target=range(2**60, 2**60 + 60)).write_csv(path), {}, ["double precision"]),
         ("t.csv", lambda path: frame(target=[None, 1.0, 2.0] * 20).write_csv(path), {}, ["missing in 20 of 60"]),
         (
             "t.parquet",

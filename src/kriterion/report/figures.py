@@ -71,7 +71,8 @@ def curves_figure(results: Results) -> str:
         axes = figure.subplots()
         for index, candidate in enumerate(results.candidates):
             curves = _curves(results, candidate.name, metric.key)
-            epochs = np.arange(1, curves.shape[1] + 1)
+            epochs = 1 + np.flatnonzero(np.isfinite(curves).any(axis=0))
+            curves = curves[:, epochs - 1]
             low, middle, high = np.nanpercentile(curves, [25, 50, 75], axis=0)
             axes.plot(epochs, middle, color=_colour(index), linewidth=1.6, label=candidate.name)
             axes.fill_between(epochs, low, high, color=_colour(index), alpha=0.08, linewidth=0)

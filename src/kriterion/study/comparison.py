@@ -76,6 +76,11 @@ class Comparison:
         baseline, *others = self.rows
         diverged = [f"{row.candidate.name} ({row.diverged} of {row.runs})" for row in self.rows if row.diverged]
         warning = f" Diverged, and left out of the comparison: {', '.join(diverged)}." if diverged else ""
+        if baseline.diverged == baseline.runs:
+            finished = [row.candidate.name for row in others if row.diverged < row.runs]
+            return f"Nothing can be compared on {title}: the baseline diverged on all {baseline.runs} splits." + (
+                f" Others finished some: {', '.join(finished)}." if finished else ""
+            )
         if not self.better:
             return (
                 f"Nothing beats the baseline on {title}: of {len(others)} candidates, none is better than it by more "

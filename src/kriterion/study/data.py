@@ -28,11 +28,11 @@ BUILT_IN = {
 }
 TASKS = ("regression", "classification")
 _READERS = {
-    ".csv": lambda path: pl.read_csv(path, infer_schema_length=None, null_values=["", "NA", "NaN", "nan", "null", "?"]),
+    ".csv": lambda file: pl.read_csv(file, infer_schema_length=None, null_values=["", "NA", "NaN", "nan", "null", "?"]),
     ".parquet": pl.read_parquet,
     ".arrow": pl.read_ipc,
     ".feather": pl.read_ipc,
-    ".npz": lambda path: _read_npz(path),
+    ".npz": lambda file: _read_npz(file),
 }
 _MISSING = "(missing)"
 _MAX_CATEGORIES = 50
@@ -218,7 +218,9 @@ def _read(path: Path) -> pl.DataFrame:
     if reader is None:
         raise StudyError(f"{path}: the file name must end in one of {', '.join(_READERS)}.")
     try:
-        frame = reader(path)
+        # Not by name, in which Polars takes brackets and stars for a pattern.
+        with path.open("rb") as file:
+            frame = reader(file)
     except StudyError:
         raise
     # Readers raise whatever their formats' libraries do, for files that are not what their names say.
@@ -229,13 +231,13 @@ def _read(path: Path) -> pl.DataFrame:
     return frame
 
 
-def _read_npz(path: Path) -> pl.DataFrame:
-    with np.load(path, allow_pickle=False) as file:
-        arrays = {name: file[name] for name in file.files}
+def _read_npz(file: Any) -> pl.DataFrame:
+    with np.load(file, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
     if any(array.ndim not in (1, 2) for array in arrays.values()) or len({len(a) for a in arrays.values()}) != 1:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
         raise StudyError(
-            f"{path}: the arrays must be (n,) or (n, d), all with the same number n of rows. Received: {shapes}. "
+            f"{file.name}: the arrays must be (n,) or (n, d), all with the same number n of rows. Received: {shapes}. "
             "Save a file with only those that the study is about."
         )
     columns = [
@@ -245,7 +247,9 @@ def _read_npz(path: Path) -> pl.DataFrame:
     ]
     names = [column.name for column in columns]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise StudyError(f"{path}: two columns are named {min(twice)!r}. Rename arrays: the columns of X are X_0, X_1.")
+        raise StudyError(
+            f"{file.name}: two columns are named {min(twice)!r}. Rename arrays: the columns of X are X_0, X_1."
+        )
     return pl.DataFrame(columns)
 
 
@@ -281,6 +285,10 @@ def _from_frame(path: Path, frame: pl.DataFrame, target: str | None, task: str |
     values = column.cast(pl.Float64).to_numpy().copy()
     if not np.isfinite(values).all():
         raise StudyError(f"The target {target!r} has infinite values in {int((~np.isfinite(values)).sum())} rows.")
+    if np.ptp(values) == 0:
+        raise StudyError(
+            f"The target {target!r} varies by less than double precision can tell: all is {values[0]:g}. Subtract that."
+        )
     if len(values) < _MIN_ROWS:
         raise StudyError(f"At least {_MIN_ROWS} rows are needed for the splits. Received: {len(values)}.")
     return Data(path.stem, task, features, values, (), str(path), target, notes)
