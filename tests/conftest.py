@@ -54,8 +54,8 @@ if BACKEND != "tensorflow":
 # The command starts processes of its own, at several seconds each; what it runs is tested on all backends, and what it
 # stores is stored alike, and so is its page. Only JAX maps a step. That a package is installed and found is the same
 # everywhere, and its suites are those of test_conformance.py. Whether an option is read is the same everywhere, too, what
-# is said of a file that cannot be, and what a study makes of tables and of scores.
-_ONCE = ["comparison", "extension", "fuzz", "options", "refusals", "study_data", "study_folds"]
+# is said of a file that cannot be, what a study makes of tables and of scores, and what a smaller model leaves out.
+_ONCE = ["compact", "comparison", "extension", "fuzz", "options", "refusals", "study_data", "study_folds"]
 collect_ignore = [] if BACKEND == "torch" else [f"test_{name}.py" for name in _ONCE]
 if BACKEND == "tensorflow":
     collect_ignore += ["test_endurance.py"]

@@ -16,4 +16,6 @@ def extended(owner: str, model: keras.Model, function: Callable[[Any], Any]) -> 
             f"{owner}.to_inference: the model must be functional or sequential, built, with one output. "
             f"Received: {type(model).__name__} with {len(outputs)} known outputs."
         )
-    return keras.Model(model.inputs, function(outputs[0]), name=f"{model.name}_{owner.lower()}")
+    # In the structure that the model takes.
+    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    return keras.Model(inputs, function(outputs[0]), name=f"{model.name}_{owner.lower()}")

@@ -28,7 +28,7 @@ def compact(model: keras.Model) -> keras.Model:
         model: a built Sequential or functional model.
 
     Returns:
-        A Keras model of the same kind, not compiled, that shares nothing with the given one.
+        A Keras model of the same kind, inputs and outputs, not compiled, that shares nothing with the given one.
 
     Raises:
         ValueError: the connections of the model's layers are not known: it is a subclassed model or not built.
@@ -57,7 +57,7 @@ def compact(model: keras.Model) -> keras.Model:
         smaller = keras.Sequential([entry, *map(resized, model.layers)], name=model.name)
     else:
         # Not of `model` itself, which if compiled would be compiled again, with an optimizer for the larger weights.
-        same = keras.Model(model.inputs, model.outputs, name=model.name)
+        same = keras.Model(model.input, model.output, name=model.name)
         smaller = keras.models.clone_model(same, clone_function=resized)
     for layer in model.layers:
         if not layer.weights:

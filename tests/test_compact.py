@@ -1,0 +1,128 @@
+"""Smaller models of random graphs with random zeros: the same outputs, and nothing left that could go."""
+
+import keras
+import numpy as np
+import pytest
+from keras import layers
+
+from kriterion.sparsity import compact
+from tests.helpers import numpy
+
+ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "softmax", "gelu")
+
+
+class Graph:
+    """A model that grows by random layers; `ends` are the tensors that the next may take."""
+
+    def __init__(self, random, shape):
+        self.random = random
+        self.inputs = keras.Input(shape)
+        self.ends = [self.inputs]
+
+    def pick(self, *choices):
+        return choices[self.random.integers(len(choices))]
+
+    def linear(self):
+        activation, bias = self.pick(*ACTIVATIONS), bool(self.random.integers(2))
+        units = int(self.random.integers(2, 6))
+        if len(self.inputs.shape) == 2:
+            return layers.Dense(units, activation, use_bias=bias)
+        padding, size = self.pick("same", "valid"), int(self.random.integers(1, 4))
+        return layers.Conv1D(units, size, padding=padding, activation=activation, use_bias=bias)
+
+    def by_channel(self):
+        choices = [
+            layers.BatchNormalization(center=bool(self.random.integers(2)), scale=bool(self.random.integers(2))),
+            layers.Activation(self.pick(*ACTIVATIONS)),
+            layers.LeakyReLU(0.3),
+            layers.ReLU(),
+            layers.Dropout(0.5, seed=1),
+        ]
+        if len(self.inputs.shape) == 3:
+            padding = self.pick("same", "valid")
+            choices += [
+                layers.MaxPooling1D(2, strides=1, padding=padding),
+                layers.AveragePooling1D(2, strides=1, padding=padding),
+                layers.ZeroPadding1D(1),
+                layers.UpSampling1D(2),
+                layers.DepthwiseConv1D(2, padding=padding, activation=self.pick(*ACTIVATIONS)),
+            ]
+        return self.pick(*choices)
+
+    def grow(self):
+        tensor = self.pick(*self.ends)
+        kind = self.random.uniform()
+        alike = [other for other in self.ends if other.shape == tensor.shape]
+        of_one_length = [other for other in self.ends if other.shape[:-1] == tensor.shape[:-1]]
+        if kind < 0.45:
+            new = self.linear()(tensor)
+        elif kind < 0.75:
+            new = self.by_channel()(tensor)
+        elif kind < 0.88 and len(alike) > 1:
+            new = layers.Add()(alike) if self.random.integers(2) else alike[0] + alike[-1]
+        elif len(of_one_length) > 1:
+            new = layers.Concatenate()(of_one_length[:3])
+        else:
+            new = layers.LayerNormalization()(tensor)
+        self.ends.append(new)
+
+    def model(self):
+        """Of the last tensor."""
+        outputs = self.ends[-1]
+        if len(self.inputs.shape) == 3:
+            outputs = self.pick(layers.Flatten(), layers.GlobalAveragePooling1D(), layers.GlobalMaxPooling1D())(outputs)
+        return keras.Model(self.inputs, layers.Dense(2)(outputs))
+
+
+def with_zeros(model, random):
+    """Random weights; a third of the units and of the inputs of each kernel, and of the scales, are zero."""
+    for variable in model.variables:
+        if variable.name == "seed_generator_state":
+            continue
+        value = random.normal(size=variable.shape)
+        if "variance" in variable.path:
+            value = random.uniform(0.5, 2.0, size=variable.shape)
+        elif len(variable.shape) >= 2:
+            value *= random.uniform(size=variable.shape[-1]) < 0.67
+            value *= (random.uniform(size=variable.shape[-2]) < 0.67)[:, None]
+        elif random.integers(2):
+            value *= random.uniform(size=variable.shape) < 0.67
+        variable.assign(value)
+
+
+@pytest.mark.parametrize("shape", [(4,), (7, 3)], ids=["vectors", "sequences"])
+@pytest.mark.parametrize("seed", range(40))
+def test_random_graphs_keep_their_outputs(shape, seed):
+    random = np.random.default_rng([seed, len(shape)])
+    graph = Graph(random, shape)
+    for _ in range(random.integers(3, 9)):
+        graph.grow()
+    model = graph.model()
+    with_zeros(model, random)
+    smaller = compact(model)
+    x = random.normal(size=(6, *shape)).astype("float32")
+    expected = numpy(model(x))
+    scale = max(1.0, float(np.abs(expected).max()))
+    np.testing.assert_allclose(numpy(smaller(x)) / scale, expected / scale, atol=2e-5)
+    assert smaller.count_params() <= model.count_params()
+    # Nothing is left that could go.
+    assert compact(smaller).count_params() == smaller.count_params()
+
+
+def test_what_it_takes_and_gives_has_the_same_structure(random):
+    left, right = keras.Input((3,), name="left"), keras.Input((2,), name="right")
+    hidden = layers.Dense(4, "relu")(layers.Concatenate()([left, right]))
+    outputs = {"a": layers.Dense(1)(hidden), "b": (layers.Dense(2)(hidden), right)}
+    x = {"left": random.normal(size=(5, 3)).astype("float32"), "right": random.normal(size=(5, 2)).astype("float32")}
+    for model, given in [
+        (keras.Model({"left": left, "right": right}, outputs), x),
+        (keras.Model([left, right], [outputs["a"]]), list(x.values())),
+        (keras.Model([left, right], outputs["a"]), list(x.values())),
+        (keras.Model(right, layers.Dense(3)(right)), x["right"]),
+        (keras.Sequential([right, layers.Dense(3)]), x["right"]),
+    ]:
+        with_zeros(model, random)
+        expected, found = model(given), compact(model)(given)
+        keras.tree.assert_same_structure(expected, found)
+        for one, other in zip(keras.tree.flatten(expected), keras.tree.flatten(found), strict=True):
+            np.testing.assert_allclose(numpy(one), numpy(other), atol=1e-5)
