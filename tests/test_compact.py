@@ -6,72 +6,8 @@ import pytest
 from keras import layers
 
 from kriterion.sparsity import compact
+from tests.graphs import Graph
 from tests.helpers import numpy
-
-ACTIVATIONS = ("linear", "relu", "tanh", "sigmoid", "softmax", "gelu")
-
-
-class Graph:
-    """A model that grows by random layers; `ends` are the tensors that the next may take."""
-
-    def __init__(self, random, shape):
-        self.random = random
-        self.inputs = keras.Input(shape)
-        self.ends = [self.inputs]
-
-    def pick(self, *choices):
-        return choices[self.random.integers(len(choices))]
-
-    def linear(self):
-        activation, bias = self.pick(*ACTIVATIONS), bool(self.random.integers(2))
-        units = int(self.random.integers(2, 6))
-        if len(self.inputs.shape) == 2:
-            return layers.Dense(units, activation, use_bias=bias)
-        padding, size = self.pick("same", "valid"), int(self.random.integers(1, 4))
-        return layers.Conv1D(units, size, padding=padding, activation=activation, use_bias=bias)
-
-    def by_channel(self):
-        choices = [
-            layers.BatchNormalization(center=bool(self.random.integers(2)), scale=bool(self.random.integers(2))),
-            layers.Activation(self.pick(*ACTIVATIONS)),
-            layers.LeakyReLU(0.3),
-            layers.ReLU(),
-            layers.Dropout(0.5, seed=1),
-        ]
-        if len(self.inputs.shape) == 3:
-            padding = self.pick("same", "valid")
-            choices += [
-                layers.MaxPooling1D(2, strides=1, padding=padding),
-                layers.AveragePooling1D(2, strides=1, padding=padding),
-                layers.ZeroPadding1D(1),
-                layers.UpSampling1D(2),
-                layers.DepthwiseConv1D(2, padding=padding, activation=self.pick(*ACTIVATIONS)),
-            ]
-        return self.pick(*choices)
-
-    def grow(self):
-        tensor = self.pick(*self.ends)
-        kind = self.random.uniform()
-        alike = [other for other in self.ends if other.shape == tensor.shape]
-        of_one_length = [other for other in self.ends if other.shape[:-1] == tensor.shape[:-1]]
-        if kind < 0.45:
-            new = self.linear()(tensor)
-        elif kind < 0.75:
-            new = self.by_channel()(tensor)
-        elif kind < 0.88 and len(alike) > 1:
-            new = layers.Add()(alike) if self.random.integers(2) else alike[0] + alike[-1]
-        elif len(of_one_length) > 1:
-            new = layers.Concatenate()(of_one_length[:3])
-        else:
-            new = layers.LayerNormalization()(tensor)
-        self.ends.append(new)
-
-    def model(self):
-        """Of the last tensor."""
-        outputs = self.ends[-1]
-        if len(self.inputs.shape) == 3:
-            outputs = self.pick(layers.Flatten(), layers.GlobalAveragePooling1D(), layers.GlobalMaxPooling1D())(outputs)
-        return keras.Model(self.inputs, layers.Dense(2)(outputs))
 
 
 def with_zeros(model, random):
