@@ -55,10 +55,20 @@ if BACKEND != "tensorflow":
 # stores is stored alike, and so is its page. Only JAX maps a step. That a package is installed and found is the same
 # everywhere, and its suites are those of test_conformance.py. Whether an option is read is the same everywhere, too, what
 # is said of a file that cannot be, what a study makes of tables and of scores, and what a smaller model leaves out.
-_ONCE = ["compact", "comparison", "extension", "fuzz", "gradients_of_graphs", "options", "refusals", "study_data", "study_folds"]
+_ONCE = [
+    "compact",
+    "comparison",
+    "extension",
+    "fuzz",
+    "gradients_of_graphs",
+    "options",
+    "refusals",
+    "study_data",
+    "study_folds",
+]
 collect_ignore = [] if BACKEND == "torch" else [f"test_{name}.py" for name in _ONCE]
 if BACKEND == "tensorflow":
-    collect_ignore += ["test_endurance.py"]
+    collect_ignore += ["test_endurance.py", "test_suites.py"]
 if BACKEND != "jax":
     collect_ignore += ["test_cli.py", "test_page.py", "test_reliability.py", "test_vectorized.py"]
 

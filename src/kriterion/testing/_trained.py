@@ -60,7 +60,8 @@ class TrainedSuite(Suite):
     def test_the_same_seeds_give_the_same_numbers(self) -> None:
         x, y = self._data()
         first, second = (fit(self._compiled(dropout=True), x, y) for _ in range(2))
-        require(first == second, f"The same seeds gave {first} and {second}.")
+        # Keras numbers the names of parts that are not named.
+        require([*first.values()] == [*second.values()], f"The same seeds gave {first} and {second}.")
 
     def test_compiled_and_eager_training_agree(self) -> None:
         if backend.name == "torch":

@@ -322,6 +322,12 @@ class LossSuite(TrainedSuite):
         require(
             again.name == "mine" and again.reduction == "sum", "`name` or `reduction` is lost in the configuration."
         )
+        y, p = self.examples(self.random, 4)
+        values = []
+        for each in (again, loss):
+            keras.utils.set_random_seed(7)
+            values.append(numpy(built(each, y, p)(y, p)))
+        same_numbers(*values, "Made from its configuration the loss has another value: an argument is lost.", rtol=1e-6)
 
     def test_copies_are_independent(self) -> None:
         loss = self._settled()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -225,17 +226,24 @@ class RegularizerSuite(Suite):
                     require(not np.isfinite(found[(0,) * w.ndim]), f"The proximal map makes {found} of {w}.")
 
     def test_a_proximal_map_is_smooth(self) -> None:
-        """Of a convex function |prox(a) - prox(b)| <= |a - b|; a step that vanishes changes nothing."""
+        """Of a convex function |prox(a) - prox(b)| <= |a - b|, for neighbours too: where it jumps, and far apart.
+
+        A step that vanishes changes nothing.
+        """
         for shape in self.shapes:
             proximal = self._proximal_map()
             a, b = self._weights(shape), self._weights(shape)
             same_numbers(proximal(a, np.float32(1e-8)), a, "A step of 1e-8.", rtol=1e-6, atol=1e-6)
             if self.convex:
-                ends = [proximal(v, np.float32(0.5)) for v in (a, b)]
-                require(
-                    np.linalg.norm(ends[0] - ends[1]) <= np.linalg.norm(a - b) * (1 + 1e-5),
-                    f"The proximal map takes {a} and {b} further apart, to {ends[0]} and {ends[1]}.",
-                )
+                between = [a + np.float32(t) * (b - a) for t in np.linspace(0, 1, 41)]
+                found = [proximal(v, np.float32(0.5)) for v in between]
+                for left, right in [*itertools.pairwise(range(41)), (0, 40)]:
+                    before, after = (np.linalg.norm(v[left] - v[right]) for v in (between, found))
+                    require(
+                        after <= before * (1 + 1e-5) + 1e-5,
+                        f"The proximal map takes {between[left]} and {between[right]}, {before} from each other, "
+                        f"further apart: to {found[left]} and {found[right]}, {after} from each other.",
+                    )
 
 
 @keras.saving.register_keras_serializable(package="kriterion_testing")

@@ -1,0 +1,211 @@
+"""Optimizers that are wrong in one way each."""
+
+import os
+
+import keras
+import numpy as np
+from keras import ops
+
+from kriterion import testing
+
+register = keras.saving.register_keras_serializable(package="faults.optimizers")
+
+
+class Sound(testing.OptimizerSuite):
+    """Of gradient descent."""
+
+    part: type = keras.optimizers.SGD
+
+    def make(self, learning_rate, **arguments):
+        return self.part(learning_rate, **arguments)
+
+    def reference(self, learning_rate, weights, gradients):
+        return weights - learning_rate * np.cumsum(gradients, axis=0)
+
+
+class SoundWithState(Sound):
+    """With momentum."""
+
+    stops = False
+
+    def make(self, learning_rate, **arguments):
+        return keras.optimizers.SGD(learning_rate, momentum=0.9, **arguments)
+
+    def reference(self, learning_rate, weights, gradients):
+        path, velocity = [weights], 0.0
+        for g in gradients:
+            velocity = 0.9 * velocity - learning_rate * g
+            path.append(path[-1] + velocity)
+        return np.array(path[1:])
+
+
+class Descent(keras.optimizers.SGD):
+    """Gradient descent whose gradient can be changed."""
+
+    def changed(self, gradient, variable):
+        return gradient
+
+    def update_step(self, gradient, variable, learning_rate):
+        super().update_step(self.changed(gradient, variable), variable, learning_rate)
+
+
+@register
+class Doubled(Descent):
+    def changed(self, gradient, variable):
+        return 2 * gradient
+
+
+@register
+class DeafToSchedules(Descent):
+    """It takes the first learning rate for all."""
+
+    def __init__(self, learning_rate, **arguments):
+        if callable(learning_rate):
+            learning_rate = float(ops.convert_to_numpy(learning_rate(0)))
+        super().__init__(learning_rate, **arguments)
+
+
+def without(name):
+    """One that takes an argument and does nothing with it."""
+
+    class Without(Descent):
+        def __init__(self, learning_rate, **arguments):
+            super().__init__(learning_rate, **{key: value for key, value in arguments.items() if key != name})
+
+    return Without
+
+
+@register
+class Unclipped(Descent):
+    def _clip_gradients(self, grads):
+        return grads
+
+
+@register
+class Normalised(Descent):
+    """0 / 0 where there is no gradient."""
+
+    def changed(self, gradient, variable):
+        return gradient / ops.norm(gradient)
+
+
+@register
+class HidesNaN(Descent):
+    def changed(self, gradient, variable):
+        return ops.nan_to_num(gradient)
+
+
+class NotRegistered(Descent):
+    """Keras does not find it when a file is loaded."""
+
+
+@register
+class LeavesBiases(Descent):
+    def changed(self, gradient, variable):
+        return gradient * (len(variable.shape) > 1)
+
+
+@register
+class OfAllEver(Descent):
+    """It decays every weight that any of its kind was built for."""
+
+    seen: list = []  # noqa: RUF012
+
+    def build(self, variables):
+        super().build(variables)
+        self.seen.extend(variables)
+
+    def apply(self, grads, trainable_variables=None):
+        super().apply(grads, trainable_variables)
+        for variable in self.seen:
+            variable.assign(0.99 * variable.value)
+
+
+@register
+class Forgetful(Descent):
+    """Its argument is not in its configuration."""
+
+    def __init__(self, learning_rate, factor=1.0, **arguments):
+        super().__init__(learning_rate, **arguments)
+        self.factor = factor
+
+    def changed(self, gradient, variable):
+        return self.factor * gradient
+
+
+@register
+class Unrepeatable(Descent):
+    """Its numbers are those of the operating system."""
+
+    def __init__(self, learning_rate, **arguments):
+        super().__init__(learning_rate, **arguments)
+        self.factor = os.urandom(1)[0] / 64
+
+    def changed(self, gradient, variable):
+        return self.factor * gradient
+
+
+@register
+class Counting(Descent):
+    """Its Python counts calls: once where it is compiled, each step where it is not."""
+
+    def __init__(self, learning_rate, **arguments):
+        super().__init__(learning_rate, **arguments)
+        self.calls = 0
+
+    def changed(self, gradient, variable):
+        self.calls += 1
+        return self.calls * gradient
+
+
+@register
+class OfThePolicy(Descent):
+    """In mixed precision it goes the other way."""
+
+    def __init__(self, learning_rate, **arguments):
+        super().__init__(learning_rate, **arguments)
+        self.factor = 1.0 if keras.config.dtype_policy().name == "float32" else -50.0
+
+    def changed(self, gradient, variable):
+        return self.factor * gradient
+
+
+@register
+class OfTheDevices(Descent):
+    """On several devices it is another."""
+
+    def changed(self, gradient, variable):
+        return gradient * (1.0 if keras.distribution.distribution() is None else 2.0)
+
+
+class WithArgument(Sound):
+    def make(self, learning_rate, **arguments):
+        return Forgetful(learning_rate, factor=3.0, **arguments)
+
+
+def faulty(part):
+    return type(f"Of{part.__name__}", (Sound,), {"part": part})
+
+
+FAULTS = {
+    "test_the_path_is_the_references": (faulty(Doubled), "reference's path"),
+    "test_learning_rates": (faulty(DeafToSchedules), "At a learning rate of 0"),
+    "test_clipping": (faulty(Unclipped), "With {'clipvalue'"),
+    "test_accumulation_is_a_step_of_the_mean": (
+        faulty(without("gradient_accumulation_steps")),
+        "Accumulated gradients",
+    ),
+    "test_weight_decay": (faulty(without("weight_decay")), "Three steps of decay"),
+    "test_averaging": (faulty(without("use_ema")), "Not the moving average"),
+    "test_vanishing_tiny_and_huge_gradients": (faulty(Normalised), "Gradients of 0"),
+    "test_nan_is_not_hidden": (faulty(HidesNaN), "A gradient of NaN leaves"),
+    "test_the_configuration_makes_an_equal_optimizer": (faulty(NotRegistered), "register_keras_serializable"),
+    "test_training_moves_every_weight": (faulty(LeavesBiases), "bias as it was"),
+    "test_frozen_layers_stay": (faulty(OfAllEver), "A frozen layer was trained"),
+    "test_fit_saves_and_goes_on": (WithArgument, "does not go on"),
+    "test_the_same_seeds_give_the_same_numbers": (faulty(Unrepeatable), "The same seeds gave"),
+    "test_compiled_and_eager_training_agree": (faulty(Counting), "Eager training differs"),
+    "test_mixed_precision": (faulty(OfThePolicy), "Training in mixed_float16"),
+    "test_two_devices_train_as_one": (faulty(OfTheDevices), "Two devices differ"),
+}
+SOUND = (Sound, SoundWithState)
