@@ -6,13 +6,14 @@ import keras
 import pytest
 
 from kriterion import testing
-from tests.faults import losses, optimizers, regularizers, transforms
+from tests.faults import backends, losses, optimizers, regularizers, transforms
 
 SUITES = {
     testing.LossSuite: losses,
     testing.RegularizerSuite: regularizers,
     testing.TransformSuite: transforms,
     testing.OptimizerSuite: optimizers,
+    testing.BackendSuite: backends,
 }
 # All others are as fast as they can be on PyTorch, where nothing is compiled.
 NEED_A_COMPILER = ("test_compiled_and_eager_training_agree", "test_two_devices_train_as_one")

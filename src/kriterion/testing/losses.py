@@ -327,7 +327,10 @@ class LossSuite(TrainedSuite):
         for each in (again, loss):
             keras.utils.set_random_seed(7)
             values.append(numpy(built(each, y, p)(y, p)))
-        same_numbers(*values, "Made from its configuration the loss has another value: an argument is lost.", rtol=1e-6)
+        value, expected = values
+        same_numbers(
+            value, expected, "Made from its configuration the loss has another value: an argument is lost.", rtol=1e-6
+        )
 
     def test_copies_are_independent(self) -> None:
         loss = self._settled()
