@@ -183,7 +183,7 @@ class GradientStatistics(keras.metrics.Metric):
         # Kept, since Keras asks for them at every step.
         self.found = self.add_variable((len(keys),), _nothing_found, "float32", name="found")
 
-    def update_state(self, sums: Tensor, others: Tensor, measured: Any = True) -> None:
+    def update_state(self, sums: Tensor, others: Tensor, measured: Any) -> None:
         """Add a measurement, if it is one."""
         new, sums, others = (ops.cast(value, "float32") for value in (measured, sums, others))
         kept = 1.0 - new * self.stale.value
