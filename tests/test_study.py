@@ -242,6 +242,11 @@ def test_the_page_is_self_contained_and_its_code_runs(tmp_path, monkeypatch):
     code = code_for(EVERYTHING, results)
     assert "AdaptiveRobust" in code
     exec(compile(code, "winner", "exec"), {})
+    # The function of a network that cannot be imported is to be given.
+    results.description["model"] |= {"module": "mine", "name": "test.<locals>.build", "identity": "mine:test (0)"}
+    code = code_for(EVERYTHING, results)
+    assert "mine:test (0)" in code
+    exec(compile(code, "winner", "exec"), {"build_model": mlp})
 
 
 def test_the_page_is_the_same_from_what_is_stored(tmp_path):

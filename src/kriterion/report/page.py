@@ -117,6 +117,10 @@ def code_for(candidate: Candidate, results: Results) -> str:
     data, settings, model = results.data, results.settings, results.model
     arguments = f", target={data['target']!r}, task={data['task']!r}" if data["target"] else ""
     backend = results.description["versions"]["backend"].split()[0]
+    build, origin = model["name"], f"from {model['module']} import {model['name']}"
+    # A function within another, a lambda, an object or a notebook's function cannot be imported.
+    if not build.isidentifier() or model["module"] == "__main__":
+        build, origin = "build_model", f"# Define `build_model` here: {model['identity']}"
     return "\n".join(
         [
             "import os",
@@ -124,11 +128,11 @@ def code_for(candidate: Candidate, results: Results) -> str:
             "import keras",
             "import kriterion",
             "from kriterion.study import load_data",
-            f"from {model['module']} import {model['name']}",
+            origin,
             "",
             f"data = load_data({data['source']!r}{arguments})",
             f"fold = data.fold(seed=0, corrupt_targets={settings.corrupt_targets!r})",
-            f"model = {model['name']}(fold.x_train.shape[1], data.outputs)",
+            f"model = {build}(fold.x_train.shape[1], data.outputs)",
             candidate.code(data["task"]),
             f"trainer.fit(fold.x_train, fold.y_train, epochs={settings.epochs}, batch_size={settings.batch_size},",
             "            validation_data=(fold.x_validation, fold.y_validation))",

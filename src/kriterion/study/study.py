@@ -219,7 +219,7 @@ class Study:
             "model": {
                 "identity": self._identity["model"],
                 "module": "kriterion.study" if function is mlp else function.__module__,
-                "name": getattr(function, "__qualname__", "build_model"),
+                "name": getattr(function, "__qualname__", ""),
             },
             "candidates": [{"name": c.name, "summary": c.summary, **c.to_dict()} for c in candidates],
             "left_out": self.left_out,
