@@ -29,6 +29,11 @@ def fit(trainer, x, y, *, epochs=1, **arguments):
     return trainer.fit(x, y, batch_size=35, epochs=epochs, shuffle=False, verbose=0, **arguments).history
 
 
+def trained(trainer):
+    """The variables that training changes, as they are now."""
+    return [numpy(variable).copy() for variable in trainer.trainable_variables]
+
+
 class Snapshots(callbacks.Callback):
     """All variables at the end of each epoch, and the learning rates in it."""
 
@@ -133,13 +138,13 @@ def test_averages_of_weights_are_the_losss_too(random):
     averages = []
 
     def average(epoch, logs):
-        now = [numpy(variable).copy() for variable in trainer.trainable_variables]
+        now = trained(trainer)
         averages[:] = [0.75 * a + 0.25 * w for a, w in zip(averages, now, strict=True)] if averages else now
 
     # A step an epoch.
     fit(trainer, x[:35], y[:35], epochs=4, callbacks=[callbacks.LambdaCallback(on_epoch_end=average)])
     assert len(averages) == len(trainer.model.trainable_variables) + 2
-    assert_same([numpy(variable) for variable in trainer.trainable_variables], averages, rtol=1e-5, atol=1e-6)
+    assert_same(trained(trainer), averages, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("rate", [None, 0.02], ids=["one rate", "two rates"])
@@ -149,12 +154,8 @@ def test_averages_are_swapped_in_for_validation(wrapped, rate, random):
     optimizer = wrapped(keras.optimizers.SGD(0.05, use_ema=True, ema_momentum=0.75))
     trainer = trainer_of(learned=False, optimizer=optimizer, loss_learning_rate=rate)
     steps, validated = [], []
-
-    def now():
-        return [numpy(variable).copy() for variable in trainer.trainable_variables]
-
-    after = callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: steps.append(now()))
-    after.on_test_begin = lambda logs=None: validated.append(now())
+    after = callbacks.LambdaCallback(on_epoch_end=lambda epoch, logs: steps.append(trained(trainer)))
+    after.on_test_begin = lambda logs=None: validated.append(trained(trainer))
     fit(trainer, x[:35], y[:35], epochs=3, validation_data=(x, y), callbacks=[callbacks.SwapEMAWeights(), after])
     average = steps[0]
     for step, of_validation in zip(steps, validated, strict=True):

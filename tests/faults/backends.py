@@ -52,8 +52,7 @@ def in_order(array, positions, values):
 
 def faulty(**functions):
     """The backend in use with other functions, as a suite's."""
-    everything = {name: getattr(backend, name) for name in dir(backend) if not name.startswith("_")}
-    return type("Faulty", (Sound,), {"backend": SimpleNamespace(**{**everything, **functions})})
+    return type("Faulty", (Sound,), {"backend": SimpleNamespace(**vars(backend) | functions)})
 
 
 class OfAnotherStep(Sound):

@@ -1,7 +1,5 @@
 """Losses that are wrong in one way each."""
 
-import os
-
 import keras
 import numpy as np
 from keras import ops
@@ -9,6 +7,7 @@ from keras import ops
 from kriterion import testing
 from kriterion.losses import TrainableLoss
 from kriterion.parametrizations import Positive
+from tests.faults import unrepeatable, with_part
 
 register = keras.saving.register_keras_serializable(package="faults.losses")
 
@@ -57,10 +56,18 @@ class SoundTrainable(Sound):
         return np.mean((y_pred - y_true) ** 2, axis=-1) / (2 * s**2) + np.log(s)
 
 
-@register
-class Doubled(Squared):
+class Scaled(Squared):
+    """k times the sound one."""
+
+    factor = 1.0
+
     def call(self, y_true, y_pred):
-        return 2 * super().call(y_true, y_pred)
+        return self.factor * super().call(y_true, y_pred)
+
+
+@register
+class Doubled(Scaled):
+    factor = 2.0
 
 
 @register
@@ -129,15 +136,12 @@ class InHalfPrecision(Squared):
 
 
 @register
-class Forgetful(Squared):
+class Forgetful(Scaled):
     """Its argument is not in its configuration."""
 
     def __init__(self, factor=1.0, **arguments):
         super().__init__(**arguments)
         self.factor = factor
-
-    def call(self, y_true, y_pred):
-        return self.factor * super().call(y_true, y_pred)
 
 
 @register
@@ -156,15 +160,12 @@ class LikeAnyOther(Likelihood):
 
 
 @register
-class Unrepeatable(Squared):
+class Unrepeatable(Scaled):
     """Its numbers are those of the operating system."""
 
     def __init__(self, **arguments):
         super().__init__(**arguments)
-        self.factor = 1.0 + os.urandom(1)[0] + os.urandom(1)[0] / 256
-
-    def call(self, y_true, y_pred):
-        return self.factor * super().call(y_true, y_pred)
+        self.factor = unrepeatable()
 
 
 @register
@@ -181,24 +182,21 @@ class Counting(Squared):
 
 
 @register
-class OfThePolicy(Squared):
+class OfThePolicy(Scaled):
     """In mixed precision it is another."""
 
     def __init__(self, **arguments):
         super().__init__(**arguments)
         self.factor = 1.0 if keras.config.dtype_policy().name == "float32" else 2.0
 
-    def call(self, y_true, y_pred):
-        return self.factor * super().call(y_true, y_pred)
-
 
 @register
-class OfTheDevices(Squared):
+class OfTheDevices(Scaled):
     """On several devices it is another."""
 
-    def call(self, y_true, y_pred):
-        factor = 1.0 if keras.distribution.distribution() is None else 2.0
-        return factor * super().call(y_true, y_pred)
+    @property
+    def factor(self):
+        return 1.0 if keras.distribution.distribution() is None else 2.0
 
 
 class WithNaNInMasks(Sound):
@@ -216,34 +214,30 @@ class WithArgument(Sound):
         return Forgetful(factor=3.0, **arguments)
 
 
-def faulty(part, suite=Sound):
-    return type(f"Of{part.__name__}", (suite,), {"part": part})
-
-
 FAULTS = {
     "test_the_suite_is_told_what_the_loss_is_for": (OfPictures, "`targets` must be one of"),
-    "test_the_values_are_the_references": (faulty(Doubled), "not the reference"),
-    "test_the_gradient_is_the_references": (faulty(HalfOfTheGradient), "Not the gradient by the predictions"),
+    "test_the_values_are_the_references": (with_part(Sound, Doubled), "not the reference"),
+    "test_the_gradient_is_the_references": (with_part(Sound, HalfOfTheGradient), "Not the gradient by the predictions"),
     "test_the_variables_gradient_is_the_references": (
-        faulty(ConstantVariable, SoundTrainable),
+        with_part(SoundTrainable, ConstantVariable),
         "Not the gradient by latent_scale",
     ),
-    "test_reductions_and_sample_weights": (faulty(WithoutWeights), "A sample weight is not a factor"),
-    "test_a_weight_counts_as_repetitions_do": (faulty(OfTheBatch), "is not k examples"),
-    "test_a_batch_of_which_nothing_counts": (faulty(PlusOne), "All sample weights are 0"),
+    "test_reductions_and_sample_weights": (with_part(Sound, WithoutWeights), "A sample weight is not a factor"),
+    "test_a_weight_counts_as_repetitions_do": (with_part(Sound, OfTheBatch), "is not k examples"),
+    "test_a_batch_of_which_nothing_counts": (with_part(Sound, PlusOne), "All sample weights are 0"),
     "test_masked_positions_do_not_count": (WithNaNInMasks, "Masked positions change the loss"),
-    "test_shapes_that_do_not_match_are_refused": (faulty(Truncating), "must be refused"),
-    "test_nan_is_not_hidden": (faulty(HidesNaN), "A prediction is NaN"),
-    "test_zero_and_extreme_predictions": (faulty(RootAtZero), "The gradient is [[nan"),
-    "test_dtypes": (faulty(InHalfPrecision), "The loss of float16 predictions"),
+    "test_shapes_that_do_not_match_are_refused": (with_part(Sound, Truncating), "must be refused"),
+    "test_nan_is_not_hidden": (with_part(Sound, HidesNaN), "A prediction is NaN"),
+    "test_zero_and_extreme_predictions": (with_part(Sound, RootAtZero), "The gradient is [[nan"),
+    "test_dtypes": (with_part(Sound, InHalfPrecision), "The loss of float16 predictions"),
     "test_the_configuration_makes_an_equal_loss": (WithArgument, "an argument is lost"),
-    "test_copies_are_independent": (faulty(Shared, SoundTrainable), "changes the original"),
-    "test_training_changes_weights_and_variables": (faulty(ConstantVariable, SoundTrainable), "latent_scale"),
-    "test_stock_compile_works_or_is_refused": (faulty(LikeAnyOther, SoundTrainable), "`fit` differs"),
+    "test_copies_are_independent": (with_part(SoundTrainable, Shared), "changes the original"),
+    "test_training_changes_weights_and_variables": (with_part(SoundTrainable, ConstantVariable), "latent_scale"),
+    "test_stock_compile_works_or_is_refused": (with_part(SoundTrainable, LikeAnyOther), "`fit` differs"),
     "test_fit_saves_and_goes_on": (WithArgument, "does not go on"),
-    "test_the_same_seeds_give_the_same_numbers": (faulty(Unrepeatable), "The same seeds gave"),
-    "test_compiled_and_eager_training_agree": (faulty(Counting), "Eager training differs"),
-    "test_mixed_precision": (faulty(OfThePolicy), "Training in mixed_float16"),
-    "test_two_devices_train_as_one": (faulty(OfTheDevices), "Two devices differ"),
+    "test_the_same_seeds_give_the_same_numbers": (with_part(Sound, Unrepeatable), "The same seeds gave"),
+    "test_compiled_and_eager_training_agree": (with_part(Sound, Counting), "Eager training differs"),
+    "test_mixed_precision": (with_part(Sound, OfThePolicy), "Training in mixed_float16"),
+    "test_two_devices_train_as_one": (with_part(Sound, OfTheDevices), "Two devices differ"),
 }
 SOUND = (Sound, SoundTrainable)

@@ -6,6 +6,7 @@ from keras import ops
 
 from kriterion import testing
 from kriterion.regularizers import WeightRegularizer
+from tests.faults import with_part
 
 register = keras.saving.register_keras_serializable(package="faults.regularizers")
 
@@ -123,22 +124,18 @@ class WithArgument(Sound):
         return Forgetful(strength, factor=1.0)
 
 
-def faulty(part):
-    return type(f"Of{part.__name__}", (Sound,), {"part": part})
-
-
 FAULTS = {
-    "test_the_value_is_the_references": (faulty(Doubled), "Not the reference"),
-    "test_the_gradient_is_the_references": (faulty(WithoutGradient), "Not the gradient"),
-    "test_strength_is_a_factor": (faulty(SquaredStrength), "Twice the strength"),
-    "test_gradients_where_weights_vanish": (faulty(RootAtZero), "The gradient is [[nan"),
-    "test_nan_is_not_hidden": (faulty(HidesNaN), "A weight is nan"),
+    "test_the_value_is_the_references": (with_part(Sound, Doubled), "Not the reference"),
+    "test_the_gradient_is_the_references": (with_part(Sound, WithoutGradient), "Not the gradient"),
+    "test_strength_is_a_factor": (with_part(Sound, SquaredStrength), "Twice the strength"),
+    "test_gradients_where_weights_vanish": (with_part(Sound, RootAtZero), "The gradient is [[nan"),
+    "test_nan_is_not_hidden": (with_part(Sound, HidesNaN), "A weight is nan"),
     "test_the_configuration_makes_an_equal_regularizer": (WithArgument, "it has another value"),
     "test_as_an_argument_of_a_layer": (WithArgument, "The loaded layer's loss"),
-    "test_as_a_transform": (faulty(TwiceAsATransform), "As a transform"),
-    "test_a_schedule_as_strength": (faulty(DeafToSchedules), "Step 2 of a schedule"),
-    "test_nothing_nearby_is_better_than_the_proximal_map": (faulty(HalfAStep), "elsewhere it is"),
-    "test_a_proximal_map_keeps_nan": (faulty(ProximalHidesNaN), "The proximal map makes"),
-    "test_a_proximal_map_is_smooth": (faulty(HardThreshold), "further apart"),
+    "test_as_a_transform": (with_part(Sound, TwiceAsATransform), "As a transform"),
+    "test_a_schedule_as_strength": (with_part(Sound, DeafToSchedules), "Step 2 of a schedule"),
+    "test_nothing_nearby_is_better_than_the_proximal_map": (with_part(Sound, HalfAStep), "elsewhere it is"),
+    "test_a_proximal_map_keeps_nan": (with_part(Sound, ProximalHidesNaN), "The proximal map makes"),
+    "test_a_proximal_map_is_smooth": (with_part(Sound, HardThreshold), "further apart"),
 }
 SOUND = (Sound, SoundOfKeras)

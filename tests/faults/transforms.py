@@ -1,12 +1,11 @@
 """Transforms that are wrong in one way each."""
 
-import os
-
 import keras
 from keras import ops
 
 from kriterion import testing
 from kriterion.transforms import Transform
+from tests.faults import unrepeatable, with_part
 
 register = keras.saving.register_keras_serializable(package="faults.transforms")
 
@@ -135,7 +134,7 @@ class Unrepeatable(Scaled):
     """Its numbers are those of the operating system."""
 
     def __init__(self, *, name=None):
-        super().__init__(1.0 + (os.urandom(1)[0] + os.urandom(1)[0] / 256) / 256, name=name)
+        super().__init__(unrepeatable(), name=name)
 
 
 @register
@@ -174,25 +173,21 @@ class WithArgument(Sound):
         return Forgetful(3.0)
 
 
-def faulty(part):
-    return type(f"Of{part.__name__}", (Sound,), {"part": part})
-
-
 FAULTS = {
-    "test_the_objective_is_the_references": (faulty(Tripled), "those of the reference"),
-    "test_statistics_and_seeds_advance_once_a_step": (faulty(OfHalfTheBatch), "The moving mean"),
-    "test_weights_are_changed_by_the_optimizer_alone": (faulty(Assigning), "changed at a learning rate of 0"),
-    "test_an_error_in_a_step_leaves_the_model_as_it_was": (faulty(Assigning), "An error in a step changed"),
-    "test_evaluation_and_prediction_are_the_models": (faulty(OfTheTrainer), "`evaluate` is not the model's"),
-    "test_nan_in_the_data_is_seen": (faulty(HidesNaN), "An input is NaN"),
-    "test_the_configuration_makes_an_equal_transform": (faulty(NotRegistered), "register_keras_serializable"),
-    "test_training_changes": (faulty(Idle), "training is the same"),
-    "test_composition": (faulty(FirstOnly), "has no attribute 'model'"),
-    "test_sample_weights": (faulty(WithoutWeights), "Sample weights change nothing"),
+    "test_the_objective_is_the_references": (with_part(Sound, Tripled), "those of the reference"),
+    "test_statistics_and_seeds_advance_once_a_step": (with_part(Sound, OfHalfTheBatch), "The moving mean"),
+    "test_weights_are_changed_by_the_optimizer_alone": (with_part(Sound, Assigning), "changed at a learning rate of 0"),
+    "test_an_error_in_a_step_leaves_the_model_as_it_was": (with_part(Sound, Assigning), "An error in a step changed"),
+    "test_evaluation_and_prediction_are_the_models": (with_part(Sound, OfTheTrainer), "`evaluate` is not the model's"),
+    "test_nan_in_the_data_is_seen": (with_part(Sound, HidesNaN), "An input is NaN"),
+    "test_the_configuration_makes_an_equal_transform": (with_part(Sound, NotRegistered), "register_keras_serializable"),
+    "test_training_changes": (with_part(Sound, Idle), "training is the same"),
+    "test_composition": (with_part(Sound, FirstOnly), "has no attribute 'model'"),
+    "test_sample_weights": (with_part(Sound, WithoutWeights), "Sample weights change nothing"),
     "test_fit_saves_and_goes_on": (WithArgument, "does not go on"),
-    "test_the_same_seeds_give_the_same_numbers": (faulty(Unrepeatable), "The same seeds gave"),
-    "test_compiled_and_eager_training_agree": (faulty(Counting), "Eager training differs"),
-    "test_mixed_precision": (faulty(OfThePolicy), "Training in mixed_float16"),
-    "test_two_devices_train_as_one": (faulty(OfTheDevices), "Two devices differ"),
+    "test_the_same_seeds_give_the_same_numbers": (with_part(Sound, Unrepeatable), "The same seeds gave"),
+    "test_compiled_and_eager_training_agree": (with_part(Sound, Counting), "Eager training differs"),
+    "test_mixed_precision": (with_part(Sound, OfThePolicy), "Training in mixed_float16"),
+    "test_two_devices_train_as_one": (with_part(Sound, OfTheDevices), "Two devices differ"),
 }
 SOUND = (Sound,)
