@@ -9,7 +9,7 @@ import keras
 import numpy as np
 import pytest
 
-from kriterion.study import Candidate, Settings, Study, StudyError, default_candidates, load_data, mlp
+from kriterion.study import Candidate, LocalEngine, Settings, Study, StudyError, default_candidates, load_data, mlp
 from kriterion.study.models import model_function, model_identity
 from kriterion.study.problem import Problem
 from tests.helpers import told
@@ -101,6 +101,45 @@ def test_seeds_begin_with_weights_of_their_own_whatever_was_built_before():
     for one, other, same in zip(first.weights, second.weights, again.weights, strict=True):
         np.testing.assert_array_equal(one, same)
         assert one.path.endswith("bias") or not np.array_equal(one, other)
+
+
+class Subclassed(keras.Model):
+    def __init__(self, outputs):
+        super().__init__()
+        self.hidden, self.last = keras.layers.Dense(4), keras.layers.Dense(outputs, activation="softmax")
+
+    def call(self, inputs):
+        return self.last(self.hidden(inputs))
+
+
+def without_input(features, outputs):
+    return keras.Sequential([keras.layers.Dense(4), keras.layers.Dense(outputs, activation="softmax")])
+
+
+def of_a_class(features, outputs):
+    return Subclassed(outputs)
+
+
+def declared(features, outputs):
+    return network(features, outputs)
+
+
+def test_networks_that_are_built_by_their_first_batch_train_like_others(tmp_path):
+    """The same layers begin with the same weights, with an input layer or without one."""
+    candidates = (Candidate("baseline"), Candidate("other", loss_learning_rate=None))
+    found = []
+    for build in (declared, without_input, of_a_class):
+        study = Study(
+            build,
+            "iris",
+            candidates,
+            Settings(seeds=2, epochs=2),
+            folder=tmp_path / build.__name__,
+            engine=LocalEngine(),
+        )
+        found.append([run.test["log_loss"] for run in study.run().runs])
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
+    assert found[2] == pytest.approx(found[0], rel=1e-5)
 
 
 def with_width(width):

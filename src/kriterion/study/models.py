@@ -107,7 +107,7 @@ def check_model(build: Callable[[], keras.Model], x: np.ndarray, outputs: int) -
     # Whatever the user's function raises.
     except Exception as error:
         raise StudyError(
-            f"--model: the function of {x.shape[1]} features and {outputs} outputs fails: {_words(error)}"
+            f"--model: a network of {x.shape[1]} features and {outputs} outputs cannot be built: {_words(error)}"
         ) from error
     if not isinstance(model, keras.Model):
         raise StudyError(f"--model must return a keras.Model. Received: {type(model).__name__}")

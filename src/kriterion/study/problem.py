@@ -89,8 +89,13 @@ class Problem:
 
     def network(self, seed: int) -> keras.Model:
         """A new network with the seed's initial weights."""
+        x = self.fold(seed).x_train
         with _seeded(seed):
-            return self.build_model(self.fold(seed).x_train.shape[1], self.data.outputs)
+            model = self.build_model(x.shape[1], self.data.outputs)
+            # Without an input layer its weights begin at the first batch.
+            if isinstance(model, keras.Model) and not model.built:
+                model(x[:1])
+        return model
 
     def weights(self, seed: int) -> list[np.ndarray]:
         """The values of a network's variables, its seeds among them, before training."""
