@@ -6,7 +6,7 @@ BENCH ?= step_time
 export PYTHONDONTWRITEBYTECODE :=
 
 study: .venv/.jax
-	.venv/bin/kriterion study diabetes
+	.venv/bin/minimand study diabetes
 
 # torch's plain PyPI wheel brings several GB of CUDA; this version is a CPU build where such wheels are at hand.
 TORCH ?= torch==2.13.0

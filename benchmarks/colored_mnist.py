@@ -16,12 +16,12 @@ import pathlib
 import sys
 import time
 
-import kriterion  # first: it chooses the default backend
+import minimand  # first: it chooses the default backend
 import keras
 import numpy as np
 from keras import ops
 
-from kriterion import backend, transforms
+from minimand import backend, transforms
 
 STEPS, ANNEAL, STRENGTH, DECAY, RATE = 501, 190, 91257.18613115903, 0.00110794568, 0.0004898536566546834
 
@@ -121,7 +121,7 @@ def run(name, restart, images, small):
     parts = [environment(random, images[order[k::2]], small[order[k::2]], flip) for k, flip in ((0, 0.2), (1, 0.1))]
     x, y = (np.concatenate(each) for each in zip(*parts, strict=True))
     train = {"image": x, "domain": np.repeat([0, 1], 25000).astype("int32")}
-    trainer = kriterion.Trainer(network())
+    trainer = minimand.Trainer(network())
     penalties = METHODS[name]()
     decay = transforms.WeightPenalty(keras.regularizers.L2(DECAY), select="all")
     trainer.compile(

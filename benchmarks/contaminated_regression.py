@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import keras
 import numpy as np
 
-from kriterion.losses import AdaptiveRobust, AdaptiveStudentT, GeneralRobust
+from minimand.losses import AdaptiveRobust, AdaptiveStudentT, GeneralRobust
 
 SEEDS, STEPS, BATCH, HIDDEN = 10, 1000, 64, 32
 CONDITIONS = [("normal", share) for share in (0.0, 0.1, 0.2, 0.3, 0.4)]

@@ -16,13 +16,13 @@ import os
 import time
 import warnings
 
-import kriterion
+import minimand
 import keras
 import numpy as np
 from scipy import stats
 from sklearn import datasets, model_selection
 
-from kriterion import optimizers, regularizers, sparsity, transforms
+from minimand import optimizers, regularizers, sparsity, transforms
 
 BATCH = 64
 STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
@@ -30,9 +30,9 @@ STRENGTHS = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2)
 
 METHODS = {
     "L2": lambda rising, strength: keras.regularizers.L2(strength),
-    "L1": lambda rising, strength: regularizers.SparseGroupSparsity(rising, 1.0, "input"),
-    "group lasso": lambda rising, strength: regularizers.GroupSparsity(rising, "input"),
-    "sparse group lasso": lambda rising, strength: regularizers.SparseGroupSparsity(rising, 0.5, "input"),
+    "L1": lambda rising, strength: regularizers.SparseGroupLasso(rising, 1.0, "input"),
+    "group lasso": lambda rising, strength: regularizers.GroupLasso(rising, "input"),
+    "sparse group lasso": lambda rising, strength: regularizers.SparseGroupLasso(rising, 0.5, "input"),
 }
 
 
@@ -60,7 +60,7 @@ def trained(method, strength, proximal, seed, arguments):
         if arguments.rise > 0:
             rising = keras.optimizers.schedules.PolynomialDecay(0.0, int(arguments.rise * steps), strength)
         regularizer = METHODS[method](rising, strength)
-    trainer = kriterion.Trainer(model)
+    trainer = minimand.Trainer(model)
     if proximal:
         compiled = {"optimizer": optimizers.Proximal(adam, regularizer)}
         warnings.filterwarnings("ignore", message="Proximal: the proximal step would have")  # Counted instead.

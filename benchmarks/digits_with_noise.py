@@ -12,13 +12,13 @@ import argparse
 import pathlib
 import time
 
-import kriterion
+import minimand
 import keras
 import numpy as np
 from long_tail import digits as read
 from scipy import stats
 
-from kriterion import metrics, transforms
+from minimand import metrics, transforms
 
 STEPS, EPOCHS, BATCH, SAMPLES, TRIALS = 1600, 10, 128, 32, 2
 
@@ -29,7 +29,7 @@ def weight_noise(stddev, seed):
 
 def learned_noise(temperature, seed):
     return [
-        transforms.LearnedWeightNoise(
+        transforms.VariationalWeightNoise(
             prior="empirical_bayes", temperature=temperature, warm_up=800, per="example", seed=seed
         )
     ]
@@ -38,7 +38,7 @@ def learned_noise(temperature, seed):
 METHODS = {
     "plain": (lambda setting, seed: [], (None,)),
     "WeightNoise": (weight_noise, (0.1, 0.3, 0.6, 1.0)),
-    "LearnedWeightNoise": (learned_noise, (1.0, 0.3, 0.1, 0.03)),
+    "VariationalWeightNoise": (learned_noise, (1.0, 0.3, 0.1, 0.03)),
     "SharpnessAware": (lambda rho, seed: [transforms.SharpnessAware(rho)], (0.02, 0.05, 0.1, 0.2)),
 }
 
@@ -48,7 +48,7 @@ def trained(noise, x, y, seed):
     hidden = [keras.layers.Dense(256, "relu"), keras.layers.Dense(256, "relu")]
     model = keras.Sequential([keras.Input((28, 28, 1)), keras.layers.Flatten(), *hidden, keras.layers.Dense(10)])
     model.add(keras.layers.Softmax())
-    trainer = kriterion.Trainer(model)
+    trainer = minimand.Trainer(model)
     trainer.compile("adam", "sparse_categorical_crossentropy", transforms=noise)
     epochs = max(EPOCHS, STEPS * BATCH // len(x))
     trainer.fit(x, y, batch_size=BATCH, epochs=epochs, verbose=0)

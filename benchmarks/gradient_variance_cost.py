@@ -3,7 +3,7 @@
     pip install --no-deps backpack-for-pytorch unfoldNd opacus  (optional, for PyTorch; what is absent is left out)
     KERAS_BACKEND=... python benchmarks/gradient_variance_cost.py [time | memory]
 
-MLP 784-256-256-10, batches of 128, and a convnet 28 x 28, batches of 64, Adam. Kriterion runs in Keras's `fit`, the
+MLP 784-256-256-10, batches of 128, and a convnet 28 x 28, batches of 64, Adam. Minimand runs in Keras's `fit`, the
 peers in a plain loop as their documentation has it; each over the plain step of its side, in the same round. Medians
 over the rounds, and the quartiles. Then the peak memory of processes that take ten steps.
 Two peers that write every example's gradient take hundreds of steps' time, and get fewer of them.
@@ -15,13 +15,13 @@ import pathlib
 import subprocess
 import sys
 
-import kriterion  # noqa: F401  first: it chooses the default backend
+import minimand  # noqa: F401  first: it chooses the default backend
 import keras
 import numpy as np
 import step_time
 from step_time import convnet, epoch_of, plain, take_turns, trainer
 
-from kriterion import optimizers, transforms
+from minimand import optimizers, transforms
 
 SIZES = {"mlp": 128, "convnet": 64}
 SLOW = ("Opacus", "torch.func.vmap")
@@ -50,7 +50,7 @@ OURS = {
     "penalty, exact": transformed(lambda: transforms.GradientVariancePenalty(1e-3, estimator="exact")),
     "penalty, 4 micro-batches": transformed(lambda: transforms.GradientVariancePenalty(1e-3, estimator="micro_batch")),
     "penalty on the norm": transformed(lambda: transforms.GradientNormPenalty(1e-3)),
-    "VarianceScaling(Adam)": (plain, lambda: optimizers.VarianceScaling("adam")),
+    "SNRScaling(Adam)": (plain, lambda: optimizers.SNRScaling("adam")),
     "M-SVAG": (plain, optimizers.VarianceAware),
     "M-SVAG, mini-batch": (
         trainer(lambda: transforms.MiniBatchVariance(estimator="exact")),

@@ -11,7 +11,7 @@ from group_lasso import GroupLasso as PeerSparseGroupLasso
 from keras import ops
 from skglm import GroupLasso as PeerGroupLasso
 
-from kriterion import optimizers, regularizers
+from minimand import optimizers, regularizers
 
 ROWS, INPUTS, SIZE = 200, 40, 4
 GROUPS = np.arange(INPUTS) // SIZE
@@ -31,7 +31,7 @@ def objective(w, x, y, strength, ratio):
 
 def ours(x, y, strength, ratio, optimizer, steps=4000):
     model = keras.Sequential([keras.Input((INPUTS,)), keras.layers.Dense(1, use_bias=False)])
-    penalty = regularizers.SparseGroupSparsity(strength, ratio, GROUPS[:, None])
+    penalty = regularizers.SparseGroupLasso(strength, ratio, GROUPS[:, None])
     model.compile(optimizers.Proximal(optimizer, penalty), lambda t, p: 0.5 * ops.mean(ops.square(t - p), axis=-1))
     rows = (np.tile(part.astype("float32"), (steps, 1)) for part in (x, y[:, None]))
     model.fit(*rows, batch_size=ROWS, shuffle=False, verbose=0)

@@ -11,7 +11,7 @@ import inspect
 import sys
 import time
 
-import kriterion
+import minimand
 import keras
 import numpy as np
 from sklearn import datasets
@@ -26,8 +26,8 @@ RATE, STEPS = 0.02, 150
 def ours(form, **options):
     def fit(x, y):
         count = int(y.max()) + 1
-        loss = kriterion.losses.Mahalanobis(x.shape[1], form=form, num_classes=count, **options)
-        trainer = kriterion.Trainer(keras.Sequential([keras.Input(x.shape[1:]), keras.layers.Rescaling(1.0)]))
+        loss = minimand.losses.Mahalanobis(x.shape[1], form=form, num_classes=count, **options)
+        trainer = minimand.Trainer(keras.Sequential([keras.Input(x.shape[1:]), keras.layers.Rescaling(1.0)]))
         rate = keras.optimizers.schedules.CosineDecay(RATE, STEPS)
         trainer.compile(keras.optimizers.Adam(rate), loss)
         # All rows at each step.

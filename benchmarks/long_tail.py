@@ -10,7 +10,7 @@ import argparse
 import gzip
 import pathlib
 
-import kriterion
+import minimand
 import keras
 import numpy as np
 
@@ -40,13 +40,13 @@ def network():
 
 def methods(counts):
     def learned(mode, **options):
-        return lambda: kriterion.losses.LearnedClassWeights(10, mode, SPARSE, **options)
+        return lambda: minimand.losses.LearnedClassWeights(10, mode, SPARSE, **options)
 
     inverse = dict(enumerate(counts.sum() / (10 * counts)))
     return {
         "plain": (lambda: SPARSE, None),
         "class_weight": (lambda: SPARSE, inverse),
-        "LogitAdjusted": (lambda: kriterion.losses.LogitAdjusted(counts.tolist()), None),
+        "LogitAdjusted": (lambda: minimand.losses.LogitAdjusted(counts.tolist()), None),
         'LearnedClassWeights "barrier"': (learned("barrier"), None),
         'LearnedClassWeights "uncertainty"': (learned("uncertainty"), None),
         'LearnedClassWeights "adversarial"': (learned("adversarial"), None),
@@ -70,7 +70,7 @@ def main():
             rows = np.concatenate([random.permutation(np.flatnonzero(y == c))[:n] for c, n in enumerate(counts)])
             keras.utils.set_random_seed(seed)
             model = network()
-            trainer = kriterion.Trainer(model)
+            trainer = minimand.Trainer(model)
             trainer.compile(keras.optimizers.Adam(1e-3), make())
             trainer.fit(x[rows], y[rows], batch_size=128, epochs=arguments.epochs, class_weight=class_weight, verbose=0)
             predicted = model.predict(x_test, batch_size=1000, verbose=0).argmax(axis=-1)

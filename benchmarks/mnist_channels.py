@@ -13,13 +13,13 @@ import argparse
 import pathlib
 import time
 
-import kriterion
+import minimand
 import keras
 import numpy as np
 from long_tail import digits
 from scipy import stats
 
-from kriterion import optimizers, regularizers, sparsity
+from minimand import optimizers, regularizers, sparsity
 
 BATCH = 128
 
@@ -40,9 +40,9 @@ def trained(strength, train, seed, epochs):
     steps = -(-len(train[0]) // BATCH)
     adam = keras.optimizers.Adam(keras.optimizers.schedules.CosineDecay(1e-3, epochs * steps), epsilon=1e-3)
     rising = keras.optimizers.schedules.PolynomialDecay(0.0, steps, strength)
-    joint = regularizers.JointGroupSparsity(rising, sparsity.unit_groups(model))
+    joint = regularizers.JointGroupLasso(rising, sparsity.unit_groups(model))
     model.compile(optimizers.Proximal(adam, joint, select="all"), "sparse_categorical_crossentropy")
-    model.fit(*train, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=[kriterion.callbacks.Sparsity()])
+    model.fit(*train, batch_size=BATCH, epochs=epochs, verbose=0, callbacks=[minimand.callbacks.Sparsity()])
     return model
 
 

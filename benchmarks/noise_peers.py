@@ -3,7 +3,7 @@
     pip install --no-deps bayesian-torch==0.5.0 ivon-opt pytorch_optimizer  (optional; what is absent is left out)
     KERAS_BACKEND=torch python benchmarks/noise_peers.py
 
-MLP 784-512-512-10, batches of 128. Kriterion runs in Keras's `fit`, the peers in a plain loop as their documentation
+MLP 784-512-512-10, batches of 128. Minimand runs in Keras's `fit`, the peers in a plain loop as their documentation
 has it, with the divergence and Adam (IVON: its own step). Prints milliseconds a step and, in the same round, the ratio
 to the plain step of each side: Keras's `fit`, and a plain PyTorch loop. Medians over the rounds.
 """

@@ -1,4 +1,4 @@
-"""One-class digits by SoftBoundary: the AUC of each digit against all others, beside the published Deep SVDD.
+"""One-class digits by DeepSVDD: the AUC of each digit against all others, beside the published Deep SVDD.
 
     python benchmarks/one_class.py DIRECTORY [--digits 0 1 ...] [--seeds 1] [--epochs 40]
 
@@ -11,7 +11,7 @@ import argparse
 import pathlib
 import time
 
-import kriterion
+import minimand
 import keras
 import numpy as np
 from long_tail import digits as read
@@ -63,11 +63,11 @@ def area_under_curve(train, test, anomalous, epochs, seed):
     # From the mean embedding of all training images, as in the paper.
     center = model.predict(train, batch_size=1000, verbose=0).mean(axis=0)
     center = np.where(np.abs(center) < 0.1, np.where(center < 0, -0.1, 0.1), center)
-    trainer = kriterion.Trainer(model)
+    trainer = minimand.Trainer(model)
     rate = keras.optimizers.schedules.PiecewiseConstantDecay([steps // 3], [1e-3, 1e-4])
     trainer.compile(
         keras.optimizers.Adam(rate, weight_decay=1e-6),
-        kriterion.losses.SoftBoundary(0.1, center=center),
+        minimand.losses.DeepSVDD(0.1, center=center),
         loss_learning_rate=0.02,
     )
     trainer.fit(train, np.zeros(len(train)), batch_size=200, epochs=epochs, verbose=0)

@@ -5,19 +5,19 @@ has the regularizer. Then total variation by `Proximal` of the first kernel of a
 along the inputs one by one. The variants take turns, epoch by epoch; the median over the rounds, and the quartiles.
 """
 
-import kriterion  # first: it chooses the default backend
+import minimand  # first: it chooses the default backend
 import keras
 from step_time import compare, plain
 
-from kriterion import optimizers, regularizers, transforms
+from minimand import optimizers, regularizers, transforms
 
 REGULARIZERS = {
     "l2 of keras": keras.regularizers.L2(1e-4),
     "total variation": regularizers.TotalVariation(1e-4, 0),
     "range": regularizers.Range(1e-4, -0.1, 0.1),
-    "groups of inputs": regularizers.GroupSparsity(1e-4, "input"),
-    "groups of outputs": regularizers.GroupSparsity(1e-4, "output"),
-    "sparse groups": regularizers.SparseGroupSparsity(1e-4, 0.5, "input"),
+    "groups of inputs": regularizers.GroupLasso(1e-4, "input"),
+    "groups of outputs": regularizers.GroupLasso(1e-4, "output"),
+    "sparse groups": regularizers.SparseGroupLasso(1e-4, 0.5, "input"),
 }
 PROXIMAL = ("l2 of keras", "range", "groups of inputs", "groups of outputs", "sparse groups")
 
@@ -34,7 +34,7 @@ def filters():
 
 def penalty(regularizer):
     def wrap(model):
-        return kriterion.Trainer(model), {"transforms": [transforms.WeightPenalty(regularizer)]}
+        return minimand.Trainer(model), {"transforms": [transforms.WeightPenalty(regularizer)]}
 
     return wrap, keras.optimizers.Adam
 

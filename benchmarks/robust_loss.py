@@ -7,12 +7,12 @@ import math
 import os
 import time
 
-import kriterion
+import minimand
 import keras
 import numpy as np
 from keras import ops
 
-from kriterion import backend
+from minimand import backend
 
 BATCH, ROUNDS = 4096, 60
 IMAGES, IMAGE_ROUNDS = (32, 64, 64, 3), 20
@@ -26,13 +26,13 @@ def ready(loss, shape):
 def losses(shape):
     ours = {
         # By products and a square root, by a power, and for any shape.
-        **{f"GeneralRobust({alpha:g})": kriterion.losses.GeneralRobust(alpha) for alpha in (1.0, 0.7, -math.inf)},
-        "AdaptiveRobust": ready(kriterion.losses.AdaptiveRobust(init="reference"), shape),
+        **{f"GeneralRobust({alpha:g})": minimand.losses.GeneralRobust(alpha) for alpha in (1.0, 0.7, -math.inf)},
+        "AdaptiveRobust": ready(minimand.losses.AdaptiveRobust(init="reference"), shape),
     }
     if len(shape) == 4:
         ours = {
             f"AdaptiveImage, {representation}": ready(
-                kriterion.losses.AdaptiveImage(representation, init="reference", data_format="channels_last"), shape
+                minimand.losses.AdaptiveImage(representation, init="reference", data_format="channels_last"), shape
             )
             for representation in ("cdf97", "dct", "pixel")
         }

@@ -7,7 +7,7 @@ over plain Keras's in the same round: the median over the rounds, and the quarti
 import os
 import time
 
-import kriterion  # first: it chooses the default backend
+import minimand  # first: it chooses the default backend
 import keras
 import numpy as np
 
@@ -37,36 +37,36 @@ def plain(model):
 
 def trainer(*transforms):
     return lambda model: (
-        kriterion.Trainer(model),
+        minimand.Trainer(model),
         {"transforms": [make() for make in transforms]} if transforms else {},
     )
 
 
 def group_penalty():
-    return kriterion.transforms.WeightPenalty(kriterion.regularizers.GroupSparsity(1e-4))
+    return minimand.transforms.WeightPenalty(minimand.regularizers.GroupLasso(1e-4))
 
 
 VARIANTS = {
     "plain": (plain, keras.optimizers.Adam),
     "trainer": (trainer(), keras.optimizers.Adam),
     "weight_penalty": (trainer(group_penalty), keras.optimizers.Adam),
-    "variance_scaling": (plain, lambda: kriterion.optimizers.VarianceScaling(keras.optimizers.Adam())),
-    "weight_noise": (trainer(lambda: kriterion.transforms.WeightNoise(0.05)), keras.optimizers.Adam),
+    "snr_scaling": (plain, lambda: minimand.optimizers.SNRScaling(keras.optimizers.Adam())),
+    "weight_noise": (trainer(lambda: minimand.transforms.WeightNoise(0.05)), keras.optimizers.Adam),
     "noise_of_a_table": (
-        trainer(lambda: kriterion.transforms.WeightNoise(0.05, draws="table")),
+        trainer(lambda: minimand.transforms.WeightNoise(0.05, draws="table")),
         keras.optimizers.Adam,
     ),
     "noise_per_example": (
-        trainer(lambda: kriterion.transforms.WeightNoise(0.05, per="example")),
+        trainer(lambda: minimand.transforms.WeightNoise(0.05, per="example")),
         keras.optimizers.Adam,
     ),
-    "learned_noise": (trainer(kriterion.transforms.LearnedWeightNoise), keras.optimizers.Adam),
+    "learned_noise": (trainer(minimand.transforms.VariationalWeightNoise), keras.optimizers.Adam),
     "learned_per_example": (
-        trainer(lambda: kriterion.transforms.LearnedWeightNoise(per="example")),
+        trainer(lambda: minimand.transforms.VariationalWeightNoise(per="example")),
         keras.optimizers.Adam,
     ),
-    "ivon": (trainer(kriterion.transforms.IVONNoise), kriterion.optimizers.IVON),
-    "sharpness_aware": (trainer(lambda: kriterion.transforms.SharpnessAware(0.05)), keras.optimizers.Adam),
+    "ivon": (trainer(minimand.transforms.IVONNoise), minimand.optimizers.IVON),
+    "sharpness_aware": (trainer(lambda: minimand.transforms.SharpnessAware(0.05)), keras.optimizers.Adam),
 }
 
 

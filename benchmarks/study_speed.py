@@ -23,7 +23,7 @@ def table(rows):
     import numpy as np
     import polars as pl
 
-    from kriterion.study import Data, load_data
+    from minimand.study import Data, load_data
 
     if rows == 442:
         return load_data("diabetes")
@@ -36,7 +36,7 @@ def table(rows):
 def by_fit(candidates, rows, seeds, epochs):
     import keras
 
-    from kriterion.study import build_trainer, mlp
+    from minimand.study import build_trainer, mlp
 
     data = table(rows)
     started = time.perf_counter()
@@ -56,9 +56,9 @@ def by_fit(candidates, rows, seeds, epochs):
 
 
 def by_study(candidates, rows, seeds, epochs):
-    from kriterion.study import mlp
-    from kriterion.study.problem import Problem
-    from kriterion.study.training import divided, train
+    from minimand.study import mlp
+    from minimand.study._problem import Problem
+    from minimand.study._training import divided, train
 
     data = table(rows)
     started = time.perf_counter()
@@ -70,8 +70,8 @@ def by_study(candidates, rows, seeds, epochs):
 
 def one(way, names, rows, seeds, epochs):
     """In a process: seconds, and the peak of its memory in MB."""
-    import kriterion  # noqa: F401  first: it chooses the default backend
-    from kriterion.study import default_candidates
+    import minimand  # noqa: F401  first: it chooses the default backend
+    from minimand.study import default_candidates
 
     candidates = [c for c in default_candidates() if not names or c.name in names]
     seconds = {"fit": by_fit, "study": by_study}[way](candidates, rows, seeds, epochs)

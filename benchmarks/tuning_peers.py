@@ -1,6 +1,6 @@
-"""Tuning by `kriterion.study` beside KerasTuner and a plain script of Optuna and Keras doing the same work, on JAX.
+"""Tuning by `minimand.study` beside KerasTuner and a plain script of Optuna and Keras doing the same work, on JAX.
 
-    pip install keras-tuner 'kriterion[tune]'
+    pip install keras-tuner 'minimand[tune]'
     python benchmarks/tuning_peers.py [TRIALS]
 
 The work: learning rate and weight decay of Adam for the study's network on the diabetes data; a trial is trained on
@@ -21,8 +21,8 @@ RATES, DECAYS = (2e-4, 2e-2), (1e-4, 1.0)
 
 
 def folds():
-    from kriterion.study import load_data
-    from kriterion.study.tuning import _SEED
+    from minimand.study import load_data
+    from minimand.study._tuning import _SEED
 
     return [load_data("diabetes").fold(_SEED + split) for split in range(SPLITS)]
 
@@ -31,7 +31,7 @@ def by_fit(every, rate, decay):
     """Mean over the splits of the best validation MAE, in units of the target."""
     import keras
 
-    from kriterion.study import mlp
+    from minimand.study import mlp
 
     total = 0.0
     for fold in every:
@@ -69,7 +69,7 @@ def keras_tuner(trials):
         def build(self, hp):
             import keras
 
-            from kriterion.study import mlp
+            from minimand.study import mlp
 
             hp.Float("learning_rate", *RATES, sampling="log")
             hp.Float("weight_decay", *DECAYS, sampling="log")
@@ -85,14 +85,14 @@ def keras_tuner(trials):
     return tuner.oracle.get_best_trials(1)[0].score
 
 
-def kriterion(trials):
+def minimand(trials):
     from functools import partial
     from pathlib import Path
 
-    from kriterion.study import Candidate, Tuning, load_data, mlp
-    from kriterion.study.problem import Problem
-    from kriterion.study.training import train
-    from kriterion.study.tuning import tune
+    from minimand.study import Candidate, Tuning, load_data, mlp
+    from minimand.study._problem import Problem
+    from minimand.study._training import train
+    from minimand.study._tuning import tune
 
     problem = Problem(load_data("diabetes"), mlp, epochs=EPOCHS, batch_size=BATCH)
     (tuned,) = tune(
@@ -112,7 +112,7 @@ def kriterion(trials):
 def one(way, trials):
     import keras  # noqa: F401
 
-    import kriterion.study  # noqa: F401
+    import minimand.study  # noqa: F401
 
     started = time.perf_counter()
     score = globals()[way](trials)
@@ -148,9 +148,9 @@ if __name__ == "__main__":
         trials = int(sys.argv[1]) if len(sys.argv) > 1 else 20
         print(f"{trials} trials x {SPLITS} splits x {EPOCHS} epochs; load before: {os.getloadavg()[0]:.2f}")
         with tempfile.TemporaryDirectory() as ours, tempfile.TemporaryDirectory() as theirs:
-            fastest, *_ = first = measured("kriterion", trials, ours)
-            ways = [("kriterion", first), ("kriterion again", measured("kriterion", trials, ours))]
+            fastest, *_ = first = measured("minimand", trials, ours)
+            ways = [("minimand", first), ("minimand again", measured("minimand", trials, ours))]
             ways += [(way, measured(way, trials, theirs)) for way in ("optuna_and_keras", "keras_tuner")]
         for name, (seconds, memory, score) in ways:
-            ratio = f"{seconds / fastest:6.1f} of kriterion's time"
+            ratio = f"{seconds / fastest:6.1f} of minimand's time"
             print(f"{name:<18} {seconds:8.1f} s {memory:8.0f} MB   best score {score:.2f}   {ratio}")

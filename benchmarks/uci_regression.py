@@ -14,7 +14,7 @@ import pathlib
 import sys
 import time
 
-import kriterion  # first: it chooses the default backend
+import minimand  # first: it chooses the default backend
 import jax
 import keras
 import numpy as np
@@ -35,25 +35,25 @@ def cosine(rate):
 
 
 def learned_noise(temperature):
-    noise = kriterion.transforms.LearnedWeightNoise(
+    noise = minimand.transforms.VariationalWeightNoise(
         prior="empirical_bayes", temperature=temperature, warm_up=2000, per="example", seed=0
     )
     return keras.optimizers.Adam(cosine(0.01)), [noise]
 
 
 def weight_noise(stddev):
-    noise = kriterion.transforms.WeightNoise(stddev, mode="filter", select="all", per="example", seed=0)
-    penalty = kriterion.transforms.WeightPenalty(keras.regularizers.L2(1e-5))
+    noise = minimand.transforms.WeightNoise(stddev, mode="filter", select="all", per="example", seed=0)
+    penalty = minimand.transforms.WeightPenalty(keras.regularizers.L2(1e-5))
     return keras.optimizers.Adam(cosine(0.01)), [noise, penalty]
 
 
 def ivon(decay, examples):
-    noise = kriterion.transforms.IVONNoise(examples=examples, seed=0)
-    return kriterion.optimizers.IVON(cosine(0.01), hessian_init=1.0, beta_2=0.999, weight_decay=decay), [noise]
+    noise = minimand.transforms.IVONNoise(examples=examples, seed=0)
+    return minimand.optimizers.IVON(cosine(0.01), hessian_init=1.0, beta_2=0.999, weight_decay=decay), [noise]
 
 
 METHODS = {
-    "LearnedWeightNoise": (learned_noise, (1.0, 0.3, 0.1, 0.03)),
+    "VariationalWeightNoise": (learned_noise, (1.0, 0.3, 0.1, 0.03)),
     "IVON": (ivon, (1e-4, 1e-3), (1e3, 1e4)),
     "WeightNoise": (weight_noise, (0.01, 0.03, 0.1, 0.3)),
 }
@@ -63,8 +63,8 @@ def trained(make, x, y):
     """A function of network and inputs that draws predictions; x is (networks, rows, features), y (networks, rows)."""
     networks, rows, features = x.shape
     optimizer, transforms = make()
-    trainer = kriterion.Trainer(network(features))
-    trainer.compile(optimizer, kriterion.losses.TaskUncertainty("mean_squared_error"), transforms=transforms)
+    trainer = minimand.Trainer(network(features))
+    trainer.compile(optimizer, minimand.losses.TaskUncertainty("mean_squared_error"), transforms=transforms)
     trainer.prepare(x[0, :BATCH], y[0, :BATCH, None])
     for transform in transforms:
         if transform.needs_examples:
@@ -119,7 +119,7 @@ def epochs(random, rows):
 
 def nll(y, samples, log_noise):
     """Of the mixture of N(sample, noise^2) over the samples."""
-    return float(np.mean(kriterion.metrics.sample_nll(y[:, None], samples[..., None], np.exp(log_noise))))
+    return float(np.mean(minimand.metrics.sample_nll(y[:, None], samples[..., None], np.exp(log_noise))))
 
 
 def standardised(x, y, train, test):

@@ -14,24 +14,24 @@ import os
 import pathlib
 import sys
 
-import kriterion  # first: it chooses the default backend
+import minimand  # first: it chooses the default backend
 import keras
 import numpy as np
 
-from kriterion.optimizers import AdaBelief, VarianceAware, VarianceScaling
-from kriterion.transforms import MiniBatchVariance
+from minimand.optimizers import AdaBelief, VarianceAware, SNRScaling
+from minimand.transforms import MiniBatchVariance
 
 SLOW, FAST = np.geomspace(1e-4, 1e-1, 7), np.geomspace(1e-3, 1.0, 7)
 OPTIMIZERS = {
     "SGD": (lambda rate: keras.optimizers.SGD(rate), FAST),
     "SGD, momentum 0.9": (lambda rate: keras.optimizers.SGD(rate, momentum=0.9), SLOW),
-    "VarianceScaling of it": (lambda rate: VarianceScaling(keras.optimizers.SGD(rate, momentum=0.9)), SLOW),
+    "SNRScaling of it": (lambda rate: SNRScaling(keras.optimizers.SGD(rate, momentum=0.9)), SLOW),
     "M-SVAG": (lambda rate: VarianceAware(rate), FAST),
     "M-SVAG, mini-batch": (lambda rate: VarianceAware(rate, variance="mini_batch"), FAST),
     "Adam": (lambda rate: keras.optimizers.Adam(rate), SLOW),
-    "VarianceScaling of Adam": (lambda rate: VarianceScaling(keras.optimizers.Adam(rate)), SLOW),
-    "VarianceScaling by tensor": (
-        lambda rate: VarianceScaling(keras.optimizers.Adam(rate), granularity="tensor"),
+    "SNRScaling of Adam": (lambda rate: SNRScaling(keras.optimizers.Adam(rate)), SLOW),
+    "SNRScaling by tensor": (
+        lambda rate: SNRScaling(keras.optimizers.Adam(rate), granularity="tensor"),
         SLOW,
     ),
     "AdaBelief": (lambda rate: AdaBelief(rate), SLOW),
@@ -80,7 +80,7 @@ def run(name, rate, parts, seed):
     model = classifier() if classes else regressor(x.shape[1])
     optimizer = OPTIMIZERS[name][0](float(rate))
     if name.endswith("mini-batch"):
-        model = kriterion.Trainer(model)
+        model = minimand.Trainer(model)
         more = {"transforms": [MiniBatchVariance(estimator="exact")]}
     else:
         more = {}

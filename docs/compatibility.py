@@ -7,7 +7,7 @@ import json
 import re
 from pathlib import Path
 
-import kriterion
+import minimand
 from tests import kinds
 from tests.parts import TRANSFORMS
 
@@ -71,7 +71,7 @@ if __name__ == "__main__":
     found = {transform: {kind: tried(transform, kind) for kind in kinds.KINDS} for transform in TRANSFORMS}
     # Read late: another backend may have finished in the meantime.
     stored = json.loads(STORED.read_text()) if STORED.exists() else {}
-    stored[kriterion.backend.name] = found
+    stored[minimand.backend.name] = found
     STORED.write_text(json.dumps(stored, indent=1, sort_keys=True) + "\n")
     count = len(stored) * len(TRANSFORMS) * len(kinds.KINDS) * len(kinds.LOSSES)
     backends = ", ".join(sorted(stored))

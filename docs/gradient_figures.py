@@ -1,6 +1,6 @@
 """Draws the figures of gradient-variance.md: `python docs/gradient_figures.py` (needs the study extra)."""
 
-import kriterion
+import minimand
 import keras
 import matplotlib as mpl
 import numpy as np
@@ -8,7 +8,7 @@ from keras import ops
 from sklearn.datasets import load_digits
 from style import BLUE, ORANGE, RED, STYLE, figure, save
 
-from kriterion import gradients, transforms
+from minimand import gradients, transforms
 
 X, Y = load_digits(return_X_y=True)
 X = (X / 16).astype("float32").reshape(-1, 8, 8, 1)
@@ -86,7 +86,7 @@ def penalty(left, right):
     for strength, colour in ((0.0, "black"), (0.01, BLUE), (0.03, ORANGE)):
         keras.utils.set_random_seed(1)
         hidden = [keras.layers.Flatten(), keras.layers.Dense(64, "relu"), keras.layers.Dense(1)]
-        trainer = kriterion.Trainer(keras.Sequential([keras.Input((8, 8, 1)), *hidden]))
+        trainer = minimand.Trainer(keras.Sequential([keras.Input((8, 8, 1)), *hidden]))
         penalised = transforms.GradientVariancePenalty(strength, seed=0)
         trainer.compile("adam", keras.losses.BinaryCrossentropy(from_logits=True), transforms=[penalised])
         traces, losses = [], []
@@ -103,13 +103,13 @@ def penalty(left, right):
 
 
 def report():
-    trainer = kriterion.Trainer(convnet())
+    trainer = minimand.Trainer(convnet())
     trainer.compile(
         "adam",
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         transforms=[transforms.MeasureGradient(every=1, estimator="exact")],
     )
-    drawn = kriterion.callbacks.GradientReport(path=None)
+    drawn = minimand.callbacks.GradientReport(path=None)
     trainer.fit(X, Y, epochs=30, verbose=0, callbacks=[drawn])
     with mpl.rc_context(STYLE):
         save(drawn.figure(), "gradient-report.svg")

@@ -1,12 +1,12 @@
 """Draws the figures of weight-noise.md: `python docs/noise_figures.py` (needs the study extra)."""
 
-import kriterion
+import minimand
 import keras
 import numpy as np
 from keras import ops
 from style import BLUE, GREEN, ORANGE, RED, figure
 
-from kriterion import transforms
+from minimand import transforms
 
 RANDOM = np.random.default_rng(0)
 
@@ -49,8 +49,8 @@ EPOCHS = 4000
 
 def fitted(optimizer, noise):
     layers = [keras.layers.Dense(50, "tanh"), keras.layers.Dense(1)]
-    trainer = kriterion.Trainer(keras.Sequential([keras.Input((1,)), *layers]))
-    trainer.compile(optimizer, kriterion.losses.TaskUncertainty("mean_squared_error"), transforms=[noise])
+    trainer = minimand.Trainer(keras.Sequential([keras.Input((1,)), *layers]))
+    trainer.compile(optimizer, minimand.losses.TaskUncertainty("mean_squared_error"), transforms=[noise])
     # All rows at each step.
     trainer.fit(np.tile(X, (EPOCHS, 1)), np.tile(Y, (EPOCHS, 1)), batch_size=len(X), shuffle=False, verbose=0)
     return trainer
@@ -63,18 +63,20 @@ def cosine(rate):
 @figure("noise-uncertainty.svg", 3)
 def uncertainty(*panels):
     # The rows of one epoch are not the rows of the data: their number is given.
-    learned = transforms.LearnedWeightNoise(kl_weight=1 / len(X), temperature=0.3, warm_up=1000, per="example", seed=0)
-    ivon = kriterion.optimizers.IVON(cosine(0.02), hessian_init=1.0, beta_2=0.999, weight_decay=1e-3)
+    learned = transforms.VariationalWeightNoise(
+        kl_weight=1 / len(X), temperature=0.3, warm_up=1000, per="example", seed=0
+    )
+    ivon = minimand.optimizers.IVON(cosine(0.02), hessian_init=1.0, beta_2=0.999, weight_decay=1e-3)
     cases = {
         "WeightNoise": (keras.optimizers.Adam(cosine(0.01)), transforms.WeightNoise(0.1, mode="filter", seed=0)),
-        "LearnedWeightNoise": (keras.optimizers.Adam(cosine(0.01)), learned),
+        "VariationalWeightNoise": (keras.optimizers.Adam(cosine(0.01)), learned),
         "IVON": (ivon, transforms.IVONNoise(examples=10 * len(X), seed=0)),
     }
     grid = np.linspace(-1.5, 1.5, 121).astype("float32")[:, None]
     for axes, (title, (optimizer, noise)) in zip(panels, cases.items(), strict=True):
         trainer = fitted(optimizer, noise)
         samples = trainer.predict_samples(grid, 200, seed=1)
-        found = kriterion.predict.summary(
+        found = minimand.predict.summary(
             samples, "regression", quantiles=(0.025, 0.975), noise_stddev=np.exp(trainer.loss.log_variance / 2)
         )
         low, high = found["quantiles"][..., 0]
@@ -100,7 +102,7 @@ def gradient_variance(axes):
     for label, (noise, colour) in cases.items():
         keras.utils.set_random_seed(1)
         layers = [keras.layers.Dense(64, "relu"), keras.layers.Dense(1)]
-        trainer = kriterion.Trainer(keras.Sequential([keras.Input((20,)), *layers]))
+        trainer = minimand.Trainer(keras.Sequential([keras.Input((20,)), *layers]))
         trainer.compile("sgd", "mse", transforms=[noise])
         spread = []
         for size in sizes:

@@ -8,7 +8,7 @@ from keras import ops
 from matplotlib.figure import Figure
 from style import STYLE, save
 
-from kriterion.losses import general_robust, robust_log_density, robust_weights
+from minimand.losses import general_robust, robust_log_density, robust_weights
 
 # Okabe and Ito's palette.
 SHAPES = {

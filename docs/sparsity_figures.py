@@ -1,12 +1,12 @@
 """Draws the figures of weight-regularization.md: `python docs/sparsity_figures.py` (needs the study extra)."""
 
-import kriterion
+import minimand
 import keras
 import numpy as np
 from sklearn.datasets import load_digits
 from style import BLUE, GREEN, ORANGE, RED, figure
 
-from kriterion import optimizers, regularizers, sparsity, transforms
+from minimand import optimizers, regularizers, sparsity, transforms
 
 RANDOM = np.random.default_rng(0)
 INPUTS, ROWS = 60, 90
@@ -15,7 +15,7 @@ STEPS = 1500
 
 def filtered(optimizer, penalty, x, y):
     """The weights of a linear filter, trained with all rows at each step."""
-    trainer = kriterion.Trainer(
+    trainer = minimand.Trainer(
         keras.Sequential([keras.Input((INPUTS,)), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
     )
     trainer.compile(optimizer, "mse", transforms=[transforms.WeightPenalty(penalty)] if penalty else [])
@@ -70,7 +70,7 @@ def path(left, right):
     )
     hidden = [keras.layers.Dense(40, "relu"), keras.layers.Dense(20, "relu")]
     model = keras.Sequential([keras.Input((64,)), *hidden, keras.layers.Dense(10, "softmax")])
-    groups = regularizers.GroupSparsity(schedule, "input")
+    groups = regularizers.GroupLasso(schedule, "input")
     adam = keras.optimizers.Adam(2e-3, epsilon=1e-3)
     model.compile(optimizers.Proximal(adam, groups), "sparse_categorical_crossentropy", metrics=["accuracy"])
     rows = []
@@ -83,7 +83,7 @@ def path(left, right):
     model.fit(
         x[kept], y[kept], batch_size=batch, epochs=epochs * (len(strengths) + 1), verbose=0,
         validation_data=(x[held], y[held]),
-        callbacks=[kriterion.callbacks.Sparsity(), keras.callbacks.LambdaCallback(on_epoch_end=note)],
+        callbacks=[minimand.callbacks.Sparsity(), keras.callbacks.LambdaCallback(on_epoch_end=note)],
     )  # fmt: skip
     strength, accuracy, *zeros = np.array(rows).T
     left.semilogx(strength, accuracy, "o-", color=BLUE)

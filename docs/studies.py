@@ -35,10 +35,10 @@ def studied(name, npz, folder):
     if arguments[0].endswith(".npz"):
         with np.load(npz / arguments[0]) as arrays:
             np.savez(folder / arguments[0], X=arrays["X"], y=arrays["y"])
-    command = [sys.executable, "-m", "kriterion.cli", "study", *arguments, "--json"]
+    command = [sys.executable, "-m", "minimand.cli", "study", *arguments, "--json"]
     environment = os.environ | {"KERAS_BACKEND": "jax"}
     printed = subprocess.run(command, check=True, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True).stdout
-    return " ".join(["kriterion", "study", *arguments]), json.loads(printed)
+    return " ".join(["minimand", "study", *arguments]), json.loads(printed)
 
 
 def main(npz, names):

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 BLUE, ORANGE, GREEN, RED, SKY = "#0072b2", "#e69f00", "#009e73", "#d55e00", "#56b4e9"
 STYLE = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "kriterion",
+    "svg.hashsalt": "minimand",
     "axes.spines.top": False,
     "axes.spines.right": False,
     "font.size": 10,

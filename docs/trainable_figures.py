@@ -1,6 +1,6 @@
 """Draws the figures of trainable-losses.md: `python docs/trainable_figures.py` (needs the study extra)."""
 
-import kriterion
+import minimand
 import keras
 import numpy as np
 from scipy import special
@@ -23,18 +23,18 @@ class Watch(keras.callbacks.Callback):
 def fitted(loss, predictions, targets, keys=(), rate=0.02, **arguments):
     """A loss's variables trained at fixed predictions, and what the logs said of them after each batch."""
     model = keras.Sequential([keras.Input(predictions.shape[1:]), keras.layers.Rescaling(1.0)])
-    trainer = kriterion.Trainer(model)
+    trainer = minimand.Trainer(model)
     trainer.compile(keras.optimizers.Adam(rate), loss)
     watch = Watch([f"{loss.name}_{key}" for key in keys])
     trainer.fit(predictions, targets, verbose=0, callbacks=[watch], **arguments)
     return np.array(watch.seen)
 
 
-class LaplaceLikelihood(kriterion.losses.TrainableLoss):
+class LaplaceLikelihood(minimand.losses.TrainableLoss):
     """The page's own loss, of one output."""
 
     def build(self, y_true_shape, y_pred_shape):
-        positive = kriterion.parametrizations.Positive()
+        positive = minimand.parametrizations.Positive()
         self.scale = self.add_weight((), 1.0, parametrization=positive, name="scale")
 
     def call(self, y_true, y_pred):
@@ -86,7 +86,7 @@ def threshold(left, right):
         "recall_at_precision": ({"target": 0.7}, GREEN),
     }
     for objective, (arguments, colour) in cases.items():
-        loss = kriterion.losses.LearnedThreshold(objective, "binary_crossentropy", **arguments)
+        loss = minimand.losses.LearnedThreshold(objective, "binary_crossentropy", **arguments)
         seen = fitted(loss, scores, y, ["threshold"], batch_size=256, epochs=20)[:, 0]
         right.plot(seen, color=colour, label=objective)
         left.axvline(seen[-1], color=colour, linestyle=":")
@@ -101,7 +101,7 @@ def threshold(left, right):
 @figure("trainable-tail.svg", 2)
 def tail(left, right):
     y = RANDOM.exponential(size=(32 * 600, 1)).astype("float32")
-    loss = kriterion.losses.CVaR("mean_absolute_error", 0.9)
+    loss = minimand.losses.CVaR("mean_absolute_error", 0.9)
     seen = fitted(loss, 0 * y, y, ["threshold"], batch_size=32)[:, 0]
     batches = y.reshape(600, 32)
     own = np.sort(batches, axis=1)[:, ::-1]
@@ -135,7 +135,7 @@ def class_weights(first, second, third):
     keys = [f"class_weights_{k}" for k in range(4)]
     traces = {"softmax weights, minimised": np.array(softmax)}
     for mode, arguments in (("barrier", {}), ("adversarial", {"tau": 1.0})):
-        loss = kriterion.losses.LearnedClassWeights(4, mode, **arguments)
+        loss = minimand.losses.LearnedClassWeights(4, mode, **arguments)
         traces[mode] = fitted(loss, predictions, y, keys, batch_size=4, shuffle=False)
     for axes, (title, trace) in zip((first, second, third), traces.items(), strict=True):
         for k, colour in enumerate((SKY, GREEN, ORANGE, RED)):
@@ -149,8 +149,8 @@ def tasks(axes):
     spreads = {"metres": 5.0, "seconds": 0.2}
     inputs = keras.Input((2,))
     outputs = {name: keras.layers.Lambda(lambda x, k=k: x[:, k : k + 1])(inputs) for k, name in enumerate(spreads)}
-    losses = kriterion.losses.UncertaintyWeighted(dict.fromkeys(spreads, "mean_squared_error"))
-    trainer = kriterion.Trainer(keras.Model(inputs, outputs))
+    losses = minimand.losses.UncertaintyWeighted(dict.fromkeys(spreads, "mean_squared_error"))
+    trainer = minimand.Trainer(keras.Model(inputs, outputs))
     trainer.compile(keras.optimizers.Adam(0.02), losses)
     x = np.zeros((32 * 400, 2), "float32")
     targets = {name: RANDOM.normal(0, spread, size=(len(x), 1)) for name, spread in spreads.items()}
@@ -167,7 +167,7 @@ def tasks(axes):
 def metric(left, right):
     covariance = np.array([[2.0, 1.4], [1.4, 1.3]])
     residuals = RANDOM.multivariate_normal([0, 0], covariance, size=150).astype("float32")
-    loss = kriterion.losses.Mahalanobis(2)
+    loss = minimand.losses.Mahalanobis(2)
     fitted(loss, 0 * residuals, residuals, batch_size=150, epochs=400)
     angle = np.linspace(0, 2 * np.pi, 100)
     circle = np.stack([np.cos(angle), np.sin(angle)])
@@ -177,7 +177,7 @@ def metric(left, right):
     left.set(title='"gaussian": residuals at distance 1 and 2', aspect="equal")
     labels = RANDOM.integers(2, size=200)
     x = np.stack([RANDOM.normal(0, 3, size=200), RANDOM.normal(size=200) * 0.4 + labels], axis=1).astype("float32")
-    loss = kriterion.losses.Mahalanobis(2, form="nca", num_classes=2)
+    loss = minimand.losses.Mahalanobis(2, form="nca", num_classes=2)
     fitted(loss, x, labels, rate=0.05, batch_size=200, epochs=200)
     right.scatter(*x.T, s=6, c=np.where(labels, ORANGE, BLUE))
     across, along = np.linalg.inv(np.linalg.cholesky(loss.precision)).T @ circle
@@ -190,7 +190,7 @@ def temperature(axes):
     logits = RANDOM.normal(size=(8000, 3))
     y = (logits + RANDOM.gumbel(size=logits.shape)).argmax(axis=-1)
     sure = special.softmax(3 * logits, axis=-1).astype("float32")
-    loss = kriterion.losses.TemperatureScaled("sparse_categorical_crossentropy")
+    loss = minimand.losses.TemperatureScaled("sparse_categorical_crossentropy")
     fitted(loss, sure, y, batch_size=500, epochs=20)
     scaled = special.softmax(np.log(np.maximum(sure, 1e-7)) / loss.temperature, axis=-1)
     axes.plot([1 / 3, 1], [1 / 3, 1], color="black", linestyle=":")
@@ -209,8 +209,8 @@ def sphere(axes):
     x = RANDOM.normal(size=(2000, 8)).astype("float32")
     layers = [keras.layers.Dense(16, "relu", use_bias=False), keras.layers.Dense(2, use_bias=False)]
     encoder = keras.Sequential([keras.Input((8,)), *layers])
-    loss = kriterion.losses.SoftBoundary(0.1)
-    trainer = kriterion.Trainer(encoder)
+    loss = minimand.losses.DeepSVDD(0.1)
+    trainer = minimand.Trainer(encoder)
     trainer.compile(keras.optimizers.Adam(0.002), loss, loss_learning_rate=0.05)
     trainer.fit(x, np.zeros(2000), batch_size=100, epochs=8, verbose=0)
     odd = x[:150] + RANDOM.choice([-3, 3], size=(150, 8))

@@ -2,15 +2,15 @@
 # # The variance of the gradient, in the logs and in the loss
 #
 # A batch's gradient is the mean of its examples' gradients. Their variance says how far to trust it.
-# Needs `pip install 'kriterion[jax]' scikit-learn`.
+# Needs `pip install 'minimand[jax]' scikit-learn`.
 
 # %%
-import kriterion  # chooses JAX, unless KERAS_BACKEND says otherwise
+import minimand  # chooses JAX, unless KERAS_BACKEND says otherwise
 import keras
 from sklearn.datasets import load_digits
 from sklearn.model_selection import train_test_split
 
-from kriterion import gradients, transforms
+from minimand import gradients, transforms
 
 x, y = load_digits(return_X_y=True)
 x, x_test, y, y_test = train_test_split(x / 16, y, train_size=300, random_state=0)
@@ -19,7 +19,7 @@ x, x_test, y, y_test = train_test_split(x / 16, y, train_size=300, random_state=
 def fitted(*transforms):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((64,)), keras.layers.Dense(64, "relu"), keras.layers.Dense(10)])
-    trainer = kriterion.Trainer(model)
+    trainer = minimand.Trainer(model)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     trainer.compile("adam", loss, metrics=["accuracy"], transforms=transforms)
     history = trainer.fit(x, y, epochs=20, verbose=0).history
@@ -38,7 +38,7 @@ for epoch in (0, 4, 9, 19):
 
 # %% [markdown]
 # **In the loss.** A penalty on the variance prefers weights whose gradient the examples agree on. Whether that helps
-# is another question: here it does not, and `kriterion study` answers it for your data.
+# is another question: here it does not, and `minimand study` answers it for your data.
 
 # %%
 for strength in (0.0, 1e-2, 3e-2):

@@ -2,10 +2,10 @@
 # # Wrong targets: the adaptive robust loss
 #
 # A fifth of the training targets is wrong, and nobody knows which. The loss learns how robust it has to be (Barron,
-# CVPR 2019). Needs `pip install 'kriterion[jax]' scikit-learn`.
+# CVPR 2019). Needs `pip install 'minimand[jax]' scikit-learn`.
 
 # %%
-import kriterion  # chooses JAX, unless KERAS_BACKEND says otherwise
+import minimand  # chooses JAX, unless KERAS_BACKEND says otherwise
 import keras
 import numpy as np
 from sklearn.datasets import load_diabetes
@@ -22,7 +22,7 @@ corrupted = np.where(wrong, random.uniform(5, 15, y.shape), y)
 def fitted(loss, targets):
     keras.utils.set_random_seed(0)
     model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(16, "relu"), keras.layers.Dense(1)])
-    trainer = kriterion.Trainer(model)
+    trainer = minimand.Trainer(model)
     trainer.compile(keras.optimizers.Adam(3e-3), loss)
     trainer.fit(x, targets, epochs=40, verbose=0)
     return trainer, np.abs(model.predict(x_test, verbose=0) - y_test).mean()
@@ -33,7 +33,7 @@ print("mean |error| on clean test targets, after training with")
 print(f"squared error, right targets: {fitted('mse', y)[1]:.3f}")
 print(f"squared error, a fifth wrong: {fitted('mse', corrupted)[1]:.3f}")
 print(f"Huber,         a fifth wrong: {fitted('huber', corrupted)[1]:.3f}")
-trainer, error = fitted(kriterion.losses.AdaptiveRobust(), corrupted)
+trainer, error = fitted(minimand.losses.AdaptiveRobust(), corrupted)
 print(f"AdaptiveRobust, a fifth wrong: {error:.3f}")
 print(f"It learned the shape {trainer.loss.alpha[0]:.2f} and the scale {trainer.loss.scale[0]:.2f}.")
 
@@ -42,6 +42,6 @@ print(f"It learned the shape {trainer.loss.alpha[0]:.2f} and the scale {trainer.
 
 # %%
 residuals = corrupted - trainer.model.predict(x, verbose=0)
-weights = np.asarray(kriterion.losses.robust_weights(residuals, trainer.loss.alpha, trainer.loss.scale))
+weights = np.asarray(minimand.losses.robust_weights(residuals, trainer.loss.alpha, trainer.loss.scale))
 weights = weights / weights.max()
 print(f"mean weight of right targets {weights[~wrong].mean():.2f}, of wrong ones {weights[wrong].mean():.3f}")

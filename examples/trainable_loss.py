@@ -2,10 +2,10 @@
 # # A loss with variables of its own
 #
 # In Keras a variable on a loss is never trained, and lost on saving. Here it is a variable like any other.
-# Needs `pip install 'kriterion[jax]' scikit-learn`.
+# Needs `pip install 'minimand[jax]' scikit-learn`.
 
 # %%
-import kriterion  # chooses JAX, unless KERAS_BACKEND says otherwise
+import minimand  # chooses JAX, unless KERAS_BACKEND says otherwise
 import keras
 import numpy as np
 from sklearn.datasets import load_diabetes
@@ -22,9 +22,9 @@ x, y = scale(x), scale(y)[:, None]
 
 # %%
 @keras.saving.register_keras_serializable(package="example")
-class LaplaceLikelihood(kriterion.losses.TrainableLoss):
+class LaplaceLikelihood(minimand.losses.TrainableLoss):
     def build(self, y_true_shape, y_pred_shape):
-        positive = kriterion.parametrizations.Positive()
+        positive = minimand.parametrizations.Positive()
         self.scale = self.add_weight((), 1.0, parametrization=positive, name="scale")
 
     def call(self, y_true, y_pred):
@@ -34,7 +34,7 @@ class LaplaceLikelihood(kriterion.losses.TrainableLoss):
 
 keras.utils.set_random_seed(0)
 model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(32, "relu"), keras.layers.Dense(1)])
-trainer = kriterion.Trainer(model)
+trainer = minimand.Trainer(model)
 trainer.compile("adam", LaplaceLikelihood(name="laplace"), loss_learning_rate=0.02)
 history = trainer.fit(x, y, epochs=30, verbose=0).history
 print("b in the logs:", [round(b, 3) for b in history["laplace_scale"][::10]])
@@ -48,4 +48,4 @@ trainer.save("laplace.keras")
 again = keras.models.load_model("laplace.keras")
 assert again.loss.scale.numpy() == trainer.loss.scale.numpy()
 again.fit(x, y, epochs=1, verbose=0)
-model.save("plain.keras")  # no Kriterion needed to load it
+model.save("plain.keras")  # no Minimand needed to load it

@@ -2,10 +2,10 @@
 # # Noise on the weights: how sure is a prediction?
 #
 # The size of each weight's noise is learned, against its divergence from a prior (variational inference). Predictions
-# are drawn from it afterwards. Needs `pip install 'kriterion[jax]' scikit-learn`.
+# are drawn from it afterwards. Needs `pip install 'minimand[jax]' scikit-learn`.
 
 # %%
-import kriterion  # chooses JAX, unless KERAS_BACKEND says otherwise
+import minimand  # chooses JAX, unless KERAS_BACKEND says otherwise
 import keras
 import numpy as np
 from sklearn.datasets import load_diabetes
@@ -17,9 +17,9 @@ x, x_test, y, y_test = train_test_split(scale(x), scale(y)[:, None], random_stat
 
 keras.utils.set_random_seed(0)
 model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(50, "relu"), keras.layers.Dense(1)])
-trainer = kriterion.Trainer(model)
-noise = kriterion.transforms.LearnedWeightNoise(per="example", temperature=0.3, warm_up=50, seed=0)
-likelihood = kriterion.losses.TaskUncertainty("mean_squared_error")  # learns the spread of the targets, too
+trainer = minimand.Trainer(model)
+noise = minimand.transforms.VariationalWeightNoise(per="example", temperature=0.3, warm_up=50, seed=0)
+likelihood = minimand.losses.TaskUncertainty("mean_squared_error")  # learns the spread of the targets, too
 trainer.compile(keras.optimizers.Adam(0.01), likelihood, transforms=[noise])
 trainer.fit(x, y, epochs=40, verbose=0)
 print("clean weights, mean |error|:", np.abs(model.predict(x_test, verbose=0) - y_test).mean().round(3))
@@ -30,7 +30,7 @@ print("clean weights, mean |error|:", np.abs(model.predict(x_test, verbose=0) - 
 # %%
 samples = trainer.predict_samples(x_test, 64, seed=0)  # (64, rows, 1)
 spread = np.exp(trainer.loss.log_variance / 2)  # of the targets
-found = kriterion.predict.summary(samples, "regression", noise_stddev=spread, quantiles=(0.05, 0.95))
+found = minimand.predict.summary(samples, "regression", noise_stddev=spread, quantiles=(0.05, 0.95))
 low, high = found["quantiles"]
 print("share of test targets in 90 % intervals:", np.mean((low < y_test) & (y_test < high)).round(3))
 print(

@@ -2,10 +2,10 @@
 # # Structure in the weights, with exact zeros
 #
 # A penalty in the loss makes weights small, and none of them zero. A proximal step makes whole groups zero, and then
-# the network can be made smaller without changing its outputs. Needs `pip install 'kriterion[jax]' scikit-learn`.
+# the network can be made smaller without changing its outputs. Needs `pip install 'minimand[jax]' scikit-learn`.
 
 # %%
-from kriterion import optimizers, regularizers, sparsity  # chooses JAX, unless KERAS_BACKEND says otherwise
+from minimand import optimizers, regularizers, sparsity  # chooses JAX, unless KERAS_BACKEND says otherwise
 import keras
 import numpy as np
 from sklearn.datasets import load_digits
@@ -40,7 +40,7 @@ def fitted(model, wrap=lambda adam: adam):
 fitted(network())
 model = network()
 rising = keras.optimizers.schedules.PolynomialDecay(0.0, STEPS // 4, 1e-3)
-groups = regularizers.JointGroupSparsity(rising, sparsity.unit_groups(model, outgoing=True))
+groups = regularizers.JointGroupLasso(rising, sparsity.unit_groups(model, outgoing=True))
 fitted(model, lambda adam: optimizers.Proximal(adam, groups, select="all"))
 
 # %%

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from kriterion import backend
-from kriterion.testing import finite_difference, gradient
-from kriterion.testing._numbers import numpy
-from kriterion.testing._suite import dtype_policy
+from minimand import backend
+from minimand.testing import finite_difference, gradient
+from minimand.testing._numbers import numpy
+from minimand.testing._suite import dtype_policy
 
 __all__ = [
     "assert_same",

@@ -7,9 +7,9 @@ import keras
 import numpy as np
 from keras import layers
 
-import kriterion
-from kriterion.losses import AdaptiveRobust, BatchAdaptive, CVaR, GeneralRobust, LearnedClassWeights
-from kriterion.testing import TransformSuite
+import minimand
+from minimand.losses import AdaptiveRobust, BatchAdaptive, CVaR, GeneralRobust, LearnedClassWeights
+from minimand.testing import TransformSuite
 from tests.helpers import numpy
 from tests.parts import TRANSFORMS, suite_of
 
@@ -132,7 +132,7 @@ def outcome(transform, loss, kind):
     model, x, y, compiled_loss = problem(kind, loss, random)
     part = TRANSFORMS[transform]
     optimizer = suite_of(TransformSuite, part)().optimizer(0.1)
-    trainer = kriterion.Trainer(model)
+    trainer = minimand.Trainer(model)
     try:
         trainer.compile(optimizer, compiled_loss, transforms=[part.make()])
         value, gradients = trainer.value_and_gradient(x, y)
@@ -141,7 +141,7 @@ def outcome(transform, loss, kind):
     position = {id(v): k for k, v in enumerate(trainer.trainable_variables)}
     transformed = [numpy(gradients[position[id(v)]]) for v in model.trainable_variables]
     model, x, y, compiled_loss = problem(kind, loss, np.random.default_rng(0))
-    plain = kriterion.Trainer(model)
+    plain = minimand.Trainer(model)
     plain.compile("sgd", compiled_loss)
     plain_value, plain_gradients = plain.value_and_gradient(x, y)
     position = {id(v): k for k, v in enumerate(plain.trainable_variables)}

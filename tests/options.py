@@ -5,14 +5,15 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
-import kriterion
-from kriterion.losses import (
+import minimand
+from minimand.losses import (
     AdaptiveImage,
     AdaptiveRobust,
     AdaptiveStudentT,
     BatchAdaptive,
     ConfidenceWeighted,
     CVaR,
+    DeepSVDD,
     ErrorWeighted,
     GeneralRobust,
     LearnedClassWeights,
@@ -20,30 +21,29 @@ from kriterion.losses import (
     LogitAdjusted,
     Mahalanobis,
     QuantileThreshold,
-    SoftBoundary,
     TaskUncertainty,
     TemperatureScaled,
     UncertaintyWeighted,
 )
-from kriterion.optimizers import IVON, AdaBelief, Proximal, VarianceAware, VarianceScaling
-from kriterion.regularizers import (
-    DistanceToInitial,
-    ElasticWeights,
-    GroupSparsity,
-    JointGroupSparsity,
+from minimand.optimizers import IVON, AdaBelief, Proximal, SNRScaling, VarianceAware
+from minimand.regularizers import (
+    L2SP,
+    ElasticWeightConsolidation,
+    GroupLasso,
+    JointGroupLasso,
     Range,
-    SparseGroupSparsity,
+    SparseGroupLasso,
     TotalVariation,
 )
-from kriterion.transforms import (
+from minimand.transforms import (
     GradientNormPenalty,
     GradientVariancePenalty,
     IVONNoise,
-    LearnedWeightNoise,
     MeasureGradient,
     MiniBatchVariance,
     ScaleMixturePrior,
     SharpnessAware,
+    VariationalWeightNoise,
     WeightNoise,
     WeightPenalty,
 )
@@ -67,7 +67,7 @@ def fitted(kind, loss="mse", optimizer=None, transforms=()):
     x, y, layers = DATA[kind]
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(1)
-    trainer = kriterion.Trainer(keras.Sequential([keras.Input(x.shape[1:]), *layers()]))
+    trainer = minimand.Trainer(keras.Sequential([keras.Input(x.shape[1:]), *layers()]))
     trainer.compile(optimizer or keras.optimizers.SGD(0.1), loss, transforms=transforms)
     history = trainer.fit(x, y, batch_size=8, epochs=2, shuffle=False, verbose=0).history
     return {**history, **{w.path: w.numpy() for w in trainer.model.weights}}
@@ -82,7 +82,7 @@ def of_tasks(loss):
     keras.utils.set_random_seed(1)
     inputs = keras.Input((4,))
     outputs = {name: keras.layers.Dense(1, name=name)(inputs) for name in ("a", "b")}
-    trainer = kriterion.Trainer(keras.Model(inputs, outputs))
+    trainer = minimand.Trainer(keras.Model(inputs, outputs))
     trainer.compile(keras.optimizers.SGD(0.1), loss)
     history = trainer.fit(x, {"a": y[:, :1], "b": 3 * y[:, 1:2]}, epochs=2, batch_size=8, shuffle=False, verbose=0)
     return history.history
@@ -96,7 +96,7 @@ def of_transform(transform):
 
 
 def of_prior(prior):
-    return of_transform(LearnedWeightNoise(prior=prior, init=0.1, seed=1))
+    return of_transform(VariationalWeightNoise(prior=prior, init=0.1, seed=1))
 
 
 def of_regularizer(regularizer):
@@ -228,7 +228,7 @@ LOSSES = {
         },
     ),
     QuantileThreshold: Case(of_loss("numbers"), {"level": 0.5, "loss": "mse"}, {"level": 0.7, "loss": "mae"}),
-    SoftBoundary: Case(of_loss("embedded"), {}, {"nu": 0.5, "center": [2.0, 1.0]}),
+    DeepSVDD: Case(of_loss("embedded"), {}, {"nu": 0.5, "center": [2.0, 1.0]}),
     TaskUncertainty: Case(
         of_loss("numbers"),
         {"loss": "mse"},
@@ -269,7 +269,7 @@ TRANSFORMS = {
             "seed": 2,
         },
     ),
-    LearnedWeightNoise: Case(
+    VariationalWeightNoise: Case(
         of_transform,
         SEEDED,
         {
@@ -354,9 +354,9 @@ REGULARIZERS = {
         {"strength": 0.1, "low": -0.1, "high": 0.1},
         {"strength": 0.2, "low": -0.2, "high": 0.2, "power": 1, "reduce": "mean"},
     ),
-    GroupSparsity: Case(of_regularizer, {"strength": 0.1}, OF_GROUPS),
-    SparseGroupSparsity: Case(of_regularizer, {"strength": 0.1, "l1_ratio": 0.5}, {**OF_GROUPS, "l1_ratio": 0.2}),
-    JointGroupSparsity: Case(
+    GroupLasso: Case(of_regularizer, {"strength": 0.1}, OF_GROUPS),
+    SparseGroupLasso: Case(of_regularizer, {"strength": 0.1, "l1_ratio": 0.5}, {**OF_GROUPS, "l1_ratio": 0.2}),
+    JointGroupLasso: Case(
         of_regularizer,
         {"strength": 0.1, "groups": KERNEL},
         {
@@ -366,12 +366,12 @@ REGULARIZERS = {
             "reduce": "mean",
         },
     ),
-    DistanceToInitial: Case(
+    L2SP: Case(
         of_regularizer,
         {"strength": 0.1, "anchor": np.zeros((4, 8))},
         {"strength": 0.2, "anchor": np.ones((4, 8)), "reduce": "mean"},
     ),
-    ElasticWeights: Case(
+    ElasticWeightConsolidation: Case(
         of_regularizer,
         {"strength": 0.1, "fisher": np.ones((4, 8)), "anchor": np.zeros((4, 8))},
         {"strength": 0.2, "fisher": 2 * np.ones((4, 8)), "anchor": np.ones((4, 8)), "reduce": "mean"},
@@ -404,7 +404,7 @@ OPTIMIZERS = {
     VarianceAware: Case(
         of_optimizer, {}, {"learning_rate": 0.2, "beta": 0.5, "form": "svag", "variance": "mini_batch"}
     ),
-    VarianceScaling: Case(
+    SNRScaling: Case(
         of_optimizer, {"optimizer": adam}, {"optimizer": keras.optimizers.SGD, "beta": 0.5, "granularity": "tensor"}
     ),
 }

@@ -3,7 +3,7 @@
 import keras
 from keras import layers, ops
 
-import kriterion
+import minimand
 
 
 def small_network(*more, activation="tanh"):
@@ -22,6 +22,6 @@ def squares(y_true, y_pred):
 
 
 def trainer_of(model, *transforms, optimizer="sgd", loss=squares, **arguments):
-    trainer = kriterion.Trainer(model)
+    trainer = minimand.Trainer(model)
     trainer.compile(optimizer, loss, transforms=transforms, **arguments)
     return trainer

@@ -4,9 +4,9 @@ import keras
 import numpy as np
 import pytest
 
-import kriterion
-from kriterion.losses import AdaptiveImage, AdaptiveRobust
-from kriterion.losses._image_transform import (
+import minimand
+from minimand.losses import AdaptiveImage, AdaptiveRobust
+from minimand.losses._image import (
     COLOR_SPACES,
     REPRESENTATIONS,
     ImageTransform,
@@ -203,7 +203,7 @@ def test_gradient_by_the_images(random, float64):
 
 def test_trained_saved_and_restored(random, tmp_path):
     x = random.uniform(size=(16, 8, 8, 3)).astype("float32")
-    trainer = kriterion.Trainer(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(3, 3, padding="same")]))
+    trainer = minimand.Trainer(keras.Sequential([keras.Input((8, 8, 3)), keras.layers.Conv2D(3, 3, padding="same")]))
     trainer.compile(
         keras.optimizers.Adam(0.05), AdaptiveImage("legall53", parameters="band", data_format="channels_last")
     )

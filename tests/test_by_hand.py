@@ -1,13 +1,13 @@
-"""The usual ways fail as the pages say that they do, and Kriterion's do not."""
+"""The usual ways fail as the pages say that they do, and Minimand's do not."""
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-import kriterion
-from kriterion.gradients import gradient_moments
-from kriterion.testing import gradient
+import minimand
+from minimand.gradients import gradient_moments
+from minimand.testing import gradient
 from tests.helpers import data
 
 
@@ -39,7 +39,7 @@ class ScaleByHand(keras.losses.Loss):
         return ops.mean(ops.abs(y_true - y_pred) * ops.exp(-self.log_scale) + self.log_scale, axis=-1)
 
 
-class Scale(kriterion.losses.TrainableLoss):
+class Scale(minimand.losses.TrainableLoss):
     def build(self, y_true_shape, y_pred_shape):
         self.log_scale = self.add_weight((), 0.0, name="log_scale")
 
@@ -54,7 +54,7 @@ def test_a_variable_of_a_stock_loss_is_not_trained(random):
     model.compile(keras.optimizers.Adam(0.1), stock)
     model.fit(x, 5 * y, verbose=0)
     assert float(stock.log_scale.numpy()) == 0.0
-    trainer = kriterion.Trainer(small())
+    trainer = minimand.Trainer(small())
     trainer.compile(keras.optimizers.Adam(0.1), Scale())
     trainer.fit(x, 5 * y, verbose=0)
     assert trainer.loss.log_scale.numpy() != 0.0
@@ -75,18 +75,18 @@ def test_noise_that_a_callback_adds_stays(random):
     walked = all_of(model) - all_of(small())
     # Five standard errors of a standard deviation of so many numbers.
     assert np.std(walked) == pytest.approx(0.1 * np.sqrt(25), rel=5 / np.sqrt(2 * len(walked)))
-    trainer = kriterion.Trainer(small())
-    trainer.compile(keras.optimizers.SGD(0.0), "mse", transforms=[kriterion.transforms.WeightNoise(0.1)])
+    trainer = minimand.Trainer(small())
+    trainer.compile(keras.optimizers.SGD(0.0), "mse", transforms=[minimand.transforms.WeightNoise(0.1)])
     trainer.fit(x, y, batch_size=4, verbose=0)
     np.testing.assert_array_equal(all_of(trainer.model), all_of(small()))
 
 
 def test_a_penalty_in_the_loss_makes_nothing_zero(random):
     x, y = data(random)
-    penalty = kriterion.regularizers.GroupSparsity(0.5, "input")
+    penalty = minimand.regularizers.GroupLasso(0.5, "input")
     by_penalty, by_proximal = small(kernel_regularizer=penalty), small()
     by_penalty.compile(keras.optimizers.Adam(0.01), "mse")
-    by_proximal.compile(kriterion.optimizers.Proximal(keras.optimizers.Adam(0.01), penalty), "mse")
+    by_proximal.compile(minimand.optimizers.Proximal(keras.optimizers.Adam(0.01), penalty), "mse")
     for model in (by_penalty, by_proximal):
         # 300 steps of all rows.
         model.fit(np.tile(x, (300, 1)), np.tile(y, (300, 1)), batch_size=len(x), shuffle=False, verbose=0)
@@ -97,7 +97,7 @@ def test_a_penalty_in_the_loss_makes_nothing_zero(random):
 def test_the_norm_of_a_group_that_is_zero_has_no_gradient_by_hand():
     zero = np.zeros(3, "float32")
     assert np.isnan(gradient(lambda w: ops.sqrt(ops.sum(w * w)), zero)[0]).all()
-    assert (gradient(lambda w: kriterion.regularizers.GroupSparsity(1.0, "output")(w[:, None]), zero)[0] == 0).all()
+    assert (gradient(lambda w: minimand.regularizers.GroupLasso(1.0, "output")(w[:, None]), zero)[0] == 0).all()
 
 
 def formula(x, alpha, scale):
@@ -110,7 +110,7 @@ def formula(x, alpha, scale):
 def test_the_robust_formula_by_hand_is_nan(alpha):
     x, alpha, scale = (ops.convert_to_tensor(np.float32(value)) for value in ([0.5, 2.0], alpha, 1.0))
     assert np.isnan(ops.convert_to_numpy(formula(x, alpha, scale))).all()
-    assert np.isfinite(ops.convert_to_numpy(kriterion.losses.general_robust(x, alpha, scale))).all()
+    assert np.isfinite(ops.convert_to_numpy(minimand.losses.general_robust(x, alpha, scale))).all()
 
 
 @pytest.mark.parametrize("alpha", [-1.0, 0.5, 1.5])

@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 
-import kriterion
-from kriterion.callbacks import GradientReport, Sparsity
-from kriterion.optimizers import Proximal
-from kriterion.regularizers import GroupSparsity
+import minimand
+from minimand.callbacks import GradientReport, Sparsity
+from minimand.optimizers import Proximal
+from minimand.regularizers import GroupLasso
 from tests.helpers import data, network, numpy, told
 
 
@@ -18,7 +18,7 @@ def test_a_regularisation_path_in_the_logs(random, tmp_path):
     model = network()
     values = model.get_weights()
     model.set_weights([values[0] * np.geomspace(0.01, 1.0, 8), *values[1:]])
-    model.compile(Proximal(keras.optimizers.SGD(0.02), GroupSparsity(strengths), select="dense/kernel"), "mse")
+    model.compile(Proximal(keras.optimizers.SGD(0.02), GroupLasso(strengths), select="dense/kernel"), "mse")
     seen = []
     callbacks = [
         Sparsity("dense/kernel"),
@@ -36,7 +36,7 @@ def test_a_regularisation_path_in_the_logs(random, tmp_path):
 def test_training_stops_when_a_kernel_would_be_zero(random):
     x, y = data(random)
     model = network()
-    model.compile(Proximal(keras.optimizers.SGD(0.1), GroupSparsity(100.0), select="dense/kernel"), "mse")
+    model.compile(Proximal(keras.optimizers.SGD(0.1), GroupLasso(100.0), select="dense/kernel"), "mse")
     for stop, epochs in ((True, 1), (False, 3)):
         with pytest.warns(UserWarning, match="dense/kernel"):
             history = model.fit(x, y, batch_size=16, epochs=3, verbose=0, callbacks=[Sparsity("all", stop=stop)])
@@ -47,8 +47,8 @@ def test_variables_of_losses_and_transforms_get_no_proximal_step(random):
     """Learned noise has variables of the kernels' shapes; a Trainer's loss and transforms keep theirs as they are."""
     x, y = data(random)
     for arguments in ({}, {"loss_learning_rate": 0.01}):
-        trainer = kriterion.Trainer(network())
-        noise = kriterion.transforms.LearnedWeightNoise(init=0.05, seed=0)
+        trainer = minimand.Trainer(network())
+        noise = minimand.transforms.VariationalWeightNoise(init=0.05, seed=0)
         optimizer = Proximal(keras.optimizers.SGD(0.01), keras.regularizers.L1(3.0))
         trainer.compile(optimizer, "mse", transforms=[noise], **arguments)
         history = trainer.fit(x, y, batch_size=16, epochs=2, verbose=0, callbacks=[Sparsity()]).history
@@ -71,8 +71,8 @@ def test_bad_arguments_are_told(make, error, words):
 
 def measured_trainer(**arguments):
     keras.utils.set_random_seed(4)
-    trainer = kriterion.Trainer(keras.Sequential([keras.Input((5,)), keras.layers.Dense(4), keras.layers.Dense(2)]))
-    trainer.compile("sgd", "mse", transforms=[kriterion.transforms.MeasureGradient(estimator="exact", **arguments)])
+    trainer = minimand.Trainer(keras.Sequential([keras.Input((5,)), keras.layers.Dense(4), keras.layers.Dense(2)]))
+    trainer.compile("sgd", "mse", transforms=[minimand.transforms.MeasureGradient(estimator="exact", **arguments)])
     return trainer
 
 

@@ -9,34 +9,34 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kriterion import cli
+from minimand import cli
 
 SMALL = ["--seeds", "2", "--epochs", "2", "--candidates", "weight-noise"]
 
 
 def run(monkeypatch, folder, *arguments, code=0):
-    """As `kriterion ARGUMENTS` in this folder, in this process."""
+    """As `minimand ARGUMENTS` in this folder, in this process."""
     monkeypatch.chdir(folder)
-    monkeypatch.setattr(sys, "argv", ["kriterion", *arguments])
+    monkeypatch.setattr(sys, "argv", ["minimand", *arguments])
     with pytest.raises(SystemExit) as ended:
         cli.main()
     assert (ended.value.code or 0) == code
 
 
 def test_study_and_report_from_outside(tmp_path):
-    def kriterion(*arguments):
+    def minimand(*arguments):
         return subprocess.run(
-            [sys.executable, "-m", "kriterion.cli", *arguments],
+            [sys.executable, "-m", "minimand.cli", *arguments],
             cwd=tmp_path, capture_output=True, text=True, check=True, timeout=400,
         ).stdout  # fmt: skip
 
-    printed = json.loads(kriterion("study", "iris", *SMALL, "--out", "s", "--json"))
+    printed = json.loads(minimand("study", "iris", *SMALL, "--out", "s", "--json"))
     assert [c["candidate"] for c in printed["candidates"]] == ["baseline", "weight-noise"]
     assert (tmp_path / "s" / "results.parquet").exists()
     # The page again, from what is stored, without the data.
     page = (tmp_path / "s" / "index.html").read_text()
     (tmp_path / "s" / "index.html").unlink()
-    kriterion("report", "s")
+    minimand("report", "s")
     assert (tmp_path / "s" / "index.html").read_text() == page
 
 
@@ -110,7 +110,7 @@ def test_tables_of_many_kinds(name, tmp_path, monkeypatch, capsys):
 
 
 def test_options_of_tuning_need_it():
-    from kriterion.study import StudyError
+    from minimand.study import StudyError
 
     assert cli._tuning(None, False, None) is None
     assert cli._tuning(3, False, "x.log").storage == "x.log"
@@ -132,4 +132,4 @@ def test_list_and_doctor(command, words, tmp_path, monkeypatch, capsys):
 def test_doctor_tells_what_to_install_for_what_is_missing(monkeypatch, capsys):
     monkeypatch.setattr(cli, "_PACKAGES", {"study": {"no-such-package": "no_such_package"}})
     cli.doctor()
-    assert "pip install 'kriterion[study]'" in capsys.readouterr().out
+    assert "pip install 'minimand[study]'" in capsys.readouterr().out

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 from scipy import optimize, special
 
-from kriterion.losses import (
+from minimand.losses import (
     CVaR,
+    DeepSVDD,
     LearnedClassWeights,
     LearnedThreshold,
     Mahalanobis,
     QuantileThreshold,
-    SoftBoundary,
     TaskUncertainty,
     TemperatureScaled,
 )
@@ -121,7 +121,7 @@ def test_quantile(wrapped, random):
 
 def test_radius(random):
     p = random.normal(size=(201, 3))
-    loss = ready(SoftBoundary(0.2, center=[1.0, 0.0, -1.0]), np.zeros(201), p)
+    loss = ready(DeepSVDD(0.2, center=[1.0, 0.0, -1.0]), np.zeros(201), p)
     minimise_variables(loss, np.zeros(201), p, smooth=False)
     squares = ((p - [1.0, 0.0, -1.0]) ** 2).sum(axis=-1)
     assert loss.threshold == pytest.approx(np.quantile(squares, 0.8, method="inverted_cdf"), abs=1e-5)

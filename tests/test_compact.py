@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-from kriterion.sparsity import compact
+from minimand.sparsity import compact
 from tests.graphs import Graph
 from tests.helpers import numpy
 

@@ -9,11 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from kriterion.study.candidates import Candidate
-from kriterion.study.comparison import Comparison
-from kriterion.study.metrics import metrics_of
-from kriterion.study.run import DIVERGED, FINISHED, Run
-from kriterion.study.statistics import corrected_resampled_t, holm
+from minimand.study._candidates import Candidate
+from minimand.study._comparison import Comparison, corrected_resampled_t, holm
+from minimand.study._metrics import metrics_of
+from minimand.study._run import DIVERGED, FINISHED, Run
 
 SEEDS, OVERLAP = 10, 0.25
 METRICS = metrics_of("regression")

@@ -2,9 +2,9 @@
 
 import keras
 
-import kriterion
-from kriterion import testing
-from kriterion.testing._trained import TrainedSuite
+import minimand
+from minimand import testing
+from minimand.testing._trained import TrainedSuite
 from tests import parts
 
 # TensorFlow traces each `fit` for minutes in all: there a fifth of the losses is trained, and all are compared.
@@ -31,26 +31,26 @@ class TestBackend(testing.BackendSuite):
 
 
 def test_every_loss_is_in_the_list():
-    public = {getattr(kriterion.losses, name) for name in kriterion.losses.__all__}
+    public = {getattr(minimand.losses, name) for name in minimand.losses.__all__}
     classes = {part for part in public if isinstance(part, type)}
-    abstract = {kriterion.losses.TrainableLoss, kriterion.losses.UncertaintyWeighted}
+    abstract = {minimand.losses.TrainableLoss, minimand.losses.UncertaintyWeighted}
     assert classes - abstract == {type(part.make()) for part in parts.LOSSES.values()}
 
 
 def test_every_regularizer_is_in_the_list():
-    public = {getattr(kriterion.regularizers, name) for name in kriterion.regularizers.__all__}
+    public = {getattr(minimand.regularizers, name) for name in minimand.regularizers.__all__}
     classes = {part for part in public if isinstance(part, type)}
     # The second is of several variables: see test_regularizers.py.
-    others = {kriterion.regularizers.WeightRegularizer, kriterion.regularizers.JointGroupSparsity}
+    others = {minimand.regularizers.WeightRegularizer, minimand.regularizers.JointGroupLasso}
     assert classes - others == {type(part.make()) for part in parts.REGULARIZERS.values()}
 
 
 def test_every_optimizer_is_in_the_list():
-    public = {getattr(kriterion.optimizers, name) for name in kriterion.optimizers.__all__}
+    public = {getattr(minimand.optimizers, name) for name in minimand.optimizers.__all__}
     assert public == {type(part.make(0.1)) for part in parts.OPTIMIZERS.values()}
 
 
 def test_every_transform_is_in_the_list():
-    public = {getattr(kriterion.transforms, name) for name in kriterion.transforms.__all__}
-    others = {kriterion.transforms.Transform, kriterion.transforms.Batch, kriterion.transforms.ScaleMixturePrior}
+    public = {getattr(minimand.transforms, name) for name in minimand.transforms.__all__}
+    others = {minimand.transforms.Transform, minimand.transforms.Batch, minimand.transforms.ScaleMixturePrior}
     assert public - others == {type(part.make()) for part in parts.TRANSFORMS.values()}

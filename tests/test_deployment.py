@@ -8,7 +8,7 @@ import pytest
 from keras import layers
 from scipy import special
 
-from kriterion.losses import LearnedThreshold, Mahalanobis, TemperatureScaled
+from minimand.losses import LearnedThreshold, Mahalanobis, TemperatureScaled
 from tests.helpers import numpy
 
 
@@ -73,7 +73,7 @@ def test_its_file_is_keras_s_alone(make, units, random, tmp_path):
     deployed = loss.to_inference(of_one(units))
     deployed.save(tmp_path / "deployed.keras")
     with zipfile.ZipFile(tmp_path / "deployed.keras") as file:
-        assert b"kriterion" not in file.read("config.json")
+        assert b"minimand" not in file.read("config.json")
     loaded = keras.saving.load_model(tmp_path / "deployed.keras", safe_mode=True)
     x = random.normal(size=(7, 4)).astype("float32")
     np.testing.assert_allclose(numpy(loaded(x)), numpy(deployed(x)), rtol=1e-6)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 COMMON = """
-import keras, kriterion, sys, numpy as np
+import keras, minimand, sys, numpy as np
 
 if keras.backend.backend() != "tensorflow":
     # Keras imports it wherever it is installed, which takes long.
@@ -17,10 +17,10 @@ if keras.backend.backend() != "tensorflow":
 
 x = np.random.default_rng(0).normal(size=(128, 8)).astype("float32")
 
-def trainer(*layers, optimizer=keras.optimizers.Adam, loss=kriterion.losses.AdaptiveRobust, **arguments):
+def trainer(*layers, optimizer=keras.optimizers.Adam, loss=minimand.losses.AdaptiveRobust, **arguments):
     keras.utils.set_random_seed(0)
     layers = [keras.layers.Dense(16, "relu", kernel_regularizer="l2"), *layers, keras.layers.Dense(1)]
-    result = kriterion.Trainer(keras.Sequential([keras.Input((8,)), *layers]))
+    result = minimand.Trainer(keras.Sequential([keras.Input((8,)), *layers]))
     result.compile(optimizer(0.01), loss(), **arguments)
     return result
 
@@ -36,16 +36,16 @@ def distributed(distribution):
     everything = trainer(
         keras.layers.BatchNormalization(),
         keras.layers.Dropout(0.1, seed=3),
-        loss=lambda: kriterion.losses.CVaR(kriterion.losses.AdaptiveRobust(), 0.5),
-        optimizer=lambda rate: kriterion.optimizers.Proximal(
-            kriterion.optimizers.VarianceScaling(keras.optimizers.Adam(rate)),
-            kriterion.regularizers.GroupSparsity(0.05, "input"),
+        loss=lambda: minimand.losses.CVaR(minimand.losses.AdaptiveRobust(), 0.5),
+        optimizer=lambda rate: minimand.optimizers.Proximal(
+            minimand.optimizers.SNRScaling(keras.optimizers.Adam(rate)),
+            minimand.regularizers.GroupLasso(0.05, "input"),
             metric="learning_rate",
         ),
         transforms=[
-            kriterion.transforms.WeightNoise(0.05, seed=1),
-            kriterion.transforms.WeightPenalty("l2"),
-            kriterion.transforms.GradientVariancePenalty(1e-3, estimator="micro_batch"),
+            minimand.transforms.WeightNoise(0.05, seed=1),
+            minimand.transforms.WeightPenalty("l2"),
+            minimand.transforms.GradientVariancePenalty(1e-3, estimator="micro_batch"),
         ],
     )
     history = losses(everything)
@@ -73,11 +73,11 @@ def statistics(distribution):
         measured = trainer(
             keras.layers.LayerNormalization(),
             loss=lambda: "mse",
-            transforms=[kriterion.transforms.MeasureGradient(every=2, estimator=estimator, seed=1)],
+            transforms=[minimand.transforms.MeasureGradient(every=2, estimator=estimator, seed=1)],
         )
         history = measured.fit(x, x[:, :1], batch_size=32, shuffle=False, verbose=0).history
         found += [history[f"gradient_{key}"][0] for key in ("norm", "variance", "signal_to_noise")]
-        moments = kriterion.gradients.gradient_moments(measured, x, x[:, :1], estimator=estimator, seed=2)
+        moments = minimand.gradients.gradient_moments(measured, x, x[:, :1], estimator=estimator, seed=2)
         found += [moments.trace, moments.squared_norm, moments.variance_along_mean]
     return len(measured.model.weights[0].value.sharding.device_set), *found
 
@@ -95,18 +95,18 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 x = np.concatenate([x.reshape(4, 32, 8)[:, :16]] * 2, axis=1).reshape(128, 8)
 
 def weighted():
-    return kriterion.losses.BatchAdaptive(kriterion.losses.AdaptiveRobust(), "standardised")
+    return minimand.losses.BatchAdaptive(minimand.losses.AdaptiveRobust(), "standardised")
 
 def tail():
-    return kriterion.losses.CVaR("mean_squared_error", 0.5)
+    return minimand.losses.CVaR("mean_squared_error", 0.5)
 
 print(1, *losses(trainer()))
 print(1, *losses(trainer(loss=weighted)))
 print(1, *losses(trainer(loss=tail)))
 with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
     mirrored = [trainer(), trainer(loss=weighted), trainer(loss=tail)]
-    noisy = trainer(transforms=[kriterion.transforms.WeightNoise(0.1)])
-    scaled = trainer(optimizer=lambda rate: kriterion.optimizers.VarianceScaling(keras.optimizers.Adam(rate)))
+    noisy = trainer(transforms=[minimand.transforms.WeightNoise(0.1)])
+    scaled = trainer(optimizer=lambda rate: minimand.optimizers.SNRScaling(keras.optimizers.Adam(rate)))
 for each in mirrored:
     print(2, *losses(each))
 for refused in (noisy, scaled):
@@ -152,4 +152,4 @@ def test_mirrored_training_is_training_on_one_device_or_refused():
     results = lines(TF_DISTRIBUTE)
     for one, mirrored in zip(results[:3], results[3:6], strict=True):
         assert_same_losses(mirrored, one, devices=2)
-    assert results[6:] == [["Trainer:", "refused"], ["VarianceScaling", "refused"]]
+    assert results[6:] == [["Trainer:", "refused"], ["SNRScaling", "refused"]]

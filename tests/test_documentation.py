@@ -10,15 +10,13 @@ from pathlib import Path
 
 import pytest
 
-import kriterion
+import minimand
 
 PROJECT = Path(__file__).parent.parent
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
 EXAMPLES = sorted((PROJECT / "examples").glob("*.py"))
 MODULES = [
-    m.name
-    for m in pkgutil.walk_packages(kriterion.__path__, "kriterion.")
-    if not m.name.startswith("kriterion.backend.")
+    m.name for m in pkgutil.walk_packages(minimand.__path__, "minimand.") if not m.name.startswith("minimand.backend.")
 ]
 
 

@@ -6,8 +6,8 @@ import threading
 import keras
 import pytest
 
-import kriterion
-from kriterion.testing import TransformSuite
+import minimand
+from minimand.testing import TransformSuite
 from tests.helpers import data, network
 from tests.parts import TRANSFORMS, suite_of
 
@@ -21,10 +21,10 @@ def trainer_with(name):
     part = TRANSFORMS[name]
     optimizer = suite_of(TransformSuite, part)().optimizer(0.01)
     keras.utils.set_random_seed(11)
-    trainer = kriterion.Trainer(
+    trainer = minimand.Trainer(
         keras.Sequential([keras.Input((5,)), keras.layers.Dense(4, "tanh"), keras.layers.Dense(2)])
     )
-    trainer.compile(optimizer, kriterion.losses.AdaptiveRobust(), transforms=[part.make()])
+    trainer.compile(optimizer, minimand.losses.AdaptiveRobust(), transforms=[part.make()])
     return trainer
 
 
@@ -90,8 +90,8 @@ def test_a_file_from_a_stranger_runs_no_code(random, tmp_path):
         (keras.Sequential([keras.Input((5,)), keras.layers.Dense(2), leaving_a_trace]), "kernels"),
         (network(), lambda variable: (__import__("pathlib").Path(name).touch(), variable.name == "kernel")[1]),
     ):
-        trainer = kriterion.Trainer(model)
-        trainer.compile("sgd", "mse", transforms=[kriterion.transforms.WeightNoise(0.1, select=select)])
+        trainer = minimand.Trainer(model)
+        trainer.compile("sgd", "mse", transforms=[minimand.transforms.WeightNoise(0.1, select=select)])
         trainer.fit(x, y, verbose=0)
         path = tmp_path / "trainer.keras"
         trainer.save(path)

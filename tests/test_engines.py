@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
-from kriterion import backend
-from kriterion.study import Candidate, LocalEngine, Part, ProcessesEngine, RayEngine, Settings, Study, StudyError, mlp
-from kriterion.study.engines import engine_named
+from minimand import backend
+from minimand.study import Candidate, LocalEngine, Part, ProcessesEngine, RayEngine, Settings, Study, StudyError, mlp
+from minimand.study._engines import engine_named
 from tests.helpers import told
 
 CANDIDATES = (Candidate("baseline"), Candidate("noise", transforms=(Part("WeightNoise", {"stddev": 0.1}),)))
@@ -70,7 +70,7 @@ class Always(Once):
 @pytest.mark.skipif(backend.name != "jax", reason="processes take long to start; this is the same on all backends")
 def test_processes_that_keep_dying_are_an_error(tmp_path, monkeypatch):
     # Each takes long to start.
-    monkeypatch.setattr("kriterion.study.engines.processes._DEATHS", 1)
+    monkeypatch.setattr("minimand.study.engines.processes._DEATHS", 1)
     dying_once(tmp_path / "dying")
     always = Always(tmp_path / "dying" / "mark")
     study = Study(always, "iris", CANDIDATES, SETTINGS, folder=tmp_path / "s", engine=ProcessesEngine(1))
@@ -89,7 +89,7 @@ def test_ray_gives_the_same_numbers_and_retries_lost_workers(tmp_path):
 
 def test_ray_that_is_not_installed_names_the_extra(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "ray", None)
-    with told(StudyError, ["kriterion[ray]"]):
+    with told(StudyError, ["minimand[ray]"]):
         engine_named("ray")
 
 

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-import kriterion
-from kriterion import backend
-from kriterion._scope import forked_scope
-from kriterion.transforms import Batch, LearnedWeightNoise, ScaleMixturePrior, WeightNoise
+import minimand
+from minimand import backend
+from minimand._scope import forked_scope
+from minimand.transforms import Batch, ScaleMixturePrior, VariationalWeightNoise, WeightNoise
 from tests.helpers import numpy, told
 
 DRAWS = 1000
@@ -28,7 +28,7 @@ LAYERS = {
 }
 
 
-def single(name, **arguments):
+def at_least_float32(name, **arguments):
     shape, layer = LAYERS[name]
     model = keras.Sequential([keras.Input(shape), layer(**arguments)])
     model.set_weights([np.random.default_rng(1).normal(size=w.shape) for w in model.get_weights()])
@@ -54,7 +54,7 @@ def outputs(transform, model, x, draws=DRAWS):
         return seen[0]
 
     x = ops.convert_to_tensor(x, "float32")
-    found = backend.mapped(draw)(ops.cast(ops.convert_to_tensor(seeds), "int32"), x)
+    found = backend.vmap(draw)(ops.cast(ops.convert_to_tensor(seeds), "int32"), x)
     return numpy(found).astype("float64").reshape(draws, len(x), -1)
 
 
@@ -92,7 +92,7 @@ def blocks(*matrices):
 @pytest.mark.parametrize("name", LAYERS)
 def test_each_example_has_the_law_of_noise_on_the_weights(name, random):
     """Covariance s^2 J J' within an example, with J the derivative by kernel and bias, and 0 between examples."""
-    model = single(name)
+    model = at_least_float32(name)
     x = random.normal(size=(2, *LAYERS[name][0])).astype("float32")
     x[1, ..., 0] = 0.0
     noise = outputs(WeightNoise(0.3, select="all", per="example", seed=1), model, x) - numpy(model(x)).reshape(2, -1)
@@ -102,7 +102,7 @@ def test_each_example_has_the_law_of_noise_on_the_weights(name, random):
 @pytest.mark.parametrize("name", ["dense_of_sequences", "einsum", "conv2d", "depthwise"])
 def test_each_position_has_the_right_variance(name, random):
     """And all are independent."""
-    model = single(name)
+    model = at_least_float32(name)
     x = random.normal(size=(2, *LAYERS[name][0])).astype("float32")
     noise = outputs(WeightNoise(0.3, select="all", per="position", seed=1), model, x) - numpy(model(x)).reshape(2, -1)
     assert_law(noise, np.diag(0.09 * np.sum(jacobian(model, x) ** 2, axis=-1).ravel()))
@@ -112,7 +112,7 @@ def test_each_position_has_the_right_variance(name, random):
 @pytest.mark.parametrize("mode", ["relative", "layer", "filter"])
 def test_modes(name, mode, random):
     """The derivative by the weights times c(w)."""
-    model = single(name, use_bias=False)
+    model = at_least_float32(name, use_bias=False)
     x = random.normal(size=(1, *LAYERS[name][0])).astype("float32")
     (w,) = model.get_weights()
     axes = tuple(range(w.ndim - (mode == "filter")))
@@ -125,7 +125,7 @@ def test_modes(name, mode, random):
 @pytest.mark.parametrize("law", ["uniform", "rademacher"])
 def test_other_laws_are_those_of_flipped_signs(law, random):
     """Normal sums have the largest fourth moment of the three laws."""
-    model = single("dense", use_bias=False)
+    model = at_least_float32("dense", use_bias=False)
     x = random.normal(size=(2, 4)).astype("float32")
     noise = outputs(WeightNoise(0.3, distribution=law, per="example", seed=1), model, x) - numpy(model(x))
     assert_law(noise, blocks(*(0.09 * j @ j.T for j in jacobian(model, x))))
@@ -149,7 +149,7 @@ def test_the_gradient_varies_less_than_with_one_draw_for_the_batch(random):
 
 
 def test_antithetic_passes_are_opposite(random):
-    model = single("conv2d")
+    model = at_least_float32("conv2d")
     x = random.normal(size=(2, 3, 3, 2)).astype("float32")
     transform = WeightNoise(0.3, per="example", antithetic=True, samples=2, seed=1)
     transform.build(model)
@@ -188,7 +188,7 @@ def test_learned_noise_on_what_is_summed(random, monkeypatch):
     x, y = random.normal(size=(6, 3)).astype("float32"), random.normal(size=(6, 1)).astype("float32")
     monkeypatch.setattr(backend, "noise", lambda law, shapes, seed, scale=1.0: [ops.ones(shape) for shape in shapes])
     model = keras.Sequential([keras.Input((3,)), layers.Dense(1)])
-    transform = LearnedWeightNoise(per="example", antithetic=True, kl_weight=0.5)
+    transform = VariationalWeightNoise(per="example", antithetic=True, kl_weight=0.5)
     transform.build(model)
     s = [random.uniform(0.1, 1.0, size=v.shape).astype("float32") for v in model.trainable_variables]
     for variable, stddev in zip(transform.log_stddevs.values(), s, strict=True):
@@ -205,7 +205,7 @@ def test_learned_noise_on_what_is_summed(random, monkeypatch):
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
-@pytest.mark.parametrize("make", [WeightNoise, lambda *_, **kwargs: LearnedWeightNoise(**kwargs)])
+@pytest.mark.parametrize("make", [WeightNoise, lambda *_, **kwargs: VariationalWeightNoise(**kwargs)])
 def test_training_is_finite_where_inputs_are_zero(make, policy, random):
     """The root of a sum that is 0 has no derivative; activations and masks of the layer stay."""
     x = np.zeros((32, 6, 6, 1), "float32")
@@ -219,7 +219,7 @@ def test_training_is_finite_where_inputs_are_zero(make, policy, random):
             layers.Dense(1, dtype="float32"),
         ]
     )
-    trainer = kriterion.Trainer(model)
+    trainer = minimand.Trainer(model)
     trainer.compile("adam", "mae", transforms=[make(0.1, mode="relative", per="example")]
                     if make is WeightNoise else [make(per="position")])  # fmt: skip
     before = model.get_weights()
@@ -280,8 +280,8 @@ def test_models_without_a_suitable_kernel_are_refused(model):
         (partial(WeightNoise, 0.1, per="example", draws="table"), ["draws", "table", "batch"]),
         (partial(WeightNoise, 0.1, per="example", distribution="bernoulli", mode="relative"), ["bernoulli", "batch"]),
         (partial(WeightNoise, 0.1, per="position", distribution="uniform"), ["position", "normal", "uniform"]),
-        (partial(LearnedWeightNoise, per="example", prior=ScaleMixturePrior()), ["ScaleMixturePrior", "batch"]),
-        (partial(LearnedWeightNoise, per="step"), ["per", "step"]),
+        (partial(VariationalWeightNoise, per="example", prior=ScaleMixturePrior()), ["ScaleMixturePrior", "batch"]),
+        (partial(VariationalWeightNoise, per="step"), ["per", "step"]),
     ],
 )
 def test_bad_arguments_are_told(make, words):

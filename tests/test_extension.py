@@ -16,7 +16,7 @@ def test_an_extension_passes_the_suites(tmp_path):
     subprocess.run([*pip, installed, source], check=True, capture_output=True, timeout=300)
     # Away from the source: it is the installed package that is imported.
     tests.mkdir()
-    shutil.move(source / "test_kriterion_example.py", tests)
+    shutil.move(source / "test_minimand_example.py", tests)
     done = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", tests],
         env={**os.environ, "PYTHONPATH": str(installed)}, capture_output=True, text=True, timeout=600,

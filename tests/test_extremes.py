@@ -8,10 +8,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from keras import ops
 
-import kriterion
-from kriterion import _elementary, metrics
-from kriterion.gradients import GradientMoments, evidence, inner_product_test, noise_scale, norm_test, signal_to_noise
-from kriterion.testing import LossSuite, TransformSuite
+import minimand
+from minimand import _elementary, metrics
+from minimand.gradients import GradientMoments, evidence, inner_product_test, noise_scale, norm_test, signal_to_noise
+from minimand.testing import LossSuite, TransformSuite
 from tests.helpers import dtype_policy, gradient, numpy
 from tests.parts import LOSSES, TRANSFORMS, suite_of
 
@@ -22,7 +22,7 @@ KEEPING = {
     "at_least": (lambda v: _elementary.at_least(v, 1.0), lambda v: max(v, 1.0)),
     "at_most": (lambda v: _elementary.at_most(v, 1.0), lambda v: min(v, 1.0)),
     "magnitude": (_elementary.magnitude, abs),
-    "root_of_squares": (lambda v: _elementary.root_of_squares(v * v), abs),
+    "safe_sqrt": (lambda v: _elementary.safe_sqrt(v * v), abs),
     "soft_threshold": (lambda v: _elementary.soft_threshold(v, 0.5), lambda v: np.sign(v) * max(abs(v) - 0.5, 0.0)),
 }
 
@@ -53,8 +53,8 @@ def test_statistics_of_nan_are_nan():
 
 def measured(x, y, estimator, batch_size):
     keras.utils.set_random_seed(4)
-    measure = kriterion.transforms.MeasureGradient(every=1, estimator=estimator, micro_batches=2, seed=5)
-    trainer = kriterion.Trainer(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
+    measure = minimand.transforms.MeasureGradient(every=1, estimator=estimator, micro_batches=2, seed=5)
+    trainer = minimand.Trainer(keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)]))
     # Weights that stay, so that batches can be compared.
     trainer.compile(keras.optimizers.SGD(0.0), "mse", transforms=[measure])
     history = trainer.fit(x, y, batch_size=batch_size, shuffle=False, verbose=0).history
@@ -155,7 +155,7 @@ def test_transforms_of_floats_of_any_width(name, policy, random):
     suite = suite_of(TransformSuite, TRANSFORMS[name])()
     x, y = random.normal(size=(9, 4)), random.normal(size=(9, 2))
     with dtype_policy(policy):
-        trainer = kriterion.Trainer(
+        trainer = minimand.Trainer(
             keras.Sequential([keras.Input((4,)), keras.layers.Dense(3, "tanh"), keras.layers.Dense(2)])
         )
         trainer.compile(suite.optimizer(0.02), "mse", transforms=[suite.make()])

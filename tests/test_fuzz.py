@@ -9,9 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kriterion import cli
-from kriterion.study import Settings, StudyError, load_data
-from kriterion.study.candidates import choose, default_candidates, read_candidates
+from minimand import cli
+from minimand.study import Settings, StudyError, load_data
+from minimand.study._candidates import choose, default_candidates, read_candidates
 
 fuzzed = settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
@@ -193,7 +193,7 @@ def test_options_of_the_command(options, flags, data, tmp_path, monkeypatch, cap
     given_options = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli, "_train", train)
-    monkeypatch.setattr(sys, "argv", ["kriterion", "study", *given_options, *flags, "--", data])
+    monkeypatch.setattr(sys, "argv", ["minimand", "study", *given_options, *flags, "--", data])
     with pytest.raises((SystemExit, Trains)) as ended:
         cli.main()
     if ended.type is SystemExit:

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kriterion.gradients import (
+from minimand.gradients import (
     GradientMoments,
     RunningMoments,
     cabs_batch_size,

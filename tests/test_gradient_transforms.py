@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-from kriterion.gradients import GradientMoments, gradient_moments
-from kriterion.optimizers import VarianceAware
-from kriterion.transforms import (
+from minimand.gradients import GradientMoments, gradient_moments
+from minimand.optimizers import VarianceAware
+from minimand.transforms import (
     Batch,
     GradientNormPenalty,
     GradientVariancePenalty,
@@ -225,7 +225,7 @@ def test_a_single_example_adds_nothing(random):
 )
 def test_example_weights_reach_through_transforms(transforms, random, float64):
     """Equal weights give the gradient of the data's part; sums over one-hot weights are that of equal ones."""
-    from kriterion.gradients._examples import ExampleGradients
+    from minimand.gradients._examples import ExampleGradients
 
     model = small_network()
     trainer = trainer_of(model, *transforms())

@@ -7,16 +7,16 @@ import numpy as np
 import pytest
 from keras import layers, ops
 
-import kriterion
-from kriterion import backend
-from kriterion._objective import Batch
-from kriterion.gradients import (
+import minimand
+from minimand import backend
+from minimand._objective import Batch
+from minimand.gradients import (
     GradientMoments,
     gradient_moments,
 )
-from kriterion.gradients._exact import exact_sums
-from kriterion.gradients._examples import ExampleGradients
-from kriterion.transforms._gradient_statistics import fixed_gradients
+from minimand.gradients._exact import exact_sums
+from minimand.gradients._examples import ExampleGradients
+from minimand.transforms._gradient_measures import fixed_gradients
 from tests.helpers import network, numpy, told
 
 
@@ -168,7 +168,7 @@ def test_exact_moments_are_those_of_a_loop_over_examples(name, random, float64):
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_by_the_pass_of_training_are_those_by_another(name, random, float64):
     model, data = compiled(name, random)
-    trainer = kriterion.Trainer(model)
+    trainer = minimand.Trainer(model)
     trainer.compile("sgd", "mse")
     batch = Batch(*trainer.prepare(*data))
     weights = [v.value for v in model.trainable_variables]
@@ -204,8 +204,8 @@ def test_moments_are_of_the_compiled_loss_alone(random):
 
     each = [of_rows(slice(row, row + 1)) for row in range(ROWS)]
     expected = GradientMoments.of_examples([np.stack(same) for same in zip(*each, strict=True)])
-    trainer = kriterion.Trainer(model)
-    trainer.compile("sgd", transforms=[kriterion.transforms.WeightNoise(0.5)], **arguments)
+    trainer = minimand.Trainer(model)
+    trainer.compile("sgd", transforms=[minimand.transforms.WeightNoise(0.5)], **arguments)
     for owner in (model, trainer):
         found = gradient_moments(owner, x, y)
         for a, b in zip(found.mean + found.variance, expected.mean + expected.variance, strict=True):
@@ -250,7 +250,7 @@ def quadratic():
 def draws_of_probe(objective, weights, batch, count):
     gradients = ExampleGradients(objective, weights, batch, [True], differentiable=False)
     seeds = ops.convert_to_tensor(np.stack([np.full(count, 5), np.arange(count)], axis=1).astype("int32"))
-    return numpy(backend.mapped(lambda seed: gradients.probe(seed)[0])(seeds)).astype("float64") ** 2
+    return numpy(backend.vmap(lambda seed: gradients.probe(seed)[0])(seeds)).astype("float64") ** 2
 
 
 def test_probe_is_unbiased_and_its_variance_is_the_stated_one(quadratic):
@@ -345,7 +345,7 @@ def test_sums_by_group(random, float64):
         each = one_by_one(model, data)
         groups = np.array([0, 1, 1, 2, 0, 1])
         members = (groups[:, None] == np.arange(3)).astype("float64")
-        objective = kriterion.gradients.moments._data_objective(model, True)
+        objective = minimand.gradients.moments._data_objective(model, True)
         batch = Batch(*(ops.convert_to_tensor(part) for part in data))
         weights = [v.value for v in model.trainable_variables]
         gradients = ExampleGradients(objective, weights, batch, [True] * len(weights), differentiable=False)

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from kriterion.gradients import GradientMoments, gradient_moments
+from minimand.gradients import GradientMoments, gradient_moments
 from tests.graphs import SeparableGraph
 from tests.test_gradients import ROWS, one_by_one
 

@@ -5,16 +5,16 @@ import numpy as np
 import pytest
 from keras import ops
 
-import kriterion
-from kriterion import backend
-from kriterion.optimizers import IVON
-from kriterion.transforms import IVONNoise, SharpnessAware
+import minimand
+from minimand import backend
+from minimand.optimizers import IVON
+from minimand.transforms import IVONNoise, SharpnessAware
 from tests.helpers import assert_same, data, dtype_policy, network, numpy, told, weights_of
 from tests.parts.losses import HALF_SQUARED
 
 
 def trainer_of(model, optimizer, noise=None, loss=HALF_SQUARED, **arguments):
-    trainer = kriterion.Trainer(model)
+    trainer = minimand.Trainer(model)
     trainer.compile(optimizer, loss, transforms=[noise or IVONNoise(seed=1)], **arguments)
     return trainer
 
@@ -90,7 +90,7 @@ def test_trains_saves_and_resumes(policy, random, tmp_path):
     """With another transform around it, in both precisions; the weights are the posterior's mean, not a draw."""
     x, y = data(random)
     with dtype_policy(policy):
-        trainer = kriterion.Trainer(network())
+        trainer = minimand.Trainer(network())
         transforms = [IVONNoise(seed=1), SharpnessAware(0.01)]
         trainer.compile(IVON(0.1, hessian_init=0.1), "mse", transforms=transforms)
         history = trainer.fit(x, y, batch_size=16, epochs=8, verbose=0).history["loss"]

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from keras import ops
 
-from kriterion.study import Candidate, load_data
-from kriterion.study.metrics import metrics_of, selection_metric, selection_score
-from kriterion.study.run import DIVERGED, FINISHED, epoch_record, run_of
+from minimand.study import Candidate, load_data
+from minimand.study._metrics import metrics_of, selection_metric, selection_score
+from minimand.study._run import DIVERGED, FINISHED, epoch_record, run_of
 
 EPOCHS = [{"epoch": 0, "loss": 2.0}, {"epoch": 1, "loss": 1.0}]
 

@@ -9,8 +9,8 @@ import keras
 import numpy as np
 import pytest
 
-import kriterion
-from kriterion.transforms import LearnedWeightNoise, WeightNoise
+import minimand
+from minimand.transforms import VariationalWeightNoise, WeightNoise
 from tests.helpers import assert_same, data, network, numpy, weights_of
 
 callbacks = keras.callbacks
@@ -18,10 +18,10 @@ callbacks = keras.callbacks
 
 def trainer_of(learned=True, *, optimizer=None, transforms=None, **arguments):
     """Of a loss and, if `learned`, of noise that have variables of their own."""
-    transforms = transforms or [LearnedWeightNoise(seed=1) if learned else WeightNoise(0.1, seed=1)]
-    trainer = kriterion.Trainer(network())
+    transforms = transforms or [VariationalWeightNoise(seed=1) if learned else WeightNoise(0.1, seed=1)]
+    trainer = minimand.Trainer(network())
     optimizer = optimizer or keras.optimizers.Adam(0.01)
-    trainer.compile(optimizer, kriterion.losses.AdaptiveRobust(), transforms=transforms, **arguments)
+    trainer.compile(optimizer, minimand.losses.AdaptiveRobust(), transforms=transforms, **arguments)
     return trainer
 
 
@@ -148,7 +148,7 @@ def test_averages_of_weights_are_the_losss_too(random):
 
 
 @pytest.mark.parametrize("rate", [None, 0.02], ids=["one rate", "two rates"])
-@pytest.mark.parametrize("wrapped", [lambda sgd: sgd, kriterion.optimizers.VarianceScaling], ids=["plain", "wrapped"])
+@pytest.mark.parametrize("wrapped", [lambda sgd: sgd, minimand.optimizers.SNRScaling], ids=["plain", "wrapped"])
 def test_averages_are_swapped_in_for_validation(wrapped, rate, random):
     x, y = data(random)
     optimizer = wrapped(keras.optimizers.SGD(0.05, use_ema=True, ema_momentum=0.75))

@@ -11,11 +11,11 @@ from pathlib import Path
 import keras
 import pytest
 
-import kriterion
-from kriterion._default_backend import choose_default_backend
+import minimand
+from minimand._default_backend import choose_default_backend
 from tests.helpers import told
 
-ROOT = Path(kriterion.__file__).parent
+ROOT = Path(minimand.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 FRAMEWORKS = {"jax", "tensorflow", "torch"}
 # The first entry that a module's path starts with gives its layer.
@@ -51,7 +51,7 @@ def test_a_module_imports_only_from_lower_layers(path):
         parts = name.split(".")
         if parts[0] in FRAMEWORKS:
             assert own == "backend", f"{path} imports {name}"
-        if parts[0] == "kriterion" and len(parts) > 1:
+        if parts[0] == "minimand" and len(parts) > 1:
             other = parts[1] if parts[1] in LAYERS else None
             if other is None or own == other:
                 continue
@@ -75,13 +75,13 @@ def loaded():
 
 import keras
 loaded()
-import kriterion
+import minimand
 loaded()
 """
     done = subprocess.run([sys.executable, "-c", script], check=True, capture_output=True, text=True, timeout=300)
     # Whatever Keras itself imports, and nothing more.
-    keras_alone, with_kriterion = map(str.split, done.stdout.splitlines())
-    assert with_kriterion == keras_alone
+    keras_alone, with_minimand = map(str.split, done.stdout.splitlines())
+    assert with_minimand == keras_alone
     assert keras.backend.backend() in keras_alone
 
 
@@ -93,9 +93,9 @@ loaded()
         ({}, ["torch"], "tensorflow", "torch"),
         ({}, ["jax", "torch"], "torch", None),
         ({"KERAS_BACKEND": "torch"}, ["jax", "torch"], None, "torch"),
-        ({}, [], None, ["JAX, TensorFlow or PyTorch", "kriterion[jax]"]),
-        ({"KERAS_BACKEND": "torch"}, ["jax"], None, ["'torch'", "kriterion[torch]", "KERAS_BACKEND", "jax"]),
-        ({}, [], "torch", ["'torch'", "kriterion[torch]"]),
+        ({}, [], None, ["JAX, TensorFlow or PyTorch", "minimand[jax]"]),
+        ({"KERAS_BACKEND": "torch"}, ["jax"], None, ["'torch'", "minimand[torch]", "KERAS_BACKEND", "jax"]),
+        ({}, [], "torch", ["'torch'", "minimand[torch]"]),
     ],
 )
 def test_the_backend_is_jax_or_else_what_there_is(environment, installed, configured, expected, tmp_path, monkeypatch):
@@ -110,7 +110,7 @@ def test_the_backend_is_jax_or_else_what_there_is(environment, installed, config
     if isinstance(expected, list):
         with told(ImportError, expected):
             choose_default_backend()
-        monkeypatch.setattr(sys, "argv", ["/usr/bin/kriterion", "doctor"])
+        monkeypatch.setattr(sys, "argv", ["/usr/bin/minimand", "doctor"])
         with told(SystemExit, expected):
             choose_default_backend()
     else:

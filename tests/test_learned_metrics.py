@@ -6,9 +6,9 @@ import keras
 import numpy as np
 import pytest
 
-import kriterion
-from kriterion.losses import Mahalanobis
-from kriterion.losses._metric_forms import large_margin, neighbourhood_components, squared_distances
+import minimand
+from minimand.losses import Mahalanobis
+from minimand.losses._metric import large_margin, neighbourhood_components, squared_distances
 from tests.helpers import gradient, identity, numpy
 
 
@@ -83,7 +83,7 @@ def test_loadings_in_one_direction(random):
     """Where I + V'V, 1e8 and 1 in its eigenvalues, is singular in single precision."""
     y, direction = random.normal(size=(64, 6)).astype("float32"), random.normal(size=(6, 1))
     loss = Mahalanobis(6, rank=2)
-    trainer = kriterion.Trainer(identity((6,), trainable=False))
+    trainer = minimand.Trainer(identity((6,), trainable=False))
     trainer.compile(keras.optimizers.SGD(1e-3), loss)
     trainer.prepare(0 * y, y)
     loadings = np.float32(1e4 * direction / np.linalg.norm(direction) * [1.0, 1.0])

@@ -6,9 +6,9 @@ import pytest
 from keras import ops
 from scipy import integrate, optimize, stats
 
-import kriterion
-from kriterion import backend
-from kriterion.transforms import Batch, LearnedWeightNoise, ScaleMixturePrior
+import minimand
+from minimand import backend
+from minimand.transforms import Batch, ScaleMixturePrior, VariationalWeightNoise
 from tests.helpers import assert_same, data, network, numpy, told, weights_of
 from tests.parts.losses import HALF_SQUARED
 
@@ -18,7 +18,7 @@ def dense(features, outputs=1, **arguments):
 
 
 def built(model, **arguments):
-    transform = LearnedWeightNoise(**arguments)
+    transform = VariationalWeightNoise(**arguments)
     transform.build(model)
     return transform
 
@@ -104,9 +104,9 @@ def fitted(x, y, monkeypatch, **arguments):
         return [ops.convert_to_tensor(row.reshape(shape) * scale)]
 
     monkeypatch.setattr(backend, "noise", noise)
-    transform = LearnedWeightNoise(samples=4, antithetic=True, init=0.1, kl_weight=1 / len(x), **arguments)
+    transform = VariationalWeightNoise(samples=4, antithetic=True, init=0.1, kl_weight=1 / len(x), **arguments)
     model = dense(x.shape[1], use_bias=False)
-    trainer = kriterion.Trainer(model)
+    trainer = minimand.Trainer(model)
     rate = keras.optimizers.schedules.CosineDecay(0.05, 250)
     trainer.compile(keras.optimizers.Adam(rate), HALF_SQUARED, transforms=[transform])
     trainer.fit(np.tile(x, (250, 1)), np.tile(y, (250, 1)), batch_size=len(x), shuffle=False, verbose=0)
@@ -141,7 +141,7 @@ def test_bayesian_linear_regression_by_empirical_bayes(random, monkeypatch):
 
 def test_the_divergence_s_factor():
     """Temperature over examples, rising during the warm-up."""
-    transform = LearnedWeightNoise(temperature=0.5, warm_up=4, kl_weight="auto")
+    transform = VariationalWeightNoise(temperature=0.5, warm_up=4, kl_weight="auto")
     transform.build(dense(5, 2))
     transform.begin_fit(40)
     factors = []
@@ -163,7 +163,7 @@ def test_starting_from_a_trained_model(random):
         np.testing.assert_allclose(np.exp(variable.numpy()), expected, rtol=1e-5)
     expected = sum(np.sum(np.log(0.7 / s) + s**2 / (2 * 0.49) - 0.5) for s in stddevs)
     assert divergence(transform, model.get_weights()) == pytest.approx(expected, rel=1e-5)
-    ratios = kriterion.Trainer(model)
+    ratios = minimand.Trainer(model)
     ratios.compile("sgd", HALF_SQUARED, transforms=[transform])
     np.testing.assert_allclose(
         transform.signal_to_noise()[model.layers[0].kernel.path], np.abs(model.get_weights()[0]) / stddevs[0], rtol=1e-5
@@ -172,8 +172,8 @@ def test_starting_from_a_trained_model(random):
 
 def test_samples_have_the_posterior_s_law(random):
     model = dense(3, use_bias=False)
-    transform = LearnedWeightNoise()
-    trainer = kriterion.Trainer(model)
+    transform = VariationalWeightNoise()
+    trainer = minimand.Trainer(model)
     trainer.compile("sgd", HALF_SQUARED, transforms=[transform])
     s = np.array([[0.1], [0.5], [2.0]])
     set_stddevs(transform, s)
@@ -186,8 +186,8 @@ def test_samples_have_the_posterior_s_law(random):
 @pytest.mark.parametrize("init", [0.05, "moped"])
 def test_resumes_exactly_after_loading(init, random, tmp_path):
     x, y = data(random)
-    trainer = kriterion.Trainer(network())
-    transform = LearnedWeightNoise(init=init, prior=ScaleMixturePrior(1.0, 0.1), warm_up=20, seed=1)
+    trainer = minimand.Trainer(network())
+    transform = VariationalWeightNoise(init=init, prior=ScaleMixturePrior(1.0, 0.1), warm_up=20, seed=1)
     trainer.compile(keras.optimizers.Adam(0.01), "mse", transforms=[transform])
     trainer.fit(x, y, batch_size=16, epochs=1, verbose=0)
     trainer.save(tmp_path / "trainer.keras")
@@ -221,8 +221,8 @@ class WithLoss(keras.layers.Layer):
 
 def test_the_size_of_a_training_set_without_targets(random):
     x = random.normal(size=(70, 5)).astype("float32")
-    transform = LearnedWeightNoise()
-    trainer = kriterion.Trainer(keras.Sequential([keras.Input((5,)), keras.layers.Dense(3), WithLoss()]))
+    transform = VariationalWeightNoise()
+    trainer = minimand.Trainer(keras.Sequential([keras.Input((5,)), keras.layers.Dense(3), WithLoss()]))
     trainer.compile("sgd", transforms=[transform])
     sets = [(x, 70), (Inputs(), 38)]
     if keras.backend.backend() == "tensorflow":
@@ -236,8 +236,8 @@ def test_the_size_of_a_training_set_without_targets(random):
 
 def test_the_size_of_the_training_set(random):
     x, y = data(random, rows=70)
-    transform = LearnedWeightNoise()
-    trainer = kriterion.Trainer(network())
+    transform = VariationalWeightNoise()
+    trainer = minimand.Trainer(network())
     trainer.compile("sgd", "mse", transforms=[transform])
 
     def examples(*arguments, **more):
@@ -258,8 +258,8 @@ def test_the_size_of_the_training_set(random):
         assert examples(tf.data.Dataset.from_tensor_slices((x, y)).batch(16), shuffle=False) == 70
     with told(ValueError, ["number of training examples", "kl_weight=1 / examples"]):
         trainer.fit(((x, y) for _ in range(3)), steps_per_epoch=3, verbose=0)
-    fresh = kriterion.Trainer(network())
-    fresh.compile("sgd", "mse", transforms=[LearnedWeightNoise()])
+    fresh = minimand.Trainer(network())
+    fresh.compile("sgd", "mse", transforms=[VariationalWeightNoise()])
     fresh.evaluate(x, y, verbose=0)
     for step in (fresh.value_and_gradient, fresh.train_on_batch):
         with told(ValueError, ["`fit`", "kl_weight=1 / examples"]):
@@ -280,7 +280,7 @@ def test_the_size_of_the_training_set(random):
 )
 def test_bad_arguments_are_told(arguments, error, words):
     with told(error, words):
-        LearnedWeightNoise(**arguments)
+        VariationalWeightNoise(**arguments)
 
 
 def test_a_bad_mixture_is_told():

@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
-import kriterion
-from kriterion import testing
-from kriterion.losses import AdaptiveRobust, AdaptiveStudentT, GeneralRobust
-from kriterion.testing.losses import built
+import minimand
+from minimand import testing
+from minimand.losses import AdaptiveRobust, AdaptiveStudentT, GeneralRobust
+from minimand.testing._losses import built
 from tests.helpers import dtype_policy, gradient, numpy, told
 from tests.parts import LOSSES, suite_of
 
@@ -40,7 +40,7 @@ def test_the_shape_tells_heavy_tails_from_light_ones(random):
 def fitted_to(residuals, make=AdaptiveRobust, steps=300, **arguments):
     """The loss after training its variables alone, each step on all of these residuals."""
     loss = make(**arguments)
-    trainer = kriterion.Trainer(keras.Sequential([keras.Input((1,)), keras.layers.Rescaling(1.0)]))
+    trainer = minimand.Trainer(keras.Sequential([keras.Input((1,)), keras.layers.Rescaling(1.0)]))
     trainer.compile(keras.optimizers.Adam(0.05), loss)
     repeated = np.tile(residuals, (steps, 1))
     return loss, trainer.fit(repeated, 0 * repeated, batch_size=len(residuals), shuffle=False, verbose=0)
@@ -123,7 +123,7 @@ def test_the_start_does_not_depend_on_the_unit_nor_on_evaluation(random):
     x, y = random.normal(size=(64, 3)).astype("float32"), random.normal(size=(64, 1)).astype("float32")
     scales = []
     for unit in (1.0, 1e4):
-        trainer = kriterion.Trainer(
+        trainer = minimand.Trainer(
             keras.Sequential([keras.Input((3,)), keras.layers.Dense(1, kernel_initializer="zeros")])
         )
         trainer.compile(keras.optimizers.SGD(0.0), AdaptiveRobust())
@@ -164,7 +164,7 @@ def test_where_shapes_and_scales_are_kept(arguments, shape, size, random):
     for position in np.ndindex(full):
         own = (0,) if arguments.get("shared") else tuple(position[axis] for axis in axes)
         shapes[position], scales[position] = alpha[own], scale[own]
-    expected = -numpy(kriterion.losses.robust_log_density(p - y, shapes, scales))
+    expected = -numpy(minimand.losses.robust_log_density(p - y, shapes, scales))
     np.testing.assert_allclose(numpy(loss(y, p)), expected.mean(axis=-1), rtol=1e-4, atol=1e-5)
 
 
@@ -250,12 +250,12 @@ def test_a_large_residual_in_half_precision(random):
     """300^2 overflows float16."""
     with dtype_policy("mixed_float16"):
         model = keras.Sequential([keras.Input((1,)), keras.layers.Rescaling(1.0)])
-    trainer = kriterion.Trainer(model)
+    trainer = minimand.Trainer(model)
     trainer.compile(keras.optimizers.SGD(1e-3), AdaptiveRobust(init="reference"))
     history = trainer.fit(np.full((4, 1), 300.0), np.zeros((4, 1)), verbose=0)
     assert np.isfinite(history.history["loss"][0])
     assert history.history["loss"][0] == pytest.approx(
-        299.0 + float(numpy(kriterion.losses.log_partition(1.0))), rel=1e-3
+        299.0 + float(numpy(minimand.losses.log_partition(1.0))), rel=1e-3
     )
 
 

@@ -4,10 +4,10 @@ import keras
 import numpy as np
 import pytest
 
-from kriterion.gradients import evidence, gradient_moments
-from kriterion.optimizers import VarianceAware
-from kriterion.transforms import MeasureGradient, MiniBatchVariance
-from kriterion.transforms.measure_gradient import GradientStatistics
+from minimand.gradients import evidence, gradient_moments
+from minimand.optimizers import VarianceAware
+from minimand.transforms import MeasureGradient, MiniBatchVariance
+from minimand.transforms._gradient_measures import GradientStatistics
 from tests.helpers import data, dtype_policy, network, numpy
 from tests.small_networks import batch_for, small_network, squares, trainer_of
 

@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 from keras import ops
 
-from kriterion.optimizers import AdaBelief, VarianceAware, VarianceScaling
-from kriterion.testing.optimizers import path_of
+from minimand.optimizers import AdaBelief, SNRScaling, VarianceAware
+from minimand.testing._optimizers import path_of
 from tests.helpers import numpy, told
 from tests.parts.optimizers import moments
 
 
 def factors(gradients, beta, granularity="weight"):
-    """Gamma after each gradient: what VarianceScaling makes of a step of length 1."""
+    """Gamma after each gradient: what SNRScaling makes of a step of length 1."""
     gradients = np.asarray(gradients, dtype="float32")
     variable = keras.Variable(np.zeros(gradients.shape[1:], "float32"))
-    optimizer = VarianceScaling(keras.optimizers.SGD(0.0), beta=beta, granularity=granularity)
+    optimizer = SNRScaling(keras.optimizers.SGD(0.0), beta=beta, granularity=granularity)
     optimizer.build([variable])
     for gradient in gradients:
         yield numpy(optimizer._factors([ops.convert_to_tensor(gradient)], [variable])[0])
@@ -56,7 +56,7 @@ def test_constant_gradients_leave_the_inner_optimizer_alone():
     gradients = [np.float32([0.5, -2.0])] * 10
     for make in (lambda: keras.optimizers.Adam(0.1), lambda: keras.optimizers.SGD(0.1, momentum=0.9)):
         np.testing.assert_allclose(
-            path_of(VarianceScaling(make()), gradients),
+            path_of(SNRScaling(make()), gradients),
             path_of(make(), gradients),
             atol=1e-5,
         )
@@ -65,7 +65,7 @@ def test_constant_gradients_leave_the_inner_optimizer_alone():
 def test_weight_decay_is_not_scaled():
     """Alternating gradients: the update vanishes, the decay does not."""
     gradients = [np.float32([10.0 * (-1) ** t]) for t in range(40)]
-    optimizer = VarianceScaling(keras.optimizers.SGD(1e-6, weight_decay=1e4), beta=0.99)
+    optimizer = SNRScaling(keras.optimizers.SGD(1e-6, weight_decay=1e4), beta=0.99)
     path = path_of(optimizer, gradients)
     np.testing.assert_allclose(path[:, 0], 0.99 ** np.arange(1, 41), rtol=1e-3)
 
@@ -94,16 +94,16 @@ def test_gradients_without_noise():
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda: VarianceScaling(keras.optimizers.SGD(), beta=1.0), ValueError, ["`beta`", "1.0"]),
-        (lambda: VarianceScaling(keras.optimizers.SGD(), beta=0.0), ValueError, ["`beta`", "> 0", "0.0"]),
-        (lambda: VarianceScaling("sgd", granularity="layer"), ValueError, ["`granularity`", "'tensor'", "'layer'"]),
+        (lambda: SNRScaling(keras.optimizers.SGD(), beta=1.0), ValueError, ["`beta`", "1.0"]),
+        (lambda: SNRScaling(keras.optimizers.SGD(), beta=0.0), ValueError, ["`beta`", "> 0", "0.0"]),
+        (lambda: SNRScaling("sgd", granularity="layer"), ValueError, ["`granularity`", "'tensor'", "'layer'"]),
         (lambda: VarianceAware(beta=1.0), ValueError, ["`beta`", "< 1", "1.0"]),
         (lambda: VarianceAware(form="adam"), ValueError, ["`form`", "'m-svag'", "'adam'"]),
         (lambda: VarianceAware(variance="exact"), ValueError, ["`variance`", "'running'", "'exact'"]),
         (lambda: VarianceAware(variance="mini_batch").build([keras.Variable(1.0)]), ValueError, ["MiniBatchVariance"]),
         (lambda: AdaBelief(beta_2=1.0), ValueError, ["`beta_2`", "< 1", "1.0"]),
         (lambda: AdaBelief(epsilon=0.0), ValueError, ["`epsilon`", "> 0", "0.0"]),
-        (lambda: VarianceScaling(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())), TypeError, ["`optimizer`", "LossScaleOptimizer"]),
+        (lambda: SNRScaling(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())), TypeError, ["`optimizer`", "LossScaleOptimizer"]),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_told(make, error, words):

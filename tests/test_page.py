@@ -8,10 +8,9 @@ import shutil
 import keras
 import pytest
 
-from kriterion.report import write_page
-from kriterion.report.page import _left_out
-from kriterion.study import Candidate, LocalEngine, Part, Settings, Study, Tuning, load_results, mlp
-from kriterion.study.results import Results
+from minimand.study import Candidate, LocalEngine, Part, Settings, Study, Tuning, load_results, mlp, write_page
+from minimand.study._page import _left_out
+from minimand.study._results import Results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync", "--no-sandbox")
@@ -27,7 +26,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     settings, tuning = Settings(seeds=3, epochs=2), Tuning(3, splits=1)
     study = Study(mlp, "iris", CANDIDATES, settings, folder=folder, engine=LocalEngine(), tuning=tuning)
-    write_page(study.run(command="kriterion study iris"), folder)
+    write_page(study.run(command="minimand study iris"), folder)
     return folder
 
 
@@ -175,7 +174,7 @@ def test_exact_zeros_are_told(tmp_path):
     html = write_page(study.results, tmp_path).read_text()
     assert f"{100 * sum(run.zeros for run in runs[2:]) / 2:.3g} % of the weights are exactly zero" in html
     if keras.backend.backend() == "jax":
-        from kriterion.study.loop import train_in_a_loop
+        from minimand.study._loop import train_in_a_loop
 
         for run in train_in_a_loop(study.problem, candidates[1], (0, 1), lambda name, epochs: None):
             assert run.zeros == pytest.approx(runs[2 + run.seed].zeros, abs=0.01)

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from kriterion.parametrizations import Bounded, CholeskyFactor, Positive, PositiveDefinite, Simplex, UnitInterval
+from minimand.parametrizations import Bounded, CholeskyFactor, Positive, PositiveDefinite, Simplex, UnitInterval
 from tests.helpers import numpy, told
 
 # Name: (parametrization, shape of the value, whether a value is in the set).

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-import kriterion
-from kriterion.optimizers import Proximal, VarianceScaling
-from kriterion.regularizers import GroupSparsity, JointGroupSparsity, Range, SparseGroupSparsity, TotalVariation
+import minimand
+from minimand.optimizers import Proximal, SNRScaling
+from minimand.regularizers import GroupLasso, JointGroupLasso, Range, SparseGroupLasso, TotalVariation
 from tests.helpers import assert_same, data, dtype_policy, network, numpy, told, weights_of
 
 FEATURES, OUTPUTS = 6, 3
@@ -69,7 +69,7 @@ OPTIMIZERS = {
     "rmsprop": lambda n: keras.optimizers.RMSprop(0.01, momentum=0.5, epsilon=1e-2),
     "adagrad": lambda n: keras.optimizers.Adagrad(0.2),
 }
-GROUPS, SPARSE_GROUPS = GroupSparsity(0.15, "input"), SparseGroupSparsity(0.25, 0.5, "input")
+GROUPS, SPARSE_GROUPS = GroupLasso(0.15, "input"), SparseGroupLasso(0.25, 0.5, "input")
 CASES = [*((name, GROUPS) for name in OPTIMIZERS), ("momentum", SPARSE_GROUPS), ("adam", SPARSE_GROUPS)]
 
 
@@ -139,7 +139,7 @@ def fitted(random, optimizer, epochs=3):
 
 def test_zeros_in_stock_compile_survive_a_file_and_go_on(random, tmp_path):
     strength = keras.optimizers.schedules.PolynomialDecay(0.0, 5, 0.3)
-    regularizers = {"dense/kernel": GroupSparsity(strength, "output"), "dense_1/kernel": keras.regularizers.L1(0.05)}
+    regularizers = {"dense/kernel": GroupLasso(strength, "output"), "dense_1/kernel": keras.regularizers.L1(0.05)}
     model, x, y = fitted(random, Proximal(keras.optimizers.AdamW(0.01, clipnorm=1.0), regularizers))
     kernel = model.layers[0].kernel.numpy()
     assert (kernel == 0).all(axis=0)[SMALL].any()
@@ -161,7 +161,7 @@ def test_joint_groups_take_a_unit_with_its_bias_and_its_outgoing_weights(random)
         paths = [variable.path for variable in model.trainable_variables]
         units = np.arange(8)
         incoming, outgoing = dict.fromkeys(paths[:4], units), {paths[4]: units[:, None]}
-        joint = JointGroupSparsity(0.5, {**incoming, **outgoing} if joined else [incoming, outgoing])
+        joint = JointGroupLasso(0.5, {**incoming, **outgoing} if joined else [incoming, outgoing])
         model.compile(Proximal(keras.optimizers.SGD(0.02), joint, select="all"), "mse")
         x, y = data(random)
         model.fit(x, y, batch_size=16, verbose=0)
@@ -181,7 +181,7 @@ def test_gradient_accumulation_takes_a_step_of_the_mean_gradient(random):
             optimizer.apply([ops.convert_to_tensor(slope)], [variable])
         return numpy(variable)
 
-    penalty = GroupSparsity(0.3)
+    penalty = GroupLasso(0.3)
     accumulated = path(Proximal(keras.optimizers.SGD(0.1, gradient_accumulation_steps=2), penalty), gradients)
     plain = path(Proximal(keras.optimizers.SGD(0.1), penalty), gradients.reshape(4, 2, 5, 2).mean(axis=1))
     np.testing.assert_allclose(accumulated, plain, rtol=1e-5, atol=1e-6)
@@ -189,7 +189,7 @@ def test_gradient_accumulation_takes_a_step_of_the_mean_gradient(random):
 
 def test_mixed_precision_takes_the_proximal_step_of_the_unscaled_gradient(random):
     with dtype_policy("mixed_float16"):
-        model, *_ = fitted(random, Proximal(keras.optimizers.SGD(0.05), GroupSparsity(0.1)), epochs=5)
+        model, *_ = fitted(random, Proximal(keras.optimizers.SGD(0.05), GroupLasso(0.1)), epochs=5)
     assert isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
     kernel = model.layers[0].kernel.numpy()
     assert np.isfinite(kernel).all()
@@ -198,11 +198,11 @@ def test_mixed_precision_takes_the_proximal_step_of_the_unscaled_gradient(random
 
 def test_with_a_trainer_its_transforms_and_another_wrapper(random):
     x, y = data(random)
-    trainer = kriterion.Trainer(uneven())
-    inner = VarianceScaling(keras.optimizers.Adam(0.01))
-    optimizer = Proximal(inner, GroupSparsity(1.0), metric="learning_rate")
+    trainer = minimand.Trainer(uneven())
+    inner = SNRScaling(keras.optimizers.Adam(0.01))
+    optimizer = Proximal(inner, GroupLasso(1.0), metric="learning_rate")
     trainer.compile(
-        optimizer, kriterion.losses.AdaptiveRobust(), transforms=[kriterion.transforms.WeightNoise(0.01, seed=0)]
+        optimizer, minimand.losses.AdaptiveRobust(), transforms=[minimand.transforms.WeightNoise(0.01, seed=0)]
     )
     trainer.fit(x, y, batch_size=16, epochs=4, verbose=0)
     assert (trainer.model.layers[0].kernel.numpy() == 0).all(axis=0).any()
@@ -212,7 +212,7 @@ def test_a_kernel_is_not_made_zero_and_fit_says_so(random):
     """The step is left out for that kernel alone."""
     x, y = data(random)
     model = network()
-    model.compile(Proximal(keras.optimizers.SGD(0.1), {"dense/kernel": GroupSparsity(100.0), "dense_1": Range(1.0, -1.0, 1.0)}), "mse")  # fmt: skip
+    model.compile(Proximal(keras.optimizers.SGD(0.1), {"dense/kernel": GroupLasso(100.0), "dense_1": Range(1.0, -1.0, 1.0)}), "mse")  # fmt: skip
     with pytest.warns(UserWarning, match="dense/kernel in 5 step"):
         model.fit(x, y, batch_size=16, verbose=0)
     assert list(model.optimizer.collapsed().values()) == [5]
@@ -225,15 +225,15 @@ def test_a_kernel_is_not_made_zero_and_fit_says_so(random):
 def test_initial_weights_stay_if_there_is_no_penalty(random):
     """Of strength 0 it is the inner optimizer."""
     plain, *_ = fitted(random, keras.optimizers.Adam(0.01))
-    proximal, *_ = fitted(np.random.default_rng(0), Proximal(keras.optimizers.Adam(0.01), GroupSparsity(0.0)))
+    proximal, *_ = fitted(np.random.default_rng(0), Proximal(keras.optimizers.Adam(0.01), GroupLasso(0.0)))
     assert_same(weights_of(proximal), weights_of(plain), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda: Proximal("lion", GroupSparsity(1.0)), ValueError, ["Lion", 'metric="learning_rate"', "SGD"]),
-        (lambda: Proximal(keras.optimizers.SGD(use_ema=True), GroupSparsity(1.0)), ValueError, ["use_ema"]),
+        (lambda: Proximal("lion", GroupLasso(1.0)), ValueError, ["Lion", 'metric="learning_rate"', "SGD"]),
+        (lambda: Proximal(keras.optimizers.SGD(use_ema=True), GroupLasso(1.0)), ValueError, ["use_ema"]),
         (lambda: Proximal("sgd", None), TypeError, ["`regularizer`", "None"]),
         (lambda: Proximal("sgd", "orthogonal_regularizer"), TypeError, ["`regularizer`", "Orthogonal"]),
         (lambda: Proximal("sgd", TotalVariation(1.0, 0, order=2)), NotImplementedError, ["order=2"]),
@@ -241,7 +241,7 @@ def test_initial_weights_stay_if_there_is_no_penalty(random):
         (lambda: Proximal("sgd", "l1", metric="adam"), ValueError, ["`metric`", "'adam'"]),
         (lambda: Proximal("sgd", {"x": "l1"}).build([keras.Variable(np.ones((2, 2)), name="w")]), ValueError, ["`select`", "'x'"]),
         (lambda: Proximal("sgd", {"w": "l1", ".": "l2"}).build([keras.Variable(np.ones((2, 2)), name="w")]), ValueError, ["one expression", "w"]),
-        (lambda: Proximal("sgd", GroupSparsity(1.0, "position")).build([keras.Variable(np.ones((2, 2)), name="w")]), ValueError, ["rank 3"]),
+        (lambda: Proximal("sgd", GroupLasso(1.0, "position")).build([keras.Variable(np.ones((2, 2)), name="w")]), ValueError, ["rank 3"]),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_told(make, error, words):

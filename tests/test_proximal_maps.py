@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 from keras import ops
 from scipy import optimize
 
-from kriterion.regularizers import (
-    DistanceToInitial,
-    ElasticWeights,
-    GroupSparsity,
-    JointGroupSparsity,
+from minimand.regularizers import (
+    L2SP,
+    ElasticWeightConsolidation,
+    GroupLasso,
+    JointGroupLasso,
     Range,
-    SparseGroupSparsity,
+    SparseGroupLasso,
     TotalVariation,
 )
 from tests.helpers import numpy, told
@@ -25,22 +25,22 @@ from tests.helpers import numpy, told
 SHAPE = (6, 4)
 LABELS = np.arange(24).reshape(SHAPE) % 5 - 1
 MAPS = {
-    "group output": GroupSparsity(0.3),
-    "group input": GroupSparsity(0.3, "input"),
-    "group block": GroupSparsity(0.3, ("block", (2, 2))),
-    "group unit": GroupSparsity(0.3, "unit", splits=2),
-    "group labels": GroupSparsity(0.3, LABELS),
-    "group unweighted": GroupSparsity(0.5, weight_by_size=False),
-    "group mean": GroupSparsity(5.0, reduce="mean"),
-    "sparse group": SparseGroupSparsity(0.4, 0.3),
+    "group output": GroupLasso(0.3),
+    "group input": GroupLasso(0.3, "input"),
+    "group block": GroupLasso(0.3, ("block", (2, 2))),
+    "group unit": GroupLasso(0.3, "unit", splits=2),
+    "group labels": GroupLasso(0.3, LABELS),
+    "group unweighted": GroupLasso(0.5, weight_by_size=False),
+    "group mean": GroupLasso(5.0, reduce="mean"),
+    "sparse group": SparseGroupLasso(0.4, 0.3),
     "range": Range(0.3, -0.2, 0.4),
     "range exact": Range(0.3, -0.2, 0.4, power=1),
     "tv inputs": TotalVariation(0.3, 0),
     "tv units": TotalVariation(0.3, 1),
     "tv shape": TotalVariation(0.3, 1, shape=(2, 3)),
     "tv splits": TotalVariation(0.3, -1, splits=2),
-    "distance": DistanceToInitial(0.3, np.ones(SHAPE)),
-    "elastic": ElasticWeights(0.3, np.arange(24.0).reshape(SHAPE), np.ones(SHAPE)),
+    "distance": L2SP(0.3, np.ones(SHAPE)),
+    "elastic": ElasticWeightConsolidation(0.3, np.arange(24.0).reshape(SHAPE), np.ones(SHAPE)),
 }
 
 
@@ -103,7 +103,7 @@ def test_groups_meet_their_optimality_condition(seed, size, strength, spread):
     random = np.random.default_rng(seed)
     w = size * random.normal(size=SHAPE).astype("float32")
     step = np.exp(random.normal(scale=spread, size=SHAPE)).astype("float32")
-    u = numpy(GroupSparsity(strength, LABELS).prox(w, step)).astype("float64")
+    u = numpy(GroupLasso(strength, LABELS).prox(w, step)).astype("float64")
     # The dual is w - u over s: of float32's rounding of w, and the root's, 1e-6 of the group's norm.
     scale = np.abs(w).max() / step.min() + strength
     assert gap_of_groups(LABELS, u, w, step, strength) <= 1e-5 * scale
@@ -112,7 +112,7 @@ def test_groups_meet_their_optimality_condition(seed, size, strength, spread):
 def test_gap_of_groups_in_double_precision(random, float64):
     for spread, strength in itertools.product((0.0, 1.0, 3.0), (0.0, 0.01, 0.3, 1.0)):
         w, step = random.normal(size=SHAPE), np.exp(random.normal(scale=spread, size=SHAPE))
-        u = numpy(GroupSparsity(strength, LABELS).prox(w, step))
+        u = numpy(GroupLasso(strength, LABELS).prox(w, step))
         assert gap_of_groups(LABELS, u, w, step, strength) < 1e-8
 
 
@@ -120,7 +120,7 @@ def test_a_group_is_zero_exactly_up_to_its_threshold(float64):
     """Of steps s: if and only if ||w / s|| <= strength sqrt(p)."""
     direction, step = np.array([[0.6], [0.8]]), np.array([[2.0], [0.5]])
     threshold = np.sqrt(2) / np.sqrt(np.sum((direction / step) ** 2))
-    below, above = (numpy(GroupSparsity(1.0).prox(f * threshold * direction, step)) for f in (1 - 1e-9, 1 + 1e-6))
+    below, above = (numpy(GroupLasso(1.0).prox(f * threshold * direction, step)) for f in (1 - 1e-9, 1 + 1e-6))
     assert (below == 0).all()
     assert (above > 0).all()
 
@@ -212,8 +212,8 @@ def test_equal_steps_are_one_step(random):
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 def test_of_half_precision(dtype, random):
     w = random.normal(size=SHAPE).astype("float32")
-    expected = numpy(GroupSparsity(0.3).prox(w, 0.5))
-    half = GroupSparsity(0.3).prox(ops.cast(w, dtype), 0.5)
+    expected = numpy(GroupLasso(0.3).prox(w, 0.5))
+    half = GroupLasso(0.3).prox(ops.cast(w, dtype), 0.5)
     assert keras.backend.standardize_dtype(half.dtype) == dtype
     np.testing.assert_allclose(numpy(ops.cast(half, "float32")), expected, rtol=2e-2, atol=1e-2)
 
@@ -226,8 +226,8 @@ def test_projections(random):
     np.testing.assert_array_equal(numpy(MAPS["distance"].project(w)), np.ones(SHAPE))
     # The limit of a large step is the projection.
     np.testing.assert_allclose(numpy(Range(1.0, -0.2, 0.4).prox(w, 1e8)), np.clip(w, -0.2, 0.4), atol=1e-6)
-    with told(NotImplementedError, ["GroupSparsity", "projection"]):
-        GroupSparsity(1.0).project(w)
+    with told(NotImplementedError, ["GroupLasso", "projection"]):
+        GroupLasso(1.0).project(w)
 
 
 # Groups across variables
@@ -246,8 +246,8 @@ A, B = Named("a", (3, 4)), Named("b", (4,))
 def test_joint_groups_are_the_groups_of_the_concatenation(random, float64):
     """Columns of a matrix with entries of a vector are the columns of both stacked."""
     a, b = random.normal(size=A.shape), random.normal(size=B.shape)
-    joint = JointGroupSparsity(0.3, {"a": np.arange(4), "b": np.arange(4)})
-    stacked, plain = np.vstack([a, b]), GroupSparsity(0.3)
+    joint = JointGroupLasso(0.3, {"a": np.arange(4), "b": np.arange(4)})
+    stacked, plain = np.vstack([a, b]), GroupLasso(0.3)
     assert float(numpy(joint.total([A, B], [a, b]))) == pytest.approx(float(numpy(plain(stacked))), rel=1e-12)
     step_a, step_b = np.exp(random.normal(size=A.shape)), np.exp(random.normal(size=B.shape))
     parts = joint.proximal_step([A, B], [ops.convert_to_tensor(v) for v in (a, b)], [step_a, step_b])
@@ -263,7 +263,7 @@ def test_overlapping_joint_groups_meet_their_optimality_condition(random, float6
     """
     shape = (5, 4)
     matrix = Named("a", shape)
-    joint = JointGroupSparsity(0.25, [{"a": np.arange(4)}, {"a": np.arange(5)[:, None]}])
+    joint = JointGroupLasso(0.25, [{"a": np.arange(4)}, {"a": np.arange(5)[:, None]}])
     for step in (1.0, np.exp(random.normal(size=shape))):
         w = random.normal(size=shape)
         w[2] *= 0.05
@@ -287,13 +287,13 @@ def test_several_families_of_joint_groups_are_a_sum(by_size, random, float64):
     rows, columns = np.linalg.norm(a, axis=1), np.linalg.norm(np.vstack([a, b]), axis=0)
     expected = 0.3 * (rows.sum() * (2.0 if by_size else 1.0) + columns.sum() * (2.0 if by_size else 1.0))
     for reduce, count in (("sum", 1), ("mean", 12 + 16)):
-        joint = JointGroupSparsity(0.3, families, weight_by_size=by_size, reduce=reduce)
+        joint = JointGroupLasso(0.3, families, weight_by_size=by_size, reduce=reduce)
         assert float(numpy(joint.total([A, B], [a, b]))) == pytest.approx(expected / count, rel=1e-12)
 
 
 def test_joint_groups_from_their_configuration(random):
     families = [{"a": np.arange(3)[:, None]}, {"a": np.arange(4), "b": np.array([0, 1, -1, 3])}]
-    joint = JointGroupSparsity(0.3, families, weight_by_size=False, reduce="mean")
+    joint = JointGroupLasso(0.3, families, weight_by_size=False, reduce="mean")
     again = keras.saving.deserialize_keras_object(json.loads(json.dumps(keras.saving.serialize_keras_object(joint))))
     values = [random.normal(size=each.shape).astype("float32") for each in (A, B)]
     assert float(again.total([A, B], values)) == float(joint.total([A, B], values)) > 0
@@ -301,8 +301,8 @@ def test_joint_groups_from_their_configuration(random):
 
 
 def test_joint_groups_that_do_not_fit_are_told():
-    joint = JointGroupSparsity(1.0, {"c": [0]})
+    joint = JointGroupLasso(1.0, {"c": [0]})
     with told(ValueError, ["'c'", "['a', 'b']", 'select="all"']):
         joint.check_variables([A, B])
     with told(ValueError, ["broadcast", "(3,)", "(3, 4)"]):
-        JointGroupSparsity(1.0, {"a": [0, 1, 2]}).check_variables([A, B])
+        JointGroupLasso(1.0, {"a": [0, 1, 2]}).check_variables([A, B])

@@ -5,11 +5,11 @@ import re
 
 import pytest
 
-import kriterion
-from kriterion import study, testing
+import minimand
+from minimand import study, testing
 
 PACKAGES = [
-    *(part for name in kriterion.__all__ if inspect.ismodule(part := getattr(kriterion, name))),
+    *(part for name in minimand.__all__ if inspect.ismodule(part := getattr(minimand, name))),
     study,
     testing,
 ]
@@ -21,7 +21,7 @@ def public(package):
     return getattr(package, "__all__", [name for name in own if not name.startswith("_")])
 
 
-NAMES = {"kriterion.Trainer": kriterion.Trainer} | {
+NAMES = {"minimand.Trainer": minimand.Trainer} | {
     f"{package.__name__}.{name}": getattr(package, name) for package in PACKAGES for name in public(package)
 }
 OBJECTS = {name: part for name, part in NAMES.items() if inspect.isclass(part) or inspect.isfunction(part)}
@@ -43,7 +43,7 @@ def test_docstring(name):
     assert first.endswith((".", ":"))
     if inspect.isclass(part) and issubclass(part, Exception):
         return
-    if not name.startswith(("kriterion.study.", "kriterion.testing.")) and part is not kriterion.transforms.Batch:
+    if not name.startswith(("minimand.study.", "minimand.testing.")) and part is not minimand.transforms.Batch:
         assert re.search(r"^Source: ", doc, re.MULTILINE), "a source"
     assert re.search(r"^Examples:\n(?:.*\n)*? +>>> ", doc, re.MULTILINE), "an example"
     listed = re.search(r"^(?:Args|Attributes):\n((?: +.*\n|\n)*)", doc + "\n", re.MULTILINE)
@@ -57,7 +57,7 @@ def test_docstring(name):
 def documented_methods(part):
     """Public methods and properties that are not Keras's or pytest's own."""
     outside = {
-        name for base in inspect.getmro(part) if not base.__module__.startswith("kriterion") for name in vars(base)
+        name for base in inspect.getmro(part) if not base.__module__.startswith("minimand") for name in vars(base)
     }
     for name, member in vars(part).items():
         if (

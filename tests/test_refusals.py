@@ -8,9 +8,9 @@ import keras
 import numpy as np
 import pytest
 
-import kriterion
-from kriterion import callbacks, gradients, losses, metrics, optimizers, parametrizations, regularizers, transforms
-from kriterion.gradients import GradientMoments
+import minimand
+from minimand import callbacks, gradients, losses, metrics, optimizers, parametrizations, regularizers, transforms
+from minimand.gradients import GradientMoments
 from tests.helpers import told
 from tests.options import CASES, KERNEL, Where
 from tests.test_public_names import OBJECTS
@@ -121,7 +121,7 @@ ENDS = {
         "neighbors": count_from(1),
         "push": SHARE,
     },
-    losses.SoftBoundary: {"nu": SHARE, "center": ([[0.0, -1.0], np.ones(2)], [[math.inf], ["a"]])},
+    losses.DeepSVDD: {"nu": SHARE, "center": ([[0.0, -1.0], np.ones(2)], [[math.inf], ["a"]])},
     losses.TaskUncertainty: {
         "log_variance_range": ([(-1e-9, 1e-9)], [(0.0, 1.0), (-1.0, 0.0), (1.0, -1.0), (-math.inf, 1.0)])
     },
@@ -140,7 +140,7 @@ ENDS = {
         "stop": ([1, np.int64(9)], [0, 0.5]),
         "seed": ([0, None], [0.5]),
     },
-    transforms.LearnedWeightNoise: {
+    transforms.VariationalWeightNoise: {
         "prior": POSITIVE,
         "kl_weight": NOT_NEGATIVE,
         "temperature": NOT_NEGATIVE,
@@ -168,17 +168,20 @@ ENDS = {
         "high": ([-0.1, 1e9], [math.inf, -0.2]),
         "power": ([1, 2], [0, 3, 1.5]),
     },
-    regularizers.GroupSparsity: {"strength": NOT_NEGATIVE, "splits": count_from(1)},
-    regularizers.SparseGroupSparsity: {"strength": NOT_NEGATIVE, "l1_ratio": ([0.0, 1.0], [-1e-9, 1.1])},
-    regularizers.JointGroupSparsity: {
+    regularizers.GroupLasso: {"strength": NOT_NEGATIVE, "splits": count_from(1)},
+    regularizers.SparseGroupLasso: {"strength": NOT_NEGATIVE, "l1_ratio": ([0.0, 1.0], [-1e-9, 1.1])},
+    regularizers.JointGroupLasso: {
         "strength": NOT_NEGATIVE,
         "groups": (
             [KERNEL, [KERNEL, KERNEL]],
             [[], {}, {"dense/kernel": [0.5]}, {"dense/kernel": [-1]}, 3, [KERNEL, 3]],
         ),
     },
-    regularizers.DistanceToInitial: {"strength": NOT_NEGATIVE, "anchor": ([np.zeros(3)], [[math.inf], "a"])},
-    regularizers.ElasticWeights: {"strength": NOT_NEGATIVE, "fisher": ([np.zeros(3)], [[-1e-9], [math.inf]])},
+    regularizers.L2SP: {"strength": NOT_NEGATIVE, "anchor": ([np.zeros(3)], [[math.inf], "a"])},
+    regularizers.ElasticWeightConsolidation: {
+        "strength": NOT_NEGATIVE,
+        "fisher": ([np.zeros(3)], [[-1e-9], [math.inf]]),
+    },
     optimizers.IVON: {
         "hessian_init": POSITIVE,
         "beta_1": MOMENTUM,
@@ -187,7 +190,7 @@ ENDS = {
     },
     optimizers.AdaBelief: {"beta_1": SHARE, "beta_2": SHARE, "epsilon": POSITIVE},
     optimizers.VarianceAware: {"beta": SHARE},
-    optimizers.VarianceScaling: {"beta": SHARE},
+    optimizers.SNRScaling: {"beta": SHARE},
 }
 FLAT_ENDS = [
     (part, option, value, taken)
@@ -218,7 +221,7 @@ NOISE = [transforms.WeightNoise(0.1)]
 
 
 def compiled(loss="mse", **arguments):
-    trainer = kriterion.Trainer(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
+    trainer = minimand.Trainer(keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)]))
     trainer.compile("sgd", loss, **arguments)
     return trainer
 
@@ -300,13 +303,13 @@ CALLS = {
     ],
     "sample_crps": [(lambda: metrics.sample_crps(0.0, [1.0]), ["`samples`", "2", "1"])],
     "summary": [
-        (lambda: kriterion.predict.summary(np.ones((2, 3, 2)), "ranking"), ["`task`", "'regression'", "'ranking'"]),
-        (lambda: kriterion.predict.summary(np.ones((2, 3, 2)), "classification"), ["softmax", "sums from 2"]),
-        (lambda: kriterion.predict.summary(np.ones(3), "regression"), ["`samples`", "(3,)"]),
-        (lambda: kriterion.predict.summary(np.ones((2, 3)), "regression", quantiles=[-0.1]), ["`quantiles`", ">= 0"]),
-        (lambda: kriterion.predict.summary(np.ones((2, 3)), "regression", quantiles=[1.5]), ["`quantiles`", "<= 1"]),
+        (lambda: minimand.predict.summary(np.ones((2, 3, 2)), "ranking"), ["`task`", "'regression'", "'ranking'"]),
+        (lambda: minimand.predict.summary(np.ones((2, 3, 2)), "classification"), ["softmax", "sums from 2"]),
+        (lambda: minimand.predict.summary(np.ones(3), "regression"), ["`samples`", "(3,)"]),
+        (lambda: minimand.predict.summary(np.ones((2, 3)), "regression", quantiles=[-0.1]), ["`quantiles`", ">= 0"]),
+        (lambda: minimand.predict.summary(np.ones((2, 3)), "regression", quantiles=[1.5]), ["`quantiles`", "<= 1"]),
         (
-            lambda: kriterion.predict.summary(np.ones((2, 3)), "regression", noise_stddev=-1.0),
+            lambda: minimand.predict.summary(np.ones((2, 3)), "regression", noise_stddev=-1.0),
             ["`noise_stddev`", ">= 0", "-1.0"],
         ),
     ],
@@ -332,11 +335,11 @@ CALLS = {
         (lambda: regularizers.fisher_information(MODEL, 3.0, ROWS, "mse"), ["axis of rows"]),
         (lambda: regularizers.fisher_information(keras.Sequential(), ROWS, ROWS, "mse"), ["built"]),
     ],
-    "compact": [(lambda: kriterion.sparsity.compact(keras.Sequential()), ["compact", "`model`"])],
-    "report": [(lambda: kriterion.sparsity.report(keras.Sequential()), ["report", "`model`"])],
+    "compact": [(lambda: minimand.sparsity.compact(keras.Sequential()), ["compact", "`model`"])],
+    "report": [(lambda: minimand.sparsity.report(keras.Sequential()), ["report", "`model`"])],
     "unit_groups": [
-        (lambda: kriterion.sparsity.unit_groups(MODEL, incoming=False), ["`incoming`", "`outgoing`"]),
-        (lambda: kriterion.sparsity.unit_groups(MODEL), ["unit"]),
+        (lambda: minimand.sparsity.unit_groups(MODEL, incoming=False), ["`incoming`", "`outgoing`"]),
+        (lambda: minimand.sparsity.unit_groups(MODEL), ["unit"]),
     ],
     "GradientVariancePenalty": [
         (
@@ -351,9 +354,9 @@ CALLS = {
         (lambda: callbacks.Sparsity(stop="yes"), ["`stop`", "'yes'"]),
     ],
     "Trainer": [
-        (lambda: kriterion.Trainer("model"), ["`model`", "'model'"]),
-        (lambda: kriterion.Trainer(kriterion.Trainer(MODEL)), ["`model`"]),
-        (lambda: kriterion.Trainer(MODEL).prepare(ROWS, ROWS[:, :1]), ["compile"]),
+        (lambda: minimand.Trainer("model"), ["`model`", "'model'"]),
+        (lambda: minimand.Trainer(minimand.Trainer(MODEL)), ["`model`"]),
+        (lambda: minimand.Trainer(MODEL).prepare(ROWS, ROWS[:, :1]), ["compile"]),
         (lambda: compiled(loss_learning_rate=0.0), ["`loss_learning_rate`", "> 0"]),
         (lambda: compiled(loss_learning_rate=np.float32(-1.0)), ["`loss_learning_rate`", "> 0", "-1.0"]),
         (lambda: compiled(transforms=["noise"]), ["`transforms`", "'noise'"]),
@@ -373,7 +376,7 @@ CALLS = {
 @pytest.mark.parametrize(
     "figure",
     [
-        lambda: kriterion.sparsity.report(MODEL).figure(),
+        lambda: minimand.sparsity.report(MODEL).figure(),
         lambda: compiled(transforms=[transforms.MeasureGradient()]).fit(
             ROWS, ROWS[:, :1], verbose=0, callbacks=[callbacks.GradientReport()]
         ),
@@ -381,7 +384,7 @@ CALLS = {
 )
 def test_pictures_name_the_extra_that_they_need(figure, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with told(ImportError, ["Matplotlib", "pip install 'kriterion[study]'"]):
+    with told(ImportError, ["Matplotlib", "pip install 'minimand[study]'"]):
         figure()
 
 
@@ -396,7 +399,7 @@ def test_every_function_that_refuses_is_here():
     refusing = {
         name.rpartition(".")[2]
         for name, part in OBJECTS.items()
-        if part not in CASES and "Raises:\n" in part.__doc__ and not name.startswith("kriterion.study")
+        if part not in CASES and "Raises:\n" in part.__doc__ and not name.startswith("minimand.study")
     }
     # Base classes, and a callback that refuses in `fit`.
     assert refusing - {"Transform", "TrainableLoss", "WeightRegularizer", "GradientReport"} <= set(CALLS)

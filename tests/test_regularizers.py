@@ -7,14 +7,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from keras import ops
 
-import kriterion
-from kriterion.regularizers import (
-    DistanceToInitial,
-    ElasticWeights,
-    GroupSparsity,
-    JointGroupSparsity,
+import minimand
+from minimand.regularizers import (
+    L2SP,
+    ElasticWeightConsolidation,
+    GroupLasso,
+    JointGroupLasso,
     Range,
-    SparseGroupSparsity,
+    SparseGroupLasso,
     TotalVariation,
     fisher_information,
 )
@@ -69,20 +69,20 @@ FORMS = {
     "tv splits, inputs": (TotalVariation(1.0, 0, splits=4), (3, 8), total_variation),
     "tv mean": (TotalVariation(1.0, 0, reduce="mean"), (4, 3), lambda w: total_variation(w) / 12),
     "range power 1": (Range(1.0, -0.2, 0.4, power=1), (5,), lambda w: out_of_range(w, 1)),
-    "block": (GroupSparsity(1.0, ("block", (2, 3))), (4, 6), norms(lambda i, s: (i[0] // 2, i[1] // 3))),
+    "block": (GroupLasso(1.0, ("block", (2, 3))), (4, 6), norms(lambda i, s: (i[0] // 2, i[1] // 3))),
     "block of a convolution": (
-        GroupSparsity(1.0, ("block", (2, 1))),
+        GroupLasso(1.0, ("block", (2, 1))),
         (2, 4, 3),
         norms(lambda i, s: (i[0], i[1] // 2, i[2])),
     ),
-    "unit": (GroupSparsity(1.0, "unit", splits=4), (3, 8), norms(lambda i, s: i[1] % 2)),
-    "labels": (GroupSparsity(1.0, LABELS), (2, 3), norms(lambda i, s: None if LABELS[i] < 0 else LABELS[i])),
-    "labels of columns": (GroupSparsity(1.0, [0, 0, 7]), (2, 2, 3), norms(lambda i, s: i[-1] // 2)),
-    "unweighted": (GroupSparsity(1.0, weight_by_size=False), (2, 3), norms(lambda i, s: i[1], weight_by_size=False)),
-    "mean": (GroupSparsity(1.0, reduce="mean"), (2, 3), lambda w: norms(lambda i, s: i[1])(w) / 6),
-    "distance": (DistanceToInitial(1.0, np.ones((2, 3))), (2, 3), lambda w: np.sum((w - 1.0) ** 2)),
+    "unit": (GroupLasso(1.0, "unit", splits=4), (3, 8), norms(lambda i, s: i[1] % 2)),
+    "labels": (GroupLasso(1.0, LABELS), (2, 3), norms(lambda i, s: None if LABELS[i] < 0 else LABELS[i])),
+    "labels of columns": (GroupLasso(1.0, [0, 0, 7]), (2, 2, 3), norms(lambda i, s: i[-1] // 2)),
+    "unweighted": (GroupLasso(1.0, weight_by_size=False), (2, 3), norms(lambda i, s: i[1], weight_by_size=False)),
+    "mean": (GroupLasso(1.0, reduce="mean"), (2, 3), lambda w: norms(lambda i, s: i[1])(w) / 6),
+    "distance": (L2SP(1.0, np.ones((2, 3))), (2, 3), lambda w: np.sum((w - 1.0) ** 2)),
     "elastic": (
-        ElasticWeights(1.0, np.arange(6.0).reshape(2, 3), np.ones((2, 3))),
+        ElasticWeightConsolidation(1.0, np.arange(6.0).reshape(2, 3), np.ones((2, 3))),
         (2, 3),
         lambda w: np.sum(np.arange(6).reshape(2, 3) * (w - 1.0) ** 2) / 2,
     ),
@@ -119,27 +119,27 @@ def kernels():
 
 
 KINDS = {
-    "dense": [(GroupSparsity(1.0), norms(lambda i, s: i[1])), (TotalVariation(1.0, 0), total_variation)],
-    "conv1d": [(TotalVariation(1.0, "spatial"), total_variation), (GroupSparsity(1.0, "channel"), norms(lambda i, s: i[1]))],
+    "dense": [(GroupLasso(1.0), norms(lambda i, s: i[1])), (TotalVariation(1.0, 0), total_variation)],
+    "conv1d": [(TotalVariation(1.0, "spatial"), total_variation), (GroupLasso(1.0, "channel"), norms(lambda i, s: i[1]))],
     "conv2d": [
         (TotalVariation(1.0, "spatial"), lambda w: total_variation(w, (0, 1))),
-        (GroupSparsity(1.0, "position"), norms(lambda i, s: i[:2])),
-        (GroupSparsity(1.0), norms(lambda i, s: i[3])),
+        (GroupLasso(1.0, "position"), norms(lambda i, s: i[:2])),
+        (GroupLasso(1.0), norms(lambda i, s: i[3])),
     ],
     "conv3d": [
         (TotalVariation(1.0, "spatial"), lambda w: total_variation(w, (0, 1, 2))),
-        (GroupSparsity(1.0, "position"), norms(lambda i, s: i[:3])),
+        (GroupLasso(1.0, "position"), norms(lambda i, s: i[:3])),
     ],
     "depthwise": [
         (TotalVariation(1.0, "spatial"), lambda w: total_variation(w, (0, 1))),
-        (GroupSparsity(1.0, "channel"), norms(lambda i, s: i[2])),
-        (GroupSparsity(1.0, ("axes", (-2, -1))), norms(lambda i, s: i[2:])),
+        (GroupLasso(1.0, "channel"), norms(lambda i, s: i[2])),
+        (GroupLasso(1.0, ("axes", (-2, -1))), norms(lambda i, s: i[2:])),
     ],
-    "einsum": [(GroupSparsity(1.0, ("axes", 1)), norms(lambda i, s: i[1]))],
-    "embedding": [(GroupSparsity(1.0, "input"), norms(lambda i, s: i[0])), (TotalVariation(1.0, 0), total_variation)],
-    "lstm": [(GroupSparsity(1.0, "unit", splits=4), norms(lambda i, s: i[1] % 2))],
+    "einsum": [(GroupLasso(1.0, ("axes", 1)), norms(lambda i, s: i[1]))],
+    "embedding": [(GroupLasso(1.0, "input"), norms(lambda i, s: i[0])), (TotalVariation(1.0, 0), total_variation)],
+    "lstm": [(GroupLasso(1.0, "unit", splits=4), norms(lambda i, s: i[1] % 2))],
     "gru": [
-        (GroupSparsity(1.0, "unit", splits=3), norms(lambda i, s: i[1] % 2)),
+        (GroupLasso(1.0, "unit", splits=3), norms(lambda i, s: i[1] % 2)),
         (TotalVariation(1.0, 1, splits=3), lambda w: total_variation(w.reshape(3, 3, 2), (2,))),
     ],
 }  # fmt: skip
@@ -167,9 +167,9 @@ def test_anchors_survive_saving_and_training(random, tmp_path):
     x, y = data(random)
     model = network()
     anchors = [v.numpy() for v in model.trainable_variables]
-    trainer = kriterion.Trainer(model)
-    distance = DistanceToInitial(0.5, model)
-    trainer.compile("adam", "mse", transforms=[kriterion.transforms.WeightPenalty(distance, select="all")])
+    trainer = minimand.Trainer(model)
+    distance = L2SP(0.5, model)
+    trainer.compile("adam", "mse", transforms=[minimand.transforms.WeightPenalty(distance, select="all")])
     trainer.fit(x, y, epochs=2, verbose=0)
 
     def penalty(of):
@@ -186,7 +186,7 @@ def test_anchors_survive_saving_and_training(random, tmp_path):
 
 def test_anchored_kernel_in_stock_keras(random, tmp_path):
     anchor = random.normal(size=(4, 2)).astype("float32")
-    layer = keras.layers.Dense(2, kernel_regularizer=DistanceToInitial(1.0, anchor))
+    layer = keras.layers.Dense(2, kernel_regularizer=L2SP(1.0, anchor))
     model = keras.Sequential([keras.Input((4,)), layer])
     expected = np.sum((layer.kernel.numpy() - anchor) ** 2)
     assert float(numpy(model.losses[0])) == pytest.approx(expected, rel=1e-5)
@@ -219,8 +219,8 @@ def test_fisher_information_of_rows_that_do_not_match_is_told(rows, targets):
 def test_a_scheduled_strength_goes_by_the_steps_of_the_penalty(random):
     """SGD on a constant loss: each step subtracts rate * strength(step) * gradient."""
     strength = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.0, 0.5])
-    trainer = kriterion.Trainer(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)]))
-    penalty = kriterion.transforms.WeightPenalty(Range(strength, -1.0, 1.0))
+    trainer = minimand.Trainer(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)]))
+    penalty = minimand.transforms.WeightPenalty(Range(strength, -1.0, 1.0))
     trainer.compile(keras.optimizers.SGD(0.1), "mse", transforms=[penalty])
     trainer.model.set_weights([np.array([[3.0]])])
     expected = [3.0]
@@ -249,26 +249,26 @@ def test_a_scheduled_strength_goes_by_the_steps_of_the_penalty(random):
         (lambda: Range(1.0, float("-inf"), 1.0), ValueError, ["`low`", "-inf"]),
         (lambda: Range(1.0, 0.0, 1.0, power=3), ValueError, ["`power`", "3"]),
         (lambda: Range(1.0, 0.0, 1.0, reduce="max"), ValueError, ["`reduce`", "'max'"]),
-        (lambda: GroupSparsity(1.0, groups="units"), ValueError, ["`groups`", "'output'", "'units'"]),
-        (lambda: GroupSparsity(1.0, groups=("block", (2,))), ValueError, ["`groups`", "rows", "(2,)"]),
-        (lambda: GroupSparsity(1.0, groups=[0.5, 1.0]), ValueError, ["integers", "0.5"]),
-        (lambda: GroupSparsity(1.0, groups=[-1, -1]), ValueError, ["`groups`", "-1"]),
-        (lambda: GroupSparsity(1.0, splits=4), ValueError, ["`splits`", "unit"]),
-        (lambda: GroupSparsity(1.0)(np.ones(3)), ValueError, ["rank 2", "(3,)"]),
-        (lambda: GroupSparsity(1.0, "position")(np.ones((3, 3))), ValueError, ["rank 3", "(3, 3)"]),
-        (lambda: GroupSparsity(1.0, ("block", (2, 2)))(np.ones((3, 4))), ValueError, ["divide", "(3, 4)"]),
-        (lambda: GroupSparsity(1.0, ("axes", 2))(np.ones((3, 4))), ValueError, ["axes", "(3, 4)"]),
-        (lambda: GroupSparsity(1.0, "unit", splits=4)(np.ones((3, 6))), ValueError, ["`splits`", "(3, 6)"]),
-        (lambda: GroupSparsity(1.0, [0, 1])(np.ones((3, 3))), ValueError, ["broadcast", "(2,)", "(3, 3)"]),
-        (lambda: SparseGroupSparsity(1.0, 1.5), ValueError, ["`l1_ratio`", "1.5"]),
-        (lambda: DistanceToInitial(1.0, np.ones(3))(np.ones(4)), ValueError, ["shape", "(3,)", "(4,)"]),
-        (lambda: DistanceToInitial(1.0, {"a": np.ones(3)})(np.ones(3)), ValueError, ["`anchor`", "'a'"]),
-        (lambda: DistanceToInitial(1.0, [np.nan]), ValueError, ["`anchor`", "finite"]),
-        (lambda: DistanceToInitial(1.0, keras.Sequential([keras.layers.Dense(1)])), ValueError, ["built"]),
-        (lambda: ElasticWeights(1.0, -np.ones(3), np.ones(3)), ValueError, ["`fisher`", ">= 0"]),
-        (lambda: JointGroupSparsity(1.0, [[0]]), TypeError, ["mapping"]),
-        (lambda: JointGroupSparsity(1.0, {"a": [-1]}), ValueError, ["integers", ">= 0"]),
-        (lambda: JointGroupSparsity(1.0, {"a": [0]})(np.ones((1, 1))), TypeError, ["WeightPenalty"]),
+        (lambda: GroupLasso(1.0, groups="units"), ValueError, ["`groups`", "'output'", "'units'"]),
+        (lambda: GroupLasso(1.0, groups=("block", (2,))), ValueError, ["`groups`", "rows", "(2,)"]),
+        (lambda: GroupLasso(1.0, groups=[0.5, 1.0]), ValueError, ["integers", "0.5"]),
+        (lambda: GroupLasso(1.0, groups=[-1, -1]), ValueError, ["`groups`", "-1"]),
+        (lambda: GroupLasso(1.0, splits=4), ValueError, ["`splits`", "unit"]),
+        (lambda: GroupLasso(1.0)(np.ones(3)), ValueError, ["rank 2", "(3,)"]),
+        (lambda: GroupLasso(1.0, "position")(np.ones((3, 3))), ValueError, ["rank 3", "(3, 3)"]),
+        (lambda: GroupLasso(1.0, ("block", (2, 2)))(np.ones((3, 4))), ValueError, ["divide", "(3, 4)"]),
+        (lambda: GroupLasso(1.0, ("axes", 2))(np.ones((3, 4))), ValueError, ["axes", "(3, 4)"]),
+        (lambda: GroupLasso(1.0, "unit", splits=4)(np.ones((3, 6))), ValueError, ["`splits`", "(3, 6)"]),
+        (lambda: GroupLasso(1.0, [0, 1])(np.ones((3, 3))), ValueError, ["broadcast", "(2,)", "(3, 3)"]),
+        (lambda: SparseGroupLasso(1.0, 1.5), ValueError, ["`l1_ratio`", "1.5"]),
+        (lambda: L2SP(1.0, np.ones(3))(np.ones(4)), ValueError, ["shape", "(3,)", "(4,)"]),
+        (lambda: L2SP(1.0, {"a": np.ones(3)})(np.ones(3)), ValueError, ["`anchor`", "'a'"]),
+        (lambda: L2SP(1.0, [np.nan]), ValueError, ["`anchor`", "finite"]),
+        (lambda: L2SP(1.0, keras.Sequential([keras.layers.Dense(1)])), ValueError, ["built"]),
+        (lambda: ElasticWeightConsolidation(1.0, -np.ones(3), np.ones(3)), ValueError, ["`fisher`", ">= 0"]),
+        (lambda: JointGroupLasso(1.0, [[0]]), TypeError, ["mapping"]),
+        (lambda: JointGroupLasso(1.0, {"a": [-1]}), ValueError, ["integers", ">= 0"]),
+        (lambda: JointGroupLasso(1.0, {"a": [0]})(np.ones((1, 1))), TypeError, ["WeightPenalty"]),
         (lambda: Range(keras.optimizers.schedules.CosineDecay(1.0, 5), 0.0, 1.0)(np.ones(2)), ValueError, ["schedule", "WeightPenalty"]),
     ],
 )  # fmt: skip

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from kriterion.study import Candidate, LocalEngine, Part, Settings, Study, StudyError, Tuning, mlp
+from minimand.study import Candidate, LocalEngine, Part, Settings, Study, StudyError, Tuning, mlp
 from tests.helpers import told
 from tests.test_tuning import stored_trials
 
@@ -49,7 +49,7 @@ def numbers(finished):
 def processes():
     """Processes that have imported everything already."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kriterion.study", "tests.test_reliability"])
+    context.set_forkserver_preload(["minimand.study", "tests.test_reliability"])
     return context
 
 

@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from keras import ops
 from scipy import stats
 
-from kriterion import backend
-from kriterion.losses import (
+from minimand import backend
+from minimand.losses import (
     general_robust,
     log_partition,
     robust_log_density,
@@ -18,7 +18,7 @@ from kriterion.losses import (
     sample_robust,
     shape_of_power,
 )
-from kriterion.losses._bounded_kernel import bounded_kernel
+from minimand.losses._robust_kernels import bounded_kernel
 from tests.helpers import finite_difference, gradient, numpy, told
 
 INFINITE = float("inf")

@@ -4,13 +4,13 @@ import keras
 import numpy as np
 import pytest
 
-import kriterion
-from kriterion.transforms import SharpnessAware, WeightNoise
+import minimand
+from minimand.transforms import SharpnessAware, WeightNoise
 from tests.helpers import data, network, numpy, told
 
 
 def trainer_of(model, *transforms, loss="mse"):
-    trainer = kriterion.Trainer(model)
+    trainer = minimand.Trainer(model)
     trainer.compile(keras.optimizers.SGD(0.1), loss, transforms=transforms)
     return trainer
 
@@ -91,7 +91,7 @@ def test_numbers_do_not_depend_on_what_is_evaluated_together(random, monkeypatch
     trainer = trainer_of(network(), WeightNoise(0.5))
     samples = trainer.predict_samples(x, 5, seed=3)
     sharpness = trainer.sharpness(x, y, samples=5, stddev=0.1, seed=3)
-    monkeypatch.setattr("kriterion._sampling._CHUNK", 2 * trainer.model.count_params())
+    monkeypatch.setattr("minimand._sampling._CHUNK", 2 * trainer.model.count_params())
     np.testing.assert_allclose(trainer.predict_samples(x, 5, seed=3, batch_size=2), samples, rtol=1e-5, atol=1e-6)
     again = trainer.sharpness(x, y, samples=5, stddev=0.1, seed=3, batch_size=2)
     assert again == pytest.approx(sharpness, rel=1e-3)

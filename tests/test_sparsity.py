@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from keras import layers
 
-import kriterion
-from kriterion.sparsity import compact, report, unit_groups
+import minimand
+from minimand.sparsity import compact, report, unit_groups
 from tests.helpers import data, numpy, told
 
 
@@ -172,7 +172,7 @@ def test_layers_that_are_not_known_keep_everything(random):
 def test_the_smaller_model_is_plain_keras_and_can_be_trained_and_saved(random, tmp_path):
     x, y = data(random)
     model = keras.Sequential(
-        [keras.Input((5,)), layers.Dense(8, "relu", kernel_regularizer=kriterion.regularizers.GroupSparsity(0.1)), layers.Dense(2, kernel_regularizer="l2")]
+        [keras.Input((5,)), layers.Dense(8, "relu", kernel_regularizer=minimand.regularizers.GroupLasso(0.1)), layers.Dense(2, kernel_regularizer="l2")]
     )  # fmt: skip
     silence(model.layers[0], [1, 2])
     smaller = compact(model)
@@ -216,7 +216,7 @@ def test_groups_of_both_sides_do_not_overlap_within_a_mapping(random):
     # The kernel between the two layers is in both, by rows and by columns.
     (shared,) = set(first) & set(second)
     assert {first[shared].shape, second[shared].shape} == {(7, 1), (1, 6)}
-    penalty = kriterion.regularizers.JointGroupSparsity(1.0, groups)
+    penalty = minimand.regularizers.JointGroupLasso(1.0, groups)
     total = float(numpy(penalty.total(model.trainable_variables, [v.value for v in model.trainable_variables])))
     values = {v.path.split("/", 1)[-1]: numpy(v).astype("float64") for v in model.trainable_variables}
     a, b, c = values["a/kernel"], values["b/kernel"], values["c/kernel"]
@@ -234,10 +234,10 @@ def test_groups_of_both_sides_do_not_overlap_within_a_mapping(random):
 def test_joint_penalty_and_proximal_steps_remove_units_of_a_trained_model(random):
     x, y = data(random, rows=200)
     model = keras.Sequential([keras.Input((5,)), layers.Dense(16, "relu"), layers.Dense(2)])
-    joint = kriterion.regularizers.JointGroupSparsity(
+    joint = minimand.regularizers.JointGroupLasso(
         keras.optimizers.schedules.PolynomialDecay(0.0, 40, 0.1), unit_groups(model, outgoing=True)
     )
-    model.compile(kriterion.optimizers.Proximal(keras.optimizers.Adam(0.01, epsilon=1e-3), joint, select="all"), "mse")
+    model.compile(minimand.optimizers.Proximal(keras.optimizers.Adam(0.01, epsilon=1e-3), joint, select="all"), "mse")
     model.fit(x, y, batch_size=20, epochs=20, verbose=0)
     smaller = assert_same_outputs(model, random)
     assert 1 <= smaller.layers[0].units < 16
@@ -301,7 +301,7 @@ def test_operations_of_images_of_any_size_are_not_known(random):
     ("make", "words"),
     [
         (lambda: compact(keras.Sequential([layers.Dense(1)])), ["compact", "built"]),
-        (lambda: report(kriterion.Trainer(keras.Sequential([keras.Input((1,)), layers.Dense(1)]))), ["report", "`model`"]),
+        (lambda: report(minimand.Trainer(keras.Sequential([keras.Input((1,)), layers.Dense(1)]))), ["report", "`model`"]),
         (lambda: unit_groups(keras.Sequential([keras.Input((1,)), layers.Dense(1)])), ["unit_groups", "removed"]),
         (lambda: unit_groups(keras.Sequential([keras.Input((1,)), layers.Dense(1)]), incoming=False), ["`incoming`", "`outgoing`"]),
     ],

@@ -8,12 +8,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kriterion.study import LocalEngine, Settings, Study, StudyError, default_candidates, load_data, load_results, mlp
-from kriterion.study.candidates import Candidate, Part, choose
-from kriterion.study.loop import train_in_a_loop
-from kriterion.study.problem import Problem
-from kriterion.study.run import FINISHED
-from kriterion.study.training import Work, train
+from minimand.study import LocalEngine, Settings, Study, StudyError, default_candidates, load_data, load_results, mlp
+from minimand.study._candidates import Candidate, Part, choose
+from minimand.study._loop import train_in_a_loop
+from minimand.study._problem import Problem
+from minimand.study._run import FINISHED
+from minimand.study._training import Work, train
 from tests.helpers import told
 
 
@@ -32,7 +32,7 @@ EVERYTHING = Candidate(
     "everything",
     loss=Part("AdaptiveRobust"),
     transforms=(Part("WeightNoise", {"stddev": 0.1}),),
-    optimizer=Part("VarianceScaling", {"optimizer": Part("Adam", {"learning_rate": 0.002})}),
+    optimizer=Part("SNRScaling", {"optimizer": Part("Adam", {"learning_rate": 0.002})}),
 )
 
 
@@ -45,7 +45,7 @@ def close(run, other):
 
 
 # Its noise begins in proportion to each seed's own initial weights.
-MOPED = Candidate("moped", transforms=(Part("LearnedWeightNoise", {"init": "moped"}),))
+MOPED = Candidate("moped", transforms=(Part("VariationalWeightNoise", {"init": "moped"}),))
 
 
 @pytest.mark.parametrize("candidate", [EVERYTHING, MOPED], ids=lambda candidate: candidate.name)
@@ -183,7 +183,7 @@ def normalised(features, outputs):
 
 
 def test_optional_candidates_that_refuse_the_network_are_left_out(tmp_path):
-    from kriterion.report import write_page
+    from minimand.study import write_page
 
     penalty, noise = (c for c in default_candidates() if c.name in ("gradient-variance", "weight-noise"))
     settings, baseline = Settings(seeds=2, epochs=1), default_candidates()[0]
@@ -226,15 +226,15 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
 
 
 def test_the_page_is_self_contained_and_its_code_runs(tmp_path, monkeypatch):
-    from kriterion.report import write_page
-    from kriterion.report.page import code_for
+    from minimand.study import write_page
+    from minimand.study._page import code_for
 
-    results = small(tmp_path / "s").run(command="kriterion study <iris>")
+    results = small(tmp_path / "s").run(command="minimand study <iris>")
     html = write_page(results, tmp_path / "s").read_text()
     for absent in ("http://", "https://", "src=", "@import"):
         assert absent not in html.replace("http://www.w3.org/", "")
     assert html.index(results.verdict.split(":")[0]) < html.index("<table")
-    assert "kriterion study &lt;iris&gt;" in html
+    assert "minimand study &lt;iris&gt;" in html
     assert html.count("<svg") == 3 + len(results.candidates)
     for candidate in results.candidates:
         assert candidate.name in html
@@ -251,7 +251,7 @@ def test_the_page_is_self_contained_and_its_code_runs(tmp_path, monkeypatch):
 
 def test_the_page_is_the_same_from_what_is_stored(tmp_path):
     """Candidates, numbers and words come back from the folder, without the data."""
-    from kriterion.report import write_page
+    from minimand.study import write_page
 
     results = small(tmp_path / "s").run(command="made")
     first = write_page(results, tmp_path / "s").read_text()

@@ -3,8 +3,8 @@
 import keras
 import pytest
 
-from kriterion.study import StudyError, default_candidates, read_candidates
-from kriterion.study.candidates import choose
+from minimand.study import StudyError, default_candidates, read_candidates
+from minimand.study._candidates import choose
 from tests.helpers import told
 
 
@@ -12,7 +12,7 @@ def test_default_candidates_build_and_print_as_code_that_builds_the_same():
     for candidate in default_candidates():
         for part in (candidate.loss_for("regression"), *candidate.transforms, candidate.optimizer):
             built = part.build()
-            evaluated = eval(part.code(), {"keras": keras, "kriterion": __import__("kriterion")})
+            evaluated = eval(part.code(), {"keras": keras, "minimand": __import__("minimand")})
             assert type(evaluated) is type(built)
 
 
@@ -28,7 +28,7 @@ def test_candidates_from_toml(tmp_path):
     assert candidate.optional
     assert "loss_learning_rate=0.1," in candidate.code("regression")
     assert candidate.code("regression").count("keras.losses.Huber()") == 1
-    assert "kriterion.transforms.WeightPenalty(regularizer=keras.regularizers.L2(l2=0.1))" in candidate.code(
+    assert "minimand.transforms.WeightPenalty(regularizer=keras.regularizers.L2(l2=0.1))" in candidate.code(
         "regression"
     )
     assert [c.name for c in choose(["strong"], [candidate])] == ["baseline", "strong"]

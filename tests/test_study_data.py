@@ -6,7 +6,7 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kriterion.study import Data, StudyError, load_data
+from minimand.study import Data, StudyError, load_data
 from tests.helpers import told
 
 

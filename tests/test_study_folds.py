@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from kriterion.study import Data, load_data
+from minimand.study import Data, load_data
 
 TABLES = st.fixed_dictionaries(
     {

@@ -9,9 +9,9 @@ import keras
 import numpy as np
 import pytest
 
-from kriterion.study import Candidate, LocalEngine, Settings, Study, StudyError, default_candidates, load_data, mlp
-from kriterion.study.models import model_function, model_identity
-from kriterion.study.problem import Problem
+from minimand.study import Candidate, LocalEngine, Settings, Study, StudyError, default_candidates, load_data, mlp
+from minimand.study._models import model_function, model_identity
+from minimand.study._problem import Problem
 from tests.helpers import told
 
 

@@ -5,7 +5,7 @@ import unittest
 import keras
 import pytest
 
-from kriterion import testing
+from minimand import testing
 from tests.faults import backends, losses, optimizers, regularizers, transforms
 
 SUITES = {

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from scipy import special
 
-import kriterion
-from kriterion.losses import CVaR, LearnedThreshold, QuantileThreshold, SoftBoundary
+import minimand
+from minimand.losses import CVaR, DeepSVDD, LearnedThreshold, QuantileThreshold
 from tests.helpers import identity, steps
 
 
@@ -17,7 +17,7 @@ def test_value_at_risk_has_no_bias_of_small_batches(random):
     """
     y = random.exponential(size=(64000, 1)).astype("float32")
     loss = CVaR("mean_absolute_error", 0.9)
-    trainer = kriterion.Trainer(identity())
+    trainer = minimand.Trainer(identity())
     trainer.compile(keras.optimizers.Adam(0.005), loss, steps_per_execution=steps(50))
     history = trainer.fit(0 * y, y, batch_size=64, verbose=0)
     assert history.history["loss"][0] == pytest.approx(1 + np.log(10), abs=0.07)
@@ -28,7 +28,7 @@ def test_a_threshold_follows_scores_that_fall_by_orders_of_magnitude(random):
     y = random.exponential(size=(64 * 800, 1)).astype("float32")
     factor = np.exp(-np.linspace(0, 5, len(y)))[:, None].astype("float32")
     loss = QuantileThreshold(0.8)
-    trainer = kriterion.Trainer(identity())
+    trainer = minimand.Trainer(identity())
     trainer.compile(keras.optimizers.Adam(0.02), loss, steps_per_execution=steps(50))
     trainer.fit(100 * y * factor, y, batch_size=64, shuffle=False, verbose=0)
     assert loss.threshold == pytest.approx(100 * np.exp(-5) * np.log(5), rel=0.25)
@@ -49,7 +49,7 @@ def test_the_threshold_is_at_the_sweeps_optimum(arguments, random):
     y = (random.uniform(size=(8192, 1)) < 0.3).astype("float32")
     s = special.expit(random.normal(size=y.shape) + 2 * y - 1.8).astype("float32")
     loss = LearnedThreshold(loss="binary_crossentropy", **arguments)
-    trainer = kriterion.Trainer(identity())
+    trainer = minimand.Trainer(identity())
     trainer.compile(keras.optimizers.Adam(0.01), loss, steps_per_execution=steps(32))
     trainer.fit(s, y, batch_size=256, epochs=12, verbose=0)
     grid = np.append(np.linspace(0.01, 0.99, 197), loss.threshold)
@@ -84,7 +84,7 @@ def test_a_threshold_minimises_the_stated_lagrangian(objective, random):
         "recall_at_precision": {"target": 0.8},
     }
     loss = LearnedThreshold(objective, temperature=0.5, momentum=0.6, **extra.get(objective, {}))
-    trainer = kriterion.Trainer(identity())
+    trainer = minimand.Trainer(identity())
     trainer.compile(keras.optimizers.SGD(0.0), loss)
     running, multiplier = None, 0.0
     for step in range(5):
@@ -114,7 +114,7 @@ def test_deciding_model(random):
 
 
 def test_score_is_positive_outside_of_the_sphere():
-    loss = SoftBoundary(0.5, center=[1.0, 0.0])
+    loss = DeepSVDD(0.5, center=[1.0, 0.0])
     loss.build_once((None,), (None, 2))
     loss(np.zeros(4), np.float32([[1, 1], [1, 2], [1, 3], [1, 4]]))
     assert loss.radius == pytest.approx(2.0)
@@ -122,7 +122,7 @@ def test_score_is_positive_outside_of_the_sphere():
 
 
 def test_the_first_centre_keeps_off_zero():
-    loss = SoftBoundary(0.5)
+    loss = DeepSVDD(0.5)
     loss.build_once((None,), (None, 3))
     p = np.float32([[1.0, 0.02, -0.02], [3.0, 0.02, -0.02], [99.0, 9.0, 9.0]])
     loss(np.zeros(3), p, sample_weight=np.float32([1, 1, 0]))

@@ -7,21 +7,21 @@ import numpy as np
 import pytest
 from scipy import special
 
-import kriterion
-from kriterion.losses import (
+import minimand
+from minimand.losses import (
     CVaR,
+    DeepSVDD,
     LearnedClassWeights,
     LearnedThreshold,
     LogitAdjusted,
     Mahalanobis,
     QuantileThreshold,
-    SoftBoundary,
     TaskUncertainty,
     TemperatureScaled,
     TrainableLoss,
     UncertaintyWeighted,
 )
-from kriterion.parametrizations import Bounded, Positive, PositiveDefinite, Simplex
+from minimand.parametrizations import Bounded, Positive, PositiveDefinite, Simplex
 from tests.helpers import numpy, steps, told
 
 SPARSE = "sparse_categorical_crossentropy"
@@ -40,7 +40,7 @@ def problem(kind, random, rows=48):
 
 def trainer_of(loss, *layers, **arguments):
     keras.utils.set_random_seed(3)
-    trainer = kriterion.Trainer(keras.Sequential([keras.Input((4,)), *layers]))
+    trainer = minimand.Trainer(keras.Sequential([keras.Input((4,)), *layers]))
     trainer.compile(keras.optimizers.Adam(0.02), loss, **arguments)
     return trainer
 
@@ -59,7 +59,7 @@ def test_an_adversary_equalises_the_classes(random):
     }.items():
         keras.utils.set_random_seed(3)
         model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2, "softmax")])
-        trainer = kriterion.Trainer(model)
+        trainer = minimand.Trainer(model)
         trainer.compile(keras.optimizers.Adam(0.02), loss, steps_per_execution=steps(16))
         trainer.fit(x, y, batch_size=64, epochs=10, verbose=0)
         each = -np.log(model.predict(x, verbose=0)[np.arange(2048), y])
@@ -76,10 +76,10 @@ def test_tasks_in_different_units_get_their_weights(random):
     inputs = keras.Input((4,))
     outputs = {"metres": keras.layers.Dense(1)(inputs), "kind": keras.layers.Dense(2, "softmax")(inputs)}
     losses = UncertaintyWeighted({"metres": "mean_squared_error", "kind": SPARSE}, classification=["kind"])
-    trainer = kriterion.Trainer(keras.Model(inputs, outputs))
+    trainer = minimand.Trainer(keras.Model(inputs, outputs))
     trainer.compile(
         keras.optimizers.Adam(0.1), losses, loss_weights={"metres": 1.0, "kind": 2.0},
-        transforms=[kriterion.transforms.WeightNoise(0.01)], steps_per_execution=steps(8),
+        transforms=[minimand.transforms.WeightNoise(0.01)], steps_per_execution=steps(8),
     )  # fmt: skip
     history = trainer.fit(x, targets, batch_size=64, epochs=40, verbose=0).history
     predicted = trainer.predict(x, verbose=0)
@@ -96,7 +96,7 @@ def test_calibration_on_held_out_data(random):
     y = (logits + random.gumbel(size=logits.shape)).argmax(axis=-1)
     model = keras.Sequential([keras.Input((3,)), keras.layers.Softmax()])
     model.trainable = False
-    trainer = kriterion.Trainer(model)
+    trainer = minimand.Trainer(model)
     trainer.compile(keras.optimizers.Adam(0.02), TemperatureScaled(SPARSE), steps_per_execution=steps(20))
     trainer.fit(3 * logits, y, batch_size=200, epochs=10, verbose=0)
     assert trainer.loss.temperature == pytest.approx(3.0, rel=0.08)
@@ -271,7 +271,7 @@ def test_stock_compile_is_refused_whatever_happened_before(known, random):
         trainer_of(loss, keras.layers.Dense(3)).fit(x, y, verbose=0)
     model = keras.Sequential([keras.Input((4,)), last])
     model.compile("sgd", loss)
-    with pytest.raises(RuntimeError, match=r"kriterion\.Trainer"):
+    with pytest.raises(RuntimeError, match=r"minimand\.Trainer"):
         model.fit(x, y, verbose=0)
     if known != "new":
         # In a loop of one's own it works.
@@ -289,7 +289,7 @@ def test_masks_in_fit(random):
         keras.utils.set_random_seed(3)
         inputs = keras.Input((5, 4))
         model = keras.Model(inputs, keras.layers.Dense(3)(keras.layers.Masking(-1.0)(inputs)))
-        trainer = kriterion.Trainer(model)
+        trainer = minimand.Trainer(model)
         trainer.compile(keras.optimizers.SGD(0.1), CVaR("mean_squared_error", 0.5))
         padded = np.where(mask[..., None], y, garbage)
         trainer.fit(np.where(mask[..., None], x, -1.0), padded, verbose=0, shuffle=False)
@@ -304,8 +304,8 @@ def test_masks_in_fit(random):
         (lambda: CVaR(None, 0.5), ["`loss`", "None"]),
         (lambda: CVaR("mse", 0.5).threshold, ["`fit`"]),
         (lambda: QuantileThreshold(0.0), ["`level`", "> 0"]),
-        (lambda: SoftBoundary(1.5), ["`nu`", "1.5"]),
-        (lambda: SoftBoundary(center=[1.0]).build((None,), (None, 2)), ["center", "(None, 2)"]),
+        (lambda: DeepSVDD(1.5), ["`nu`", "1.5"]),
+        (lambda: DeepSVDD(center=[1.0]).build((None,), (None, 2)), ["center", "(None, 2)"]),
         (lambda: LearnedThreshold("f2"), ["`objective`", "'f2'"]),
         (lambda: LearnedThreshold("precision_at_recall"), ["`target`", "None"]),
         (lambda: LearnedThreshold("soft_f1", target=0.5), ["`target`", "0.5"]),

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 import pytest
 
-import kriterion
-from kriterion.transforms import GradientVariancePenalty, SharpnessAware, WeightNoise, WeightPenalty
+import minimand
+from minimand.transforms import GradientVariancePenalty, SharpnessAware, WeightNoise, WeightPenalty
 from tests.helpers import assert_same, data, network, numpy, told, weights_of
 
 ALL = [
@@ -21,7 +21,7 @@ ALL = [
 
 
 def trainer_of(model, loss="mse", optimizer=None, **arguments):
-    trainer = kriterion.Trainer(model)
+    trainer = minimand.Trainer(model)
     trainer.compile(optimizer or keras.optimizers.Adam(0.01), loss, **arguments)
     return trainer
 
@@ -32,7 +32,7 @@ def fit(trainer, x, y, epochs=2):
 
 def test_loss_and_transform_variables_are_the_trainers(random):
     x, y = data(random)
-    loss = kriterion.losses.AdaptiveRobust()
+    loss = minimand.losses.AdaptiveRobust()
     trainer = trainer_of(network(), loss, transforms=[WeightNoise(0.1)])
     fit(trainer, x, y)
     held = {id(v) for v in trainer.trainable_variables}
@@ -47,7 +47,7 @@ def test_resumes_exactly_after_loading(transforms, random, tmp_path):
     # A smaller last batch would be another program.
     x, y = data(random, rows=64)
     trainer = trainer_of(
-        network(kernel_regularizer="l2"), kriterion.losses.AdaptiveRobust(), transforms=[t() for t in transforms],
+        network(kernel_regularizer="l2"), minimand.losses.AdaptiveRobust(), transforms=[t() for t in transforms],
         loss_learning_rate=0.05,
     )  # fmt: skip
     fit(trainer, x, y)
@@ -61,10 +61,10 @@ def test_resumes_exactly_after_loading(transforms, random, tmp_path):
 
 def test_weights_file_restores_the_losss_variables(random, tmp_path):
     x, y = data(random)
-    trainer = trainer_of(network(), kriterion.losses.AdaptiveRobust())
+    trainer = trainer_of(network(), minimand.losses.AdaptiveRobust())
     fit(trainer, x, y)
     trainer.save_weights(tmp_path / "w.weights.h5")
-    other = trainer_of(network(), kriterion.losses.AdaptiveRobust())
+    other = trainer_of(network(), minimand.losses.AdaptiveRobust())
     other.prepare(x, y)
     other.load_weights(tmp_path / "w.weights.h5")
     assert_same([other.loss.alpha, other.loss.scale], [trainer.loss.alpha, trainer.loss.scale])
@@ -80,15 +80,15 @@ def test_a_file_of_another_trainer_is_refused(random, tmp_path):
         trainer_of(network()).load_weights(tmp_path / "w.weights.h5")
 
 
-def test_the_saved_model_needs_no_kriterion(random, tmp_path):
+def test_the_saved_model_needs_no_minimand(random, tmp_path):
     x, y = data(random)
-    trainer = trainer_of(network(), kriterion.losses.AdaptiveRobust(), transforms=[WeightNoise(0.1)])
+    trainer = trainer_of(network(), minimand.losses.AdaptiveRobust(), transforms=[WeightNoise(0.1)])
     fit(trainer, x, y)
     trainer.model.save(tmp_path / "model.keras")
     np.save(tmp_path / "x.npy", x)
     np.save(tmp_path / "expected.npy", trainer.predict(x, verbose=0))
     script = (
-        "import sys; sys.modules['kriterion'] = None\n"
+        "import sys; sys.modules['minimand'] = None\n"
         "import keras, numpy as np\n"
         f"folder = {str(tmp_path)!r}\n"
         "model = keras.saving.load_model(folder + '/model.keras')\n"
@@ -103,8 +103,8 @@ def test_the_saved_model_needs_no_kriterion(random, tmp_path):
 )
 def test_another_backend_goes_on_from_a_trainers_file(tmp_path, random):
     x, y = data(random)
-    optimizer = kriterion.optimizers.VarianceScaling(keras.optimizers.Adam(0.01))
-    trainer = trainer_of(network(), kriterion.losses.AdaptiveRobust(), optimizer, transforms=[WeightNoise(0.1)])
+    optimizer = minimand.optimizers.SNRScaling(keras.optimizers.Adam(0.01))
+    trainer = trainer_of(network(), minimand.losses.AdaptiveRobust(), optimizer, transforms=[WeightNoise(0.1)])
     fit(trainer, x, y)
     trainer.save(tmp_path / "trainer.keras")
     stored = [v.numpy() for v in (*trainer.loss.variables, *trainer.optimizer.variables)]
@@ -112,7 +112,7 @@ def test_another_backend_goes_on_from_a_trainers_file(tmp_path, random):
     np.savez(tmp_path / "data.npz", x=x, y=y)
     script = (
         f"folder = {str(tmp_path)!r}\n"
-        "import kriterion, keras\n"
+        "import minimand, keras\n"
         "import numpy as np\n"
         "trainer = keras.models.load_model(folder + '/trainer.keras')\n"
         "stored = np.load(folder + '/stored.npz').values()\n"
@@ -125,7 +125,7 @@ def test_another_backend_goes_on_from_a_trainers_file(tmp_path, random):
 
 
 def test_an_exception_in_a_step_leaves_everything_as_it_was(random):
-    class Fails(kriterion.transforms.Transform):
+    class Fails(minimand.transforms.Transform):
         def apply(self, objective):
             def failing(weights, batch):
                 objective([2.0 * w for w in weights], batch)
@@ -231,7 +231,7 @@ def test_weight_decay_spares_the_losss_variables(random):
     x, y = data(random)
     for decay in (0.0, 0.9):
         optimizer = keras.optimizers.AdamW(0.01, weight_decay=decay)
-        trainer = trainer_of(network(), kriterion.losses.AdaptiveRobust(), optimizer=optimizer)
+        trainer = trainer_of(network(), minimand.losses.AdaptiveRobust(), optimizer=optimizer)
         trainer.prepare(x, y)
         trainer.loss.latent_shape.assign([5.0, 5.0])
         trainer.model.trainable = False
@@ -246,7 +246,7 @@ def test_the_users_own_exclusions_from_weight_decay_stay(random):
     model = network()
     optimizer = keras.optimizers.SGD(0.1, weight_decay=0.5)
     optimizer.exclude_from_weight_decay(var_list=[model.layers[0].kernel], var_names=["bias"])
-    trainer = trainer_of(model, kriterion.losses.AdaptiveRobust(), optimizer=optimizer)
+    trainer = trainer_of(model, minimand.losses.AdaptiveRobust(), optimizer=optimizer)
     trainer.prepare(x, y)
     decayed = {v.path for v in trainer.trainable_variables if optimizer._use_weight_decay(v)}
     assert not any("bias" in path or "latent" in path for path in decayed)
@@ -256,7 +256,7 @@ def test_the_users_own_exclusions_from_weight_decay_stay(random):
 
 def test_loss_learning_rate_is_the_losss_alone(random):
     x, y = data(random)
-    loss = kriterion.losses.AdaptiveRobust(init="reference")
+    loss = minimand.losses.AdaptiveRobust(init="reference")
     trainer = trainer_of(network(), loss, optimizer=keras.optimizers.SGD(0.0), loss_learning_rate=0.5)
     trainer.prepare(x, y)
     before = [v.numpy() for v in trainer.model.trainable_variables]
@@ -284,13 +284,13 @@ def test_freezing_layers_and_recompiling_selects_anew(random):
 
 def test_recompiling_drops_the_former_loss(random):
     x, y = data(random)
-    trainer = trainer_of(network(), kriterion.losses.AdaptiveRobust(), transforms=[WeightNoise(0.1)])
+    trainer = trainer_of(network(), minimand.losses.AdaptiveRobust(), transforms=[WeightNoise(0.1)])
     fit(trainer, x, y, epochs=1)
     weights = len(trainer.model.trainable_variables)
     assert len(trainer.trainable_variables) == weights + 2
     trainer.compile("sgd", "mse")
     assert len(trainer.trainable_variables) == weights
-    trainer.compile("sgd", kriterion.losses.AdaptiveRobust())
+    trainer.compile("sgd", minimand.losses.AdaptiveRobust())
     fit(trainer, x, y, epochs=1)
     assert len(trainer.trainable_variables) == weights + 2
 
@@ -301,7 +301,7 @@ def test_a_trainable_loss_for_each_output(random):
     model = keras.Model(
         inputs, {"u": keras.layers.Dense(2, name="u")(inputs), "v": keras.layers.Dense(1, name="v")(inputs)}
     )
-    losses = {"u": kriterion.losses.AdaptiveRobust(name="first"), "v": kriterion.losses.AdaptiveRobust(name="second")}
+    losses = {"u": minimand.losses.AdaptiveRobust(name="first"), "v": minimand.losses.AdaptiveRobust(name="second")}
     trainer = trainer_of(model, losses, transforms=[WeightNoise(0.01)])
     trainer.fit(x, {"u": y, "v": y[:, :1]}, epochs=1, verbose=0)
     assert losses["u"].alpha.shape == (2,)
@@ -318,10 +318,10 @@ def test_value_and_gradient_equals_finite_differences(random, float64):
     model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1, "tanh", kernel_regularizer="l2")])
     transforms = [
         GradientVariancePenalty(0.1, estimator="micro_batch", micro_batches=3),
-        WeightPenalty(kriterion.regularizers.GroupSparsity(0.2)),
+        WeightPenalty(minimand.regularizers.GroupLasso(0.2)),
     ]
     # Keras's averaging reductions compute in float32.
-    loss = kriterion.losses.AdaptiveRobust(init="reference", reduction="sum")
+    loss = minimand.losses.AdaptiveRobust(init="reference", reduction="sum")
     trainer = trainer_of(model, loss, transforms=transforms)
     _, gradients = trainer.value_and_gradient(x, y)
     for variable, gradient in zip(trainer.trainable_variables, gradients, strict=True):
@@ -359,8 +359,8 @@ class WithTrainStep(keras.Model):
 @pytest.mark.parametrize(
     ("make", "error", "words"),
     [
-        (lambda: kriterion.Trainer("model"), TypeError, ["`model`", "keras.Model", "'model'"]),
-        (lambda: kriterion.Trainer(WithTrainStep()), ValueError, ["train_step", "WithTrainStep"]),
+        (lambda: minimand.Trainer("model"), TypeError, ["`model`", "keras.Model", "'model'"]),
+        (lambda: minimand.Trainer(WithTrainStep()), ValueError, ["train_step", "WithTrainStep"]),
         (lambda: trainer_of(network(), transforms=WeightNoise(0.1)), TypeError, ["`transforms`", "list"]),
         (lambda: trainer_of(network(), transforms=["noise"]), TypeError, ["`transforms`", "'noise'"]),
         (lambda: trainer_of(network(), transforms=[WeightNoise(0.1)] * 2), ValueError, ["different names", "name="]),
@@ -368,13 +368,13 @@ class WithTrainStep(keras.Model):
         (lambda: trainer_of(network(), loss_learning_rate=-1.0), ValueError, ["`loss_learning_rate`", "> 0", "-1.0"]),
         (
             lambda: trainer_of(
-                network(), kriterion.losses.AdaptiveRobust(), loss_learning_rate=0.1, optimizer=keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
+                network(), minimand.losses.AdaptiveRobust(), loss_learning_rate=0.1, optimizer=keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())
             ),
             ValueError,
             ["`loss_learning_rate`", "LossScaleOptimizer"],
         ),
         (lambda: trainer_of(network(), transforms=[WeightNoise(0.1, select="nothing")]), ValueError, ["`select`", "'nothing'"]),
-        (lambda: kriterion.Trainer(network()).prepare(np.ones((2, 5))), ValueError, ["compile"]),
+        (lambda: minimand.Trainer(network()).prepare(np.ones((2, 5))), ValueError, ["compile"]),
     ],
 )  # fmt: skip
 def test_bad_input_is_told(make, error, words):
@@ -395,6 +395,6 @@ def test_an_empty_batch_is_refused(random):
 def test_a_trainable_loss_in_stock_compile_raises(random):
     x, y = data(random)
     model = network()
-    model.compile("sgd", kriterion.losses.AdaptiveRobust())
-    with pytest.raises(RuntimeError, match=r"kriterion\.Trainer"):
+    model.compile("sgd", minimand.losses.AdaptiveRobust())
+    with pytest.raises(RuntimeError, match=r"minimand\.Trainer"):
         model.fit(x, y, verbose=0)

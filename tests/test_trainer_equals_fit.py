@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import layers
 
-import kriterion
+import minimand
 from tests.helpers import assert_same, data, dtype_policy, network, weights_of
 from tests.kinds import AddsLoss
 
@@ -90,7 +90,7 @@ def _fit(trained, inputs, compile_arguments, **more):
 
 # How Keras runs a step is its own business where there is no transform.
 MODES = {"gradient_accumulation", "run_eagerly", "steps_per_execution", "jit_compile", "no_jit_compile"}
-ZERO_NOISE = (kriterion.transforms.WeightNoise,)
+ZERO_NOISE = (minimand.transforms.WeightNoise,)
 
 
 @pytest.mark.parametrize(
@@ -105,14 +105,14 @@ def test_same_losses_and_weights(case, transforms, random):
     keras.utils.set_random_seed(3)
     wrapped = make_model()
     expected = _fit(plain, inputs, arguments)
-    actual = _fit(kriterion.Trainer(wrapped), inputs, arguments, transforms=[t(0.0) for t in transforms])
+    actual = _fit(minimand.Trainer(wrapped), inputs, arguments, transforms=[t(0.0) for t in transforms])
     assert actual.keys() == expected.keys()
     for key in expected:
         np.testing.assert_allclose(actual[key], expected[key], rtol=2e-6, err_msg=key)
     assert_same(weights_of(wrapped), weights_of(plain), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("transforms", [(), (kriterion.transforms.WeightNoise,)], ids=["plain", "zero_noise"])
+@pytest.mark.parametrize("transforms", [(), (minimand.transforms.WeightNoise,)], ids=["plain", "zero_noise"])
 def test_mixed_precision_loss_scaling(transforms, random):
     x, y = data(random)
     results = []
@@ -120,7 +120,7 @@ def test_mixed_precision_loss_scaling(transforms, random):
         keras.utils.set_random_seed(3)
         with dtype_policy("mixed_float16"):
             model = network()
-            trained = kriterion.Trainer(model) if wrap else model
+            trained = minimand.Trainer(model) if wrap else model
             history = _fit(
                 trained, (x, y, {}), {"loss": "mse"}, **({"transforms": [t(0.0) for t in transforms]} if wrap else {})
             )
@@ -147,10 +147,10 @@ def test_a_subclassed_model_that_is_not_built(random):
     model = Subclassed()
     # Transforms whose variables can be made only when the model's are.
     transforms = [
-        kriterion.transforms.WeightNoise(1e-12, draws="table"),
-        kriterion.transforms.LearnedWeightNoise(init=1e-12, kl_weight=0.0),
+        minimand.transforms.WeightNoise(1e-12, draws="table"),
+        minimand.transforms.VariationalWeightNoise(init=1e-12, kl_weight=0.0),
     ]
-    actual = _fit(kriterion.Trainer(model), (x, y, {}), {"loss": "mse"}, transforms=transforms)
+    actual = _fit(minimand.Trainer(model), (x, y, {}), {"loss": "mse"}, transforms=transforms)
     assert transforms[0].table.numpy().std() > 0.9
     for variable in transforms[1].log_stddevs.values():
         np.testing.assert_allclose(variable.numpy(), np.log(1e-12), atol=0.2)
@@ -160,8 +160,8 @@ def test_a_subclassed_model_that_is_not_built(random):
 def test_evaluate_and_predict_equal_the_models(random):
     x, y = data(random)
     model = network()
-    trainer = kriterion.Trainer(model)
-    trainer.compile("sgd", "mse", transforms=[kriterion.transforms.WeightNoise(5.0)])
+    trainer = minimand.Trainer(model)
+    trainer.compile("sgd", "mse", transforms=[minimand.transforms.WeightNoise(5.0)])
     model.compile("sgd", "mse")
     assert trainer.evaluate(x, y, verbose=0) == pytest.approx(model.evaluate(x, y, verbose=0), rel=1e-6)
     np.testing.assert_allclose(trainer.predict(x, verbose=0), model.predict(x, verbose=0), rtol=1e-6)

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-import kriterion
-from kriterion.testing._suite import restored
-from kriterion.transforms import Batch, GradientVariancePenalty, SharpnessAware, WeightNoise, WeightPenalty
+import minimand
+from minimand.testing._suite import restored
+from minimand.transforms import Batch, GradientVariancePenalty, SharpnessAware, WeightNoise, WeightPenalty
 from tests.helpers import finite_difference, gradient, numpy, told
 
 
@@ -200,14 +200,14 @@ def is_kernel(variable):
     "part",
     [
         lambda select: WeightNoise(0.1, select=select),
-        lambda select: kriterion.transforms.LearnedWeightNoise(select=select),
-        lambda select: kriterion.transforms.IVONNoise(select=select),
+        lambda select: minimand.transforms.VariationalWeightNoise(select=select),
+        lambda select: minimand.transforms.IVONNoise(select=select),
         lambda select: SharpnessAware(0.1, select=select),
         lambda select: WeightPenalty("l2", select=select),
         lambda select: GradientVariancePenalty(0.1, select=select),
-        lambda select: kriterion.transforms.GradientNormPenalty(0.1, select=select),
-        lambda select: kriterion.transforms.MeasureGradient(select=select),
-        lambda select: kriterion.optimizers.Proximal("sgd", "l1", select=select),
+        lambda select: minimand.transforms.GradientNormPenalty(0.1, select=select),
+        lambda select: minimand.transforms.MeasureGradient(select=select),
+        lambda select: minimand.optimizers.Proximal("sgd", "l1", select=select),
     ],
 )
 def test_a_function_that_selects_is_restored(part):
@@ -411,4 +411,4 @@ def test_bad_arguments_are_told(make, error, words):
 
 def test_base_class_says_what_to_implement():
     with pytest.raises(NotImplementedError, match="apply"):
-        kriterion.transforms.Transform().apply(squared_error)
+        minimand.transforms.Transform().apply(squared_error)

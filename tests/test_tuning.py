@@ -12,13 +12,13 @@ import numpy as np
 import optuna
 import pytest
 
-from kriterion.study import Candidate, LocalEngine, Part, Settings, Study, StudyError, Tuning, default_candidates, mlp
-from kriterion.study.data import Data
-from kriterion.study.loop import train_in_a_loop
-from kriterion.study.problem import Problem
-from kriterion.study.run import FINISHED
-from kriterion.study.search import extremes, number_at, search_of, with_numbers
-from kriterion.study.trials import SharedStorage, Trials
+from minimand.study import Candidate, LocalEngine, Part, Settings, Study, StudyError, Tuning, default_candidates, mlp
+from minimand.study._data import Data
+from minimand.study._loop import train_in_a_loop
+from minimand.study._problem import Problem
+from minimand.study._run import FINISHED
+from minimand.study._search import extremes, number_at, search_of, with_numbers
+from minimand.study._trials import SharedStorage, Trials
 from tests.helpers import told
 
 NOISE = Candidate(
@@ -46,7 +46,7 @@ def share(folder, storage):
 
 
 def test_the_learning_rate_and_weight_decay_are_searched_wherever_the_optimizer_is():
-    wrapped = Candidate("w", optimizer=Part("VarianceScaling", {"optimizer": Part("SGD", {"learning_rate": 0.1})}))
+    wrapped = Candidate("w", optimizer=Part("SNRScaling", {"optimizer": Part("SGD", {"learning_rate": 0.1})}))
     assert search_of(wrapped)["optimizer.optimizer.learning_rate"] == pytest.approx((0.01, 1.0))
     assert "optimizer.optimizer.weight_decay" in search_of(wrapped)
     # Keras's own default.
@@ -75,9 +75,9 @@ def test_numbers_are_put_where_they_are_searched(candidate):
 
 
 def namespaces():
-    import kriterion
+    import minimand
 
-    return {"keras": keras, "kriterion": kriterion}
+    return {"keras": keras, "minimand": minimand}
 
 
 @pytest.mark.parametrize(
@@ -256,7 +256,7 @@ def test_a_journal_file_and_another_sampler(tmp_path):
     # Another folder finds all trials done.
     done = study(tmp_path / "b", tuning, CANDIDATES[:1])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("kriterion.study.tuning._train", None)
+        patch.setattr("minimand.study._tuning._train", None)
         assert done.run().tuning == first.tuning
     assert [len(trials) for trials in stored_trials(path).values()] == [3]
 
@@ -322,7 +322,7 @@ def test_other_machines_wait_for_a_silence(tmp_path, monkeypatch):
     dead, other = (trials(tuning.storage, place, tuning) for place in ("here", "elsewhere"))
     begun = dead.ask(2)
     now = [100.0]
-    monkeypatch.setattr("kriterion.study.trials.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("minimand.study._trials.time.monotonic", lambda: now[0])
     assert [trial.number for trial in other.ask(3)] == [2]
     now[0] += 59.0
     assert other.ask(3) == []
@@ -378,7 +378,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_trials(sampler, tmp_path):
 @same_everywhere
 def test_processes_share_trials_and_come_to_the_same(tmp_path):
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["kriterion.study", "tests.test_tuning"])
+    context.set_forkserver_preload(["minimand.study", "tests.test_tuning"])
     storage = f"sqlite:///{tmp_path / 'trials.db'}"
     SharedStorage(storage, "here").close()
     processes = [context.Process(target=share, args=(tmp_path / name, storage)) for name in ("a", "b")]
@@ -422,5 +422,5 @@ def test_a_storage_that_cannot_be_used_is_told(url, tmp_path):
 
 def test_without_optuna_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
-    with told(StudyError, ["pip install 'kriterion[tune]'"]):
+    with told(StudyError, ["pip install 'minimand[tune]'"]):
         Tuning(2)

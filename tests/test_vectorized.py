@@ -5,12 +5,12 @@ import numpy as np
 import polars as pl
 import pytest
 
-from kriterion import backend
-from kriterion.study import Candidate, Part, default_candidates, load_data, mlp
-from kriterion.study.loop import train_in_a_loop
-from kriterion.study.problem import Problem
-from kriterion.study.training import Work, divided, train
-from kriterion.study.vectorized import trace
+from minimand import backend
+from minimand.study import Candidate, Part, default_candidates, load_data, mlp
+from minimand.study._loop import train_in_a_loop
+from minimand.study._problem import Problem
+from minimand.study._training import Work, divided, train
+from minimand.study._vectorized import trace
 
 
 def silent(name, epochs):
@@ -44,13 +44,13 @@ def compare(problem, candidates, seeds=(0, 1, 2)):
 
 
 MORE = (
-    Candidate("learned-noise", transforms=(Part("LearnedWeightNoise"),)),
+    Candidate("learned-noise", transforms=(Part("VariationalWeightNoise"),)),
     Candidate("sharpness", transforms=(Part("SharpnessAware", {"rho": 0.05}),)),
     Candidate("measured", transforms=(Part("MeasureGradient", {"every": 5}),)),
     Candidate("ivon", transforms=(Part("IVONNoise"),), optimizer=Part("IVON", {"learning_rate": 0.01})),
     # No loss with a kink where a batch's quantile is: on which side that example is, rounding decides.
     Candidate("statistics", loss=Part("BatchAdaptive", {"loss": Part("MeanSquaredError"), "weighting": "standardised"})),
-    Candidate("proximal", optimizer=Part("Proximal", {"optimizer": Part("SGD"), "regularizer": Part("GroupSparsity", {"strength": 0.01})})),
+    Candidate("proximal", optimizer=Part("Proximal", {"optimizer": Part("SGD"), "regularizer": Part("GroupLasso", {"strength": 0.01})})),
 )  # fmt: skip
 
 
@@ -99,7 +99,7 @@ def ranged(name, strength, low, rate):
 
 def programs(problem, candidates, seeds=(0, 1)):
     """Which candidates share a program."""
-    from kriterion.study.training import _groups, _of_one_form
+    from minimand.study._training import _groups, _of_one_form
 
     forms = _of_one_form([Work(candidate, seeds) for candidate in candidates])
     groups = [group for form in forms for group in _groups(problem, form)[0]]
@@ -150,7 +150,7 @@ def test_many_rows_are_predicted_in_parts(monkeypatch):
 
 
 def test_seeds_are_divided_where_memory_is_short(monkeypatch):
-    from kriterion.study import vectorized
+    from minimand.study import _vectorized as vectorized
 
     problem = Problem(load_data("iris"), mlp, epochs=2, batch_size=32)
     candidates = default_candidates()[:2]
@@ -175,7 +175,7 @@ def test_what_cannot_be_traced_is_trained_one_by_one_and_says_so(monkeypatch):
         return trace(problem, candidate, seeds)
 
     expected = at_once(problem, [baseline, other], (0, 1))
-    monkeypatch.setattr("kriterion.study.training.trace", failing)
+    monkeypatch.setattr("minimand.study._training.trace", failing)
     runs = at_once(problem, [baseline, other], (0, 1))
     for key, run in runs.items():
         assert_equal_runs(run, expected[key])
@@ -187,7 +187,7 @@ def test_a_lifted_function_is_each_of_the_functions():
     """Constants that differ, in calls, where they are folded, and where a function gives one back."""
     import jax
 
-    from kriterion.backend._lifted import Lifted
+    from minimand.backend._many_fits import Lifted
 
     def of(number, power, fixed=3.0):
         def function(x):

@@ -14,9 +14,9 @@ from keras.losses import (
 )
 from scipy import optimize
 
-import kriterion
-from kriterion.losses import AdaptiveRobust, BatchAdaptive, ConfidenceWeighted, ErrorWeighted
-from kriterion.losses._order_statistics import weighted_quantile
+import minimand
+from minimand.losses import AdaptiveRobust, BatchAdaptive, ConfidenceWeighted, ErrorWeighted
+from minimand.losses._base import weighted_quantile
 from tests.helpers import gradient, numpy, told
 
 WEIGHTED = {
@@ -85,7 +85,7 @@ def test_easy_examples_have_the_gradient_of_generalised_cross_entropy(random):
 def test_error_weights_are_those_of_the_robust_loss(alpha, random):
     """The gradient is that of 2 c^2 rho: iteratively reweighted least squares."""
     y, p = random.normal(size=(9, 1)).astype("float32"), random.normal(size=(9, 1)).astype("float32")
-    robust = kriterion.losses.GeneralRobust(alpha, 0.6)
+    robust = minimand.losses.GeneralRobust(alpha, 0.6)
     ours = ErrorWeighted(MeanSquaredError(), alpha=alpha, scale=0.6)
     expected = 2 * 0.6**2 * gradient(lambda v: robust(y, v), p)[0]
     np.testing.assert_allclose(gradient(lambda v: ours(y, v), p)[0], expected, rtol=1e-4, atol=1e-7)
@@ -155,7 +155,7 @@ def test_confidence_is_not_proper(emphasis, gamma, power):
 def test_error_weights_find_the_m_estimate(random):
     y = np.concatenate([random.normal(size=(90, 1)), random.uniform(8, 12, size=(10, 1))]).astype("float32")
     estimate = optimize.minimize_scalar(
-        lambda m: numpy(kriterion.losses.general_robust(y - np.float32(m), 0.0, 1.0)).sum(),
+        lambda m: numpy(minimand.losses.general_robust(y - np.float32(m), 0.0, 1.0)).sum(),
         bounds=(-1, 1),
         method="bounded",
     ).x
@@ -257,7 +257,7 @@ def test_statistics_are_running_means_of_batches(random):
 
 def test_statistics_change_in_fit_and_not_in_evaluate(binary):
     y, p = binary
-    trainer = kriterion.Trainer(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, "sigmoid")]))
+    trainer = minimand.Trainer(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, "sigmoid")]))
     loss = BatchAdaptive("binary_crossentropy", bins=4)
     trainer.compile("sgd", loss)
     plain = float(numpy(BinaryCrossentropy()(y, trainer.predict(p, verbose=0))))
@@ -289,7 +289,7 @@ def test_weights_without_statistics_work_in_stock_compile(binary, tmp_path):
 
 def test_the_variables_of_a_wrapped_loss_are_trained_and_saved(random, tmp_path):
     x = random.normal(size=(64, 1)).astype("float32")
-    trainer = kriterion.Trainer(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]))
+    trainer = minimand.Trainer(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]))
     loss = BatchAdaptive(AdaptiveRobust(), "density")
     trainer.compile(keras.optimizers.Adam(0.05), loss)
     trainer.fit(x, 3 * x, epochs=2, verbose=0)

@@ -5,8 +5,8 @@ from types import SimpleNamespace
 import keras
 from keras import ops
 
-import kriterion
-from kriterion import backend, testing
+import minimand
+from minimand import backend, testing
 
 
 class Sound(testing.BackendSuite):
@@ -42,7 +42,7 @@ def differentiated_by_the_framework(function):
 
 
 def of_the_first_row(function):
-    mapped = backend.mapped(function)
+    mapped = backend.vmap(function)
     return lambda rows, *rest: keras.tree.map_structure(lambda leaf: leaf[:1] + 0 * leaf, mapped(rows, *rest))
 
 
@@ -56,15 +56,15 @@ def faulty(**functions):
 
 
 class OfAnotherStep(Sound):
-    """The step is that of `kriterion.Trainer`: here its loss is another than Keras's."""
+    """The step is that of `minimand.Trainer`: here its loss is another than Keras's."""
 
     def test_the_train_step_is_kerass(self):
-        compute_loss = kriterion.Trainer.compute_loss
-        kriterion.Trainer.compute_loss = lambda self, *args, **kwargs: 1.1 * compute_loss(self, *args, **kwargs)
+        compute_loss = minimand.Trainer.compute_loss
+        minimand.Trainer.compute_loss = lambda self, *args, **kwargs: 1.1 * compute_loss(self, *args, **kwargs)
         try:
             super().test_the_train_step_is_kerass()
         finally:
-            kriterion.Trainer.compute_loss = compute_loss
+            minimand.Trainer.compute_loss = compute_loss
 
 
 ones_for_zeros = with_gradients(lambda gradient: ops.where(gradient == 0, 1.0, gradient))

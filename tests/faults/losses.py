@@ -4,9 +4,9 @@ import keras
 import numpy as np
 from keras import ops
 
-from kriterion import testing
-from kriterion.losses import TrainableLoss
-from kriterion.parametrizations import Positive
+from minimand import testing
+from minimand.losses import TrainableLoss
+from minimand.parametrizations import Positive
 from tests.faults import unrepeatable, with_part
 
 register = keras.saving.register_keras_serializable(package="faults.losses")

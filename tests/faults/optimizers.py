@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from kriterion import testing
+from minimand import testing
 from tests.faults import unrepeatable, with_part
 
 register = keras.saving.register_keras_serializable(package="faults.optimizers")

@@ -4,8 +4,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from kriterion import testing
-from kriterion.regularizers import WeightRegularizer
+from minimand import testing
+from minimand.regularizers import WeightRegularizer
 from tests.faults import with_part
 
 register = keras.saving.register_keras_serializable(package="faults.regularizers")

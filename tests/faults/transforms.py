@@ -3,8 +3,8 @@
 import keras
 from keras import ops
 
-from kriterion import testing
-from kriterion.transforms import Transform
+from minimand import testing
+from minimand.transforms import Transform
 from tests.faults import unrepeatable, with_part
 
 register = keras.saving.register_keras_serializable(package="faults.transforms")

@@ -7,13 +7,14 @@ import keras
 import numpy as np
 from scipy import fft, special, stats
 
-from kriterion.losses import (
+from minimand.losses import (
     AdaptiveImage,
     AdaptiveRobust,
     AdaptiveStudentT,
     BatchAdaptive,
     ConfidenceWeighted,
     CVaR,
+    DeepSVDD,
     ErrorWeighted,
     GeneralRobust,
     LearnedClassWeights,
@@ -21,11 +22,10 @@ from kriterion.losses import (
     LogitAdjusted,
     Mahalanobis,
     QuantileThreshold,
-    SoftBoundary,
     TaskUncertainty,
     TemperatureScaled,
 )
-from kriterion.testing import finite_difference
+from minimand.testing import finite_difference
 from tests.parts._part import Part
 
 HALF_SQUARED = GeneralRobust(alpha=2.0)
@@ -225,9 +225,9 @@ LOSSES = {
         quantile,
         {"rescaled": True, "reference_gradient": of_half_squared},
     ),
-    "soft_boundary": Part(
+    "deep_svdd": Part(
         # A centre that is found has no coordinate near 0, and so jumps with a rounding.
-        lambda **kwargs: SoftBoundary(0.2, center=[0.5, -0.5, 1.0], **kwargs),
+        lambda **kwargs: DeepSVDD(0.2, center=[0.5, -0.5, 1.0], **kwargs),
         sphere,
         {"rescaled": True, "uses_targets": False},
     ),

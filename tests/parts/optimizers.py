@@ -3,8 +3,8 @@
 import keras
 import numpy as np
 
-from kriterion.optimizers import IVON, AdaBelief, Proximal, VarianceAware, VarianceScaling
-from kriterion.transforms import (
+from minimand.optimizers import IVON, AdaBelief, Proximal, SNRScaling, VarianceAware
+from minimand.transforms import (
     IVONNoise,
     MiniBatchVariance,
 )
@@ -74,11 +74,11 @@ def nothing():
 
 
 OPTIMIZERS = {
-    "variance_scaling": Part(
-        lambda rate, **kwargs: VarianceScaling(keras.optimizers.SGD(rate, **kwargs), beta=0.8), variance_scaled
+    "snr_scaling": Part(
+        lambda rate, **kwargs: SNRScaling(keras.optimizers.SGD(rate, **kwargs), beta=0.8), variance_scaled
     ),
     "scaling_of_tensors": Part(
-        lambda rate, **kwargs: VarianceScaling(keras.optimizers.SGD(rate, **kwargs), beta=0.8, granularity="tensor"),
+        lambda rate, **kwargs: SNRScaling(keras.optimizers.SGD(rate, **kwargs), beta=0.8, granularity="tensor"),
         lambda rate, w, gradients: variance_scaled(rate, w, gradients, np.sum),
     ),
     "momentum_svag": Part(lambda rate, **kwargs: VarianceAware(rate, beta=0.8, **kwargs), variance_aware("m-svag")),

@@ -5,12 +5,12 @@ from typing import Any
 
 import numpy as np
 
-from kriterion.regularizers import (
-    DistanceToInitial,
-    ElasticWeights,
-    GroupSparsity,
+from minimand.regularizers import (
+    L2SP,
+    ElasticWeightConsolidation,
+    GroupLasso,
     Range,
-    SparseGroupSparsity,
+    SparseGroupLasso,
     TotalVariation,
 )
 from tests.parts._part import Part
@@ -52,16 +52,12 @@ REGULARIZERS = {
     "total_variation": Part(lambda strength=0.3: TotalVariation(strength, axis=0), total_variation),
     "range": Part(lambda strength=0.3: Range(strength, -0.2, 0.4), out_of_range),
     "hard_range": Part(lambda strength=0.3: Range(strength, -0.2, 0.4, power=1), lambda w: out_of_range(w, 1)),
-    "group_sparsity_output": Part(lambda strength=0.3: GroupSparsity(strength), norms(lambda i, s: i[-1])),
-    "group_sparsity_input": Part(
-        lambda strength=0.3: GroupSparsity(strength, groups="input"), norms(lambda i, s: i[-2])
-    ),
-    "sparse_group_sparsity": Part(lambda strength=0.3: SparseGroupSparsity(strength, 0.4), sparse_group),
-    "distance_to_initial": Part(
-        lambda strength=0.3: DistanceToInitial(strength, np.ones((3, 4))), lambda w: ((w - 1) ** 2).sum(), ANCHORED
-    ),
-    "elastic_weights": Part(
-        lambda strength=0.3: ElasticWeights(strength, FISHER, np.ones((3, 4))),
+    "group_sparsity_output": Part(lambda strength=0.3: GroupLasso(strength), norms(lambda i, s: i[-1])),
+    "group_sparsity_input": Part(lambda strength=0.3: GroupLasso(strength, groups="input"), norms(lambda i, s: i[-2])),
+    "sparse_group_lasso": Part(lambda strength=0.3: SparseGroupLasso(strength, 0.4), sparse_group),
+    "l2sp": Part(lambda strength=0.3: L2SP(strength, np.ones((3, 4))), lambda w: ((w - 1) ** 2).sum(), ANCHORED),
+    "elastic_weight_consolidation": Part(
+        lambda strength=0.3: ElasticWeightConsolidation(strength, FISHER, np.ones((3, 4))),
         lambda w: (FISHER * (w - 1) ** 2).sum() / 2,
         ANCHORED,
     ),

@@ -4,16 +4,16 @@ import keras
 import numpy as np
 from scipy import stats
 
-from kriterion.optimizers import IVON, VarianceAware
-from kriterion.transforms import (
+from minimand.optimizers import IVON, VarianceAware
+from minimand.transforms import (
     GradientNormPenalty,
     GradientVariancePenalty,
     IVONNoise,
-    LearnedWeightNoise,
     MeasureGradient,
     MiniBatchVariance,
     ScaleMixturePrior,
     SharpnessAware,
+    VariationalWeightNoise,
     WeightNoise,
     WeightPenalty,
 )
@@ -78,12 +78,12 @@ TRANSFORMS = {
         {"draws": 200},
     ),
     "learned_noise": Part(
-        lambda: LearnedWeightNoise(kl_weight=0.01, init=0.1, seed=3),
+        lambda: VariationalWeightNoise(kl_weight=0.01, init=0.1, seed=3),
         lambda problem, w: under_noise(problem, w, 0.1**2) + 0.01 * divergence(w, 0.1, 1.0),
         {"draws": 200},
     ),
     "scale_mixture": Part(
-        lambda: LearnedWeightNoise(
+        lambda: VariationalWeightNoise(
             prior=ScaleMixturePrior(1.0, 0.1), kl_weight=0.01, init=0.1, antithetic=True, seed=3
         ),
         lambda problem, w: under_noise(problem, w, 0.1**2) + 0.01 * mixture_divergence(w, 0.1),

@@ -1,0 +1,36 @@
+"""Minimand changes what a Keras model minimises, where that is evaluated, and how its gradient is used."""
+
+from minimand._default_backend import choose_default_backend
+
+choose_default_backend()
+
+from minimand import (  # noqa: E402
+    callbacks,
+    gradients,
+    losses,
+    metrics,
+    optimizers,
+    parametrizations,
+    regularizers,
+    sparsity,
+    transforms,
+    uncertainty,
+)
+from minimand.trainer import Trainer  # noqa: E402
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Trainer",
+    "__version__",
+    "callbacks",
+    "gradients",
+    "losses",
+    "metrics",
+    "optimizers",
+    "parametrizations",
+    "regularizers",
+    "sparsity",
+    "transforms",
+    "uncertainty",
+]

@@ -1,0 +1,6 @@
+"""Keras callbacks: what no metric can do."""
+
+from minimand.callbacks._gradient_report import GradientReport
+from minimand.callbacks._sparsity import Sparsity
+
+__all__ = ["GradientReport", "Sparsity"]

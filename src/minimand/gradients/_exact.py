@@ -1,0 +1,320 @@
+"""Sums of the examples' gradients and of their squares, exactly."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+from collections.abc import Iterator, Sequence
+from itertools import compress
+from typing import Any, NamedTuple
+
+import keras
+from keras import ops
+
+from minimand import backend
+from minimand._objective import DataObjective, pairing
+from minimand._ops import at_least_float32
+from minimand._scope import isolated, shadowed
+from minimand._selection import merged
+from minimand.backend import Tensor
+from minimand.gradients._examples import ExampleGradients
+
+# Sums of squares of the examples' gradients, for layers where they follow from a batch's one backward pass.
+
+_CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
+_KNOWN = {kind.call for kind in (keras.layers.Dense, *_CONVOLUTIONS)}
+# Numbers of gradients of single examples that are held at once.
+CHUNK = 2**22
+
+
+class TappedLayer(NamedTuple):
+    """A layer, and which of the model's trainable weights are its own."""
+
+    layer: Any
+    kernel: int
+    bias: int | None
+
+    @property
+    def indices(self) -> list[int]:
+        return [self.kernel] if self.bias is None else [self.kernel, self.bias]
+
+
+def tapped_layers(model: keras.Model, chosen: Sequence[bool]) -> list[TappedLayer]:
+    """The layers with a closed form among those that hold chosen weights.
+
+    They are Dense layers and convolutions, that a functional or Sequential model calls once: whatever else calls a
+    layer may do so in a loop, whose steps would be taken for different examples.
+    """
+    index = {id(v): k for k, v in enumerate(model.trainable_variables)}
+    found = []
+    for layer in _called_once(model):
+        plain = getattr(layer, "groups", 1) == 1 and not getattr(layer, "lora_enabled", False)
+        if type(layer).call not in _KNOWN or not plain or getattr(layer, "quantization_mode", None) is not None:
+            continue
+        bias = None if layer.bias is None else index.get(id(layer.bias))
+        kernel = index.get(id(layer.kernel))
+        if kernel is not None and chosen[kernel] and getattr(layer, "data_format", None) != "channels_first":
+            found.append(TappedLayer(layer, kernel, bias if bias is not None and chosen[bias] else None))
+    weights = [k for part in found for k in part.indices]
+    # Layers that share their weights have none of their own.
+    return [part for part in found if all(weights.count(k) == 1 for k in part.indices)]
+
+
+def _called_once(model: keras.Model) -> Iterator[Any]:
+    if isinstance(model, keras.Sequential) and model.built and model.inputs:
+        model = keras.Model(model.inputs, model.outputs)
+    nodes = getattr(model, "_nodes_by_depth", None)  # Keras has no public name for the graph.
+    if nodes is None:
+        return
+    operations = [node.operation for same_depth in nodes.values() for node in same_depth]
+    for operation in operations:
+        if sum(other is operation for other in operations) > 1:
+            continue
+        if isinstance(operation, keras.Model):
+            yield from _called_once(operation)
+        elif isinstance(operation, keras.layers.Layer):
+            yield operation
+
+
+@contextlib.contextmanager
+def taps(
+    layers: Sequence[TappedLayer], shadows: Sequence[Sequence[Tensor]], members: Tensor, powers: tuple[int, ...]
+) -> Iterator[list[int]]:
+    """Within it, a backward pass gives the shadows sums over examples as their gradients; yields numbers of calls.
+
+    Args:
+        layers: the layers.
+        shadows: for each layer the tensors of `shadows_of`.
+        members: (examples, groups), the share of each example in each of the groups whose sums are taken.
+        powers: (1, 2) for sums of the gradients and of their squares, (2,) for these alone.
+    """
+    calls = [0] * len(layers)
+
+    def tapped(index: int) -> Any:
+        layer = layers[index].layer
+        call = layer.call
+
+        def with_tap(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+            calls[index] += 1
+            activation = layer.activation
+            with shadowed(layer, "activation", None):
+                outputs = call(inputs, *args, **kwargs)
+
+            shape = tuple(outputs.shape)
+
+            def side(held: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
+                return _sums(layers[index], powers, shape, held[0], held[1], gradient)
+
+            outputs = backend.tap(outputs, shadows[index], [inputs, members], side)
+            return outputs if activation is None else activation(outputs)
+
+        return with_tap
+
+    with contextlib.ExitStack() as stack:
+        for index, part in enumerate(layers):
+            stack.enter_context(shadowed(part.layer, "call", tapped(index)))
+        yield calls
+
+
+def shadows_of(part: TappedLayer, groups: int, powers: tuple[int, ...], dtype: str) -> list[Tensor]:
+    """Zeros for the sums of a layer: by weight, power and group."""
+    variables = [part.layer.kernel] + ([] if part.bias is None else [part.layer.bias])
+    return [ops.zeros((groups, *v.shape), dtype) for v in variables for _ in powers]
+
+
+def _sums(
+    part: TappedLayer, powers: tuple[int, ...], shape: Any, inputs: Tensor, members: Tensor, gradient: Tensor
+) -> list[Tensor]:
+    """For kernel and bias, and each power, the sum over the examples of each group of g^power."""
+    layer = part.layer
+    inputs, gradient = at_least_float32(inputs), at_least_float32(gradient)
+    members = ops.cast(members, gradient.dtype)
+    if isinstance(layer, keras.layers.Dense) and len(inputs.shape) == 2:
+        found = [_products(inputs**power, gradient**power, members) for power in powers]
+        of_bias = gradient
+    else:
+        rows = ops.shape(gradient)[0]
+        outputs = ops.reshape(gradient, (rows, -1, shape[-1]))
+        kernel_shape = (members.shape[1], *layer.kernel.shape)
+        sums = _sums_over_positions(_patches(layer, inputs, shape[1:-1]), outputs, members, powers)
+        found = [ops.reshape(total, kernel_shape) for total in sums]
+        of_bias = ops.sum(outputs, axis=1)
+    if part.bias is not None:
+        found += [_grouped(members, of_bias**power) for power in powers]
+    return found
+
+
+def _products(a: Tensor, d: Tensor, members: Tensor) -> Tensor:
+    """sum_i m_ie a_i d_i' for each group e."""
+    groups = members.shape[1]
+    return ops.stack([ops.matmul(ops.transpose(a), d * members[:, e : e + 1]) for e in range(groups)])
+
+
+def _grouped(members: Tensor, rows: Tensor) -> Tensor:
+    return ops.matmul(ops.transpose(members), rows)
+
+
+def _sums_over_positions(a: Tensor, d: Tensor, members: Tensor, powers: tuple[int, ...]) -> list[Tensor]:
+    """The sums of powers of g_i = sum_p a_ip d_ip', (groups, k o), where a is (n, p, k) and d is (n, p, o)."""
+    entries = a.shape[-1] * d.shape[-1]
+
+    def of(a: Tensor, d: Tensor, members: Tensor) -> list[Tensor]:
+        each = ops.reshape(ops.matmul(ops.transpose(a, (0, 2, 1)), d), (-1, entries))
+        return [_grouped(members, each**power) for power in powers]
+
+    if isinstance(a.shape[0], int) and a.shape[0] * entries <= CHUNK:
+        return of(a, d, members)
+    return backend.summed(lambda row: of(*(part[None] for part in row)), (a, d, members), max(1, CHUNK // entries))
+
+
+def _patches(layer: Any, inputs: Tensor, sizes: Sequence[int]) -> Tensor:
+    """What each output position is a product of: (n, positions, kernel entries of an output)."""
+    rows = ops.shape(inputs)[0]
+    if isinstance(layer, keras.layers.Dense):
+        return ops.reshape(inputs, (rows, -1, inputs.shape[-1]))
+    rank = len(layer.kernel_size)
+    padding = [(0, 0)] * rank
+    spans = [
+        (size - 1) * stride + (k - 1) * dilation + 1
+        for size, stride, k, dilation in zip(sizes, layer.strides, layer.kernel_size, layer.dilation_rate, strict=True)
+    ]
+    if layer.padding != "valid":
+        missing = [max(0, span - length) for span, length in zip(spans, inputs.shape[1:-1], strict=True)]
+        padding = [(m, 0) if layer.padding == "causal" else (m // 2, m - m // 2) for m in missing]
+    inputs = ops.pad(inputs, [(0, 0), *padding, (0, 0)])
+    parts = []
+    for offset in itertools.product(*map(range, layer.kernel_size)):
+        window = [
+            slice(k * dilation, k * dilation + (size - 1) * stride + 1, stride)
+            for k, dilation, size, stride in zip(offset, layer.dilation_rate, sizes, layer.strides, strict=True)
+        ]
+        parts.append(inputs[(slice(None), *window, slice(None))])
+    stacked = ops.concatenate(parts, axis=-1)
+    return ops.reshape(stacked, (rows, -1, stacked.shape[-1]))
+
+
+# Sums of the examples' gradients and of their squares, exactly.
+
+
+def check_separable(model: keras.Model, owner: str) -> None:
+    """Raise a `ValueError` if a layer of the model mixes the examples of a batch in training."""
+    mixing = [
+        layer.name
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
+    ]
+    if mixing:
+        raise ValueError(
+            f"{owner} needs examples that do not depend on each other. Received: a model with {mixing}, which in "
+            'training normalise each example by the others. Use estimator="micro_batch", whose micro-batches are '
+            "normalised by themselves, or freeze these layers."
+        )
+
+
+def exact_sums(gradients: ExampleGradients, members: Tensor | None = None) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """`(sums of g_i, sums of g_i^2, mismatch)`, for each chosen weight.
+
+    Args:
+        gradients: the gradients, of an objective of the data.
+        members: (n, groups), the share of each example in each group, for sums by group, (groups, ...).
+
+    The mismatch is the squared difference of outputs of examples by themselves and in the batch, over their square; 0
+    where no example was taken by itself.
+    """
+    objective, weights, chosen = gradients.objective, gradients.weights, gradients.chosen
+    assert isinstance(objective, DataObjective), "checked by what lets users choose the estimator"
+    dtype = gradients.dtype
+    ones = ops.ones((gradients.count,), dtype)
+    shares = ops.reshape(ones, (-1, 1)) if members is None else members
+    powers = (2,) if members is None else (1, 2)
+    layers = tapped_layers(objective.model, chosen)
+    shadows = [shadows_of(part, shares.shape[1], powers, dtype) for part in layers]
+    # Sums of gradients by group come from the shadows: the weights need no gradients of their own.
+    wanted = chosen if members is None else [False] * len(weights)
+    sizes = [sum(wanted), *map(len, shadows)]
+    batch, factor = gradients.whole()
+    calls: list[int] = []
+
+    def total(values: Sequence[Tensor]) -> tuple[Tensor, None]:
+        parts = _split(values, sizes)
+        with taps(layers, parts[1:], shares, powers) as counted:
+            loss = isolated(objective)(merged(weights, wanted, parts[0]), batch)[0]
+        calls.extend(counted)
+        return loss, None
+
+    start = [*compress(weights, wanted), *(shadow for part in shadows for shadow in part)]
+    of_all = backend.value_and_gradient(total, start, differentiable=gradients.differentiable)[1] if start else []
+    of_weights, *of_layers = _split(of_all, sizes)
+    sums: dict[int, list[Tensor]] = {}
+    for part, found, called in zip(layers, of_layers, calls, strict=True):
+        if called == 1:
+            scaled = [factor**power * s for s, power in zip(found, powers * len(part.indices), strict=True)]
+            sums.update(zip(part.indices, _split(scaled, [len(powers)] * len(part.indices)), strict=True))
+    rest = [c and k not in sums for k, c in enumerate(chosen)]
+    mismatch = ops.zeros((), dtype)
+    if any(rest):
+        found, mismatch = _one_by_one(gradients, objective, rest, shares, powers)
+        sums.update(zip(compress(range(len(chosen)), rest), found, strict=True))
+    second = [sums[k][-1] for k in sorted(sums)]
+    if members is None:
+        return [factor * at_least_float32(g) for g in of_weights], [s[0] for s in second], mismatch
+    return [sums[k][0] for k in sorted(sums)], second, mismatch
+
+
+def _one_by_one(
+    gradients: ExampleGradients,
+    objective: DataObjective,
+    rest: Sequence[bool],
+    members: Tensor,
+    powers: tuple[int, ...],
+) -> tuple[list[list[Tensor]], Tensor]:
+    """The sums for weights without a closed form: each example passes through the model by itself."""
+    weights, batch = gradients.weights, gradients.batch
+    y_pred, upstream, random = objective.predictions(weights, batch)
+    if random:
+        paths = [v.path for v in compress(objective.model.trainable_variables, rest)]
+        raise ValueError(
+            'estimator="exact" passes each example through the model by itself for weights without a closed form, with '
+            f"other random numbers than it has in the batch. Received: a model with dropout or noise, and {paths}. Use "
+            'estimator="probe" or "micro_batch", or the model in evaluation.'
+        )
+    outputs = keras.tree.flatten(y_pred)
+    upstream = [ops.cast(gradients.count, u.dtype) * u for u in upstream]
+    # A structure without the leaves that are None.
+    inputs = keras.tree.flatten(batch.x)
+
+    def of_example(row: Any) -> list[Tensor]:
+        x, factors, expected, share = row
+        x = keras.tree.pack_sequence_as(batch.x, [leaf[None] for leaf in x])
+
+        def paired(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+            found = objective.outputs(merged(weights, rest, values), x)
+            flat = keras.tree.flatten(found)
+            off = sum(ops.sum(ops.square(at_least_float32(a - e[None]))) for a, e in zip(flat, expected, strict=True))
+            return pairing(found, [factor[None] for factor in factors]), off
+
+        function = isolated(paired)
+        (_, off), found = backend.value_and_gradient(
+            function, list(compress(weights, rest)), differentiable=gradients.differentiable
+        )
+        wanted = [at_least_float32(g) ** power for g in found for power in powers]
+        return [*(ops.reshape(share, (-1, *[1] * len(g.shape))) * g[None] for g in wanted), off]
+
+    size = sum(_entries(weight) for weight in compress(weights, rest)) * len(powers) * members.shape[1]
+    rows = (inputs, upstream, [ops.stop_gradient(o) for o in outputs], members)
+    *sums, off = backend.summed(of_example, rows, max(1, CHUNK // size))
+    scale = sum(ops.sum(ops.square(at_least_float32(output))) for output in outputs)
+    return _split(sums, [len(powers)] * sum(rest)), off / (scale + 1e-30)
+
+
+def _entries(tensor: Tensor) -> int:
+    size = 1
+    for length in tensor.shape:
+        size *= length
+    return size
+
+
+def _split(values: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:
+    """Consecutive parts of these lengths."""
+    remaining = iter(values)
+    return [[next(remaining) for _ in range(size)] for size in sizes]

@@ -1,0 +1,579 @@
+"""Groups of weights of several variables, that vanish together."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
+
+import keras
+import numpy as np
+from keras import ops
+
+from minimand._ops import at_least, magnitude, safe_sqrt, soft_threshold
+from minimand._selection import match_path
+from minimand._validation import check_bool, check_float, check_int
+from minimand.backend import Tensor
+from minimand.regularizers._base import WeightRegularizer, exact_dtype
+
+# Weights in groups: their norms, and the proximal map of a sum of norms.
+
+
+def labels_for(owner: str, labels: np.ndarray, shape: tuple[int, ...], name: str = "weights") -> np.ndarray:
+    """The labels with as many axes as weights of this shape, to which they must broadcast."""
+    short = len(shape) - labels.ndim
+    if short < 0 or any(a not in (1, b) for a, b in zip(labels.shape, shape[short:], strict=True)):
+        raise ValueError(
+            f"{owner}: labels in `groups` must broadcast to the weights. "
+            f"Received: labels of shape {labels.shape}, {name} of shape {shape}"
+        )
+    return labels.reshape((1,) * short + labels.shape)
+
+
+class Groups(Protocol):
+    """Disjoint groups of the entries of tensors."""
+
+    sizes: Any
+    """Number of entries of each group: a number, or an array of the shape of `sums`."""
+
+    def sums(self, parts: Sequence[Tensor]) -> Tensor:
+        """The sum over each group."""
+        ...
+
+    def spread(self, values: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
+        """For each entry of the parts its group's value, in shapes that broadcast to the parts'."""
+        ...
+
+
+class AxisGroups:
+    """Groups that are the axes `axes` of a tensor, seen in the shape `view`; the other axes tell them apart."""
+
+    def __init__(self, view: tuple[int, ...], axes: tuple[int, ...]) -> None:
+        self.view, self.axes = view, axes
+        self.sizes = math.prod(view[axis] for axis in axes)
+
+    def sums(self, parts: Sequence[Tensor]) -> Tensor:
+        return ops.sum(ops.reshape(parts[0], self.view), axis=self.axes, keepdims=True)
+
+    def spread(self, values: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
+        shape = tuple(parts[0].shape)
+        if len(shape) == len(self.view):
+            return [values]
+        return [ops.reshape(ops.broadcast_to(values, self.view), shape)]
+
+
+class LabelGroups:
+    """Groups of equal labels, in one or several tensors; entries with negative labels are in none.
+
+    Args:
+        labels: for each part, integers in a shape that broadcasts to the part's.
+        shapes: shapes of the parts.
+    """
+
+    def __init__(self, labels: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]]) -> None:
+        # The last group takes what is in none; its size is 0.
+        found = np.unique(np.concatenate([each[each >= 0].ravel() for each in labels]))
+        self.count = len(found)
+        self.labels = [np.where(each >= 0, np.searchsorted(found, each), self.count).astype("int32") for each in labels]
+        self.sizes = np.zeros(self.count + 1)
+        for each, shape in zip(self.labels, shapes, strict=True):
+            np.add.at(self.sizes, each.ravel(), math.prod(shape) // each.size)
+        self.sizes[-1] = 0.0
+
+    def sums(self, parts: Sequence[Tensor]) -> Tensor:
+        total: Any = 0.0
+        for part, labels in zip(parts, self.labels, strict=True):
+            axes = tuple(axis for axis, size in enumerate(labels.shape) if size == 1 and part.shape[axis] > 1)
+            flat = ops.reshape(ops.sum(part, axis=axes) if axes else part, (-1,))
+            # Not `ops.segment_sum`, which is in float32 on PyTorch.
+            start = ops.zeros((self.count + 1,), flat.dtype)
+            total = total + ops.scatter_update(start, labels.reshape(-1, 1), flat, reduction="add")
+        return total
+
+    def spread(self, values: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
+        return [ops.reshape(ops.take(values, each.ravel()), each.shape) for each in self.labels]
+
+
+def norms(groups: Groups, parts: Sequence[Tensor]) -> Tensor:
+    """The Euclidean norm of each group."""
+    return safe_sqrt(groups.sums([ops.square(part) for part in parts]))
+
+
+def shrunk(groups: Groups, parts: Sequence[Tensor], steps: Sequence[Any], factors: Any) -> list[Tensor]:
+    """argmin_u sum over groups f_g ||u_g|| + sum (u - w)^2 / (2 s): the proximal map of the group lasso.
+
+    A group is 0 if and only if ||w_g / s_g|| <= f_g. Else u = w r / (r + s f_g), with its norm r: the root of
+    phi(r) = sum (w / (r + s f_g))^2 = 1. With equal steps s that is r = ||w_g|| - s f_g. Otherwise it is found by
+    Newton's method for phi^(-1/2), which is increasing and concave, so that from the left of the root the iterates
+    increase to it, and one step from the right leads there.
+
+    Args:
+        groups: the groups.
+        parts: w.
+        steps: s >= 0, for each part: a scalar, the same for all of them, or of the part's shape.
+        factors: f >= 0, a scalar or of the shape of `groups.sums(parts)`.
+
+    Source: Yuan and Lin, JRSS B 68 (2006), section 2 (equal steps); Yun, Lozano and Yang, "Adaptive proximal gradient
+    methods for structured neural networks", NeurIPS 2021 (other diagonal metrics); the concavity, as for the secular
+    equation of trust regions: Conn, Gould and Toint, "Trust-region methods", 2000, section 7.3.
+    """
+    squares = [ops.square(part) for part in parts]
+    length = safe_sqrt(groups.sums(squares))
+    if all(len(ops.shape(step)) == 0 for step in steps):
+        kept = length - steps[0] * factors
+        ratio = ops.where(kept <= 0, 0.0, kept / ops.where(length <= 0, 1.0, length))
+        return [part * share for part, share in zip(parts, groups.spread(ratio, parts), strict=True)]
+    return _shrunk_each(groups, parts, squares, steps, factors, length)
+
+
+def _shrunk_each(
+    groups: Groups,
+    parts: Sequence[Tensor],
+    squares: Sequence[Tensor],
+    steps: Sequence[Any],
+    factors: Any,
+    length: Tensor,
+) -> list[Tensor]:
+    """`shrunk` with a step for each entry."""
+    limits = np.finfo(keras.backend.standardize_dtype(length.dtype))
+    of_group = groups.spread(factors + ops.zeros_like(length), parts)
+    # Where nothing is shrunk and nothing is there, 0 / 0 must be 0.
+    shifts = [ops.clip(step * f, float(limits.tiny), np.inf) for step, f in zip(steps, of_group, strict=True)]
+    lengths = groups.sums([ops.square(part / shift) for part, shift in zip(parts, shifts, strict=True)])
+    positive = ops.logical_not(lengths <= 1.0)
+    # To first order in the steps.
+    first = groups.sums([square * shift for square, shift in zip(squares, shifts, strict=True)])
+    start = at_least(length - first / ops.where(length > 0, length * length, 1.0), 0.01 * length)
+    start = ops.where(positive, start, 0.0)
+
+    def improve(root: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
+        inverse = [1.0 / (r + shift) for r, shift in zip(groups.spread(root, parts), shifts, strict=True)]
+        terms = [square * each * each for square, each in zip(squares, inverse, strict=True)]
+        phi = groups.sums(terms)
+        slope = groups.sums([term * each for term, each in zip(terms, inverse, strict=True)])
+        better = root + phi * (ops.sqrt(phi) - 1.0) / ops.where(slope > 0, slope, 1.0)
+        better = ops.where(positive, at_least(better, 0.1 * root), 0.0)
+        return better, ops.abs(better - root)
+
+    # After a relative change d the relative error is 1.5 d^2 at most: with a = 1 / (r + shift) and the weights of the
+    # terms of phi, it is 1.5 r Var(a) / E(a), and 0 < r a < 1.
+    tolerance = math.sqrt(float(limits.eps)) / 2
+    root, _ = ops.while_loop(
+        lambda root, change: ops.any(ops.logical_and(positive, change > tolerance * root)),
+        improve,
+        (start, length),
+        maximum_iterations=50,
+    )
+    roots = groups.spread(root, parts)
+    return [part * (r / (r + shift)) for part, r, shift in zip(parts, roots, shifts, strict=True)]
+
+
+# Weights that vanish by groups.
+
+_NAMES = ("output", "input", "channel", "position", "unit")
+
+
+@keras.saving.register_keras_serializable(package="minimand")
+class GroupLasso(WeightRegularizer):
+    """The group lasso: pushes whole groups of weights to zero together.
+
+    R(w) = strength * sum over groups g of sqrt(p_g) ||w_g||_2, with p_g weights in group g
+
+    The gradient at a group that is all zero is the smallest subgradient, 0. Gradient steps on this penalty make groups
+    small, never exactly zero: for that there is `prox`, and `optimizers.Proximal`, which takes it at each step.
+
+    What is a group, for weights whose last two axes are inputs and outputs (Dense, Conv1D, Conv2D, Conv3D):
+
+    - `"output"`: all weights of an output unit or filter (last axis). Also a feature of an Embedding.
+    - `"input"` or `"channel"`: of an input unit or channel (last axis but one). Also a channel of a depthwise
+      convolution, and a token of an Embedding.
+    - `"position"`: of a position of a convolution's window (all axes but the last two).
+    - `"unit"`: as `"output"`, where the last axis holds the units of each of `splits` gates in turn, with those of a
+      unit's gates together: LSTM (`splits=4`) and GRU (3).
+    - `("block", (rows, columns))`: blocks of so many inputs and outputs, at each position.
+    - `("axes", axes)`: one for each index along these axes. `("axes", (-2, -1))` are the filters of a depthwise
+      convolution; for EinsumDense's (inputs, heads, features), `("axes", 1)` are heads.
+    - an array of integers that broadcasts to the weights: equal ones are a group, negative ones in none.
+
+    Groups across several variables are those of `JointGroupLasso`.
+
+    Args:
+        strength: coefficient >= 0, or a schedule of it (see `WeightRegularizer`).
+        groups: as above.
+        weight_by_size: whether there is the factor sqrt(p_g), without which large groups are favoured.
+        splits: number >= 1 of gates, for `"unit"`.
+        reduce: `"sum"`, or `"mean"`: divided by the number of weights.
+
+    Returns:
+        As a call: for weights of rank 2 or more (of any rank by labels or axes), a scalar. `prox` is exact, for a step
+        of each weight too.
+
+    Raises:
+        ValueError: a number is out of its range, `groups` or `reduce` is unknown, `splits` goes with other groups than
+            `"unit"`; on call, the weights have a rank below 2, no such axis, no axis of positions, or a size that does
+            not divide.
+
+    Source: Yuan and Lin, "Model selection and estimation in regression with grouped variables", JRSS B 68 (2006);
+    for networks, Scardapane et al., "Group sparse regularization for deep neural networks", Neurocomputing 241 (2017).
+
+    Examples:
+        >>> import minimand
+        >>> penalty = minimand.regularizers.GroupLasso(0.1)
+        >>> round(float(penalty([[3.0, 0.0], [4.0, 0.0]])), 6)  # 0.1 * sqrt(2) * 5
+        0.707107
+        >>> [float(w) for w in penalty.prox([[3.0, 0.01], [4.0, 0.01]], 0.5)[:, 1]]
+        [0.0, 0.0]
+    """
+
+    def __init__(
+        self,
+        strength: Any,
+        groups: Any = "output",
+        *,
+        weight_by_size: bool = True,
+        splits: int = 1,
+        reduce: str = "sum",
+    ) -> None:
+        super().__init__(strength, reduce=reduce)
+        owner = type(self).__name__
+        self.groups = _checked_groups(groups, owner)
+        self.weight_by_size = check_bool(owner, "weight_by_size", weight_by_size)
+        self.splits = check_int(owner, "splits", splits, minimum=1)
+        if splits > 1 and not (isinstance(groups, str) and groups == "unit"):
+            raise ValueError(
+                f'{owner}: `splits` goes with groups="unit". Received: splits={splits!r}, groups={groups!r}'
+            )
+        self._found: dict[tuple[int, ...], Groups] = {}
+
+    def check(self, shape: tuple[int, ...]) -> None:
+        self._grouping(shape)
+
+    def _grouping(self, shape: tuple[int, ...]) -> Groups:
+        """The groups of weights of this shape, found once."""
+        if shape not in self._found:
+            self._found[shape] = self._find(shape)
+        return self._found[shape]
+
+    def _find(self, shape: tuple[int, ...]) -> Groups:
+        owner, rank = type(self).__name__, len(shape)
+        if isinstance(self.groups, np.ndarray):
+            return LabelGroups([labels_for(owner, self.groups, shape)], [shape])
+        if isinstance(self.groups, tuple) and self.groups[0] == "axes":
+            if not all(-rank <= axis < rank for axis in self.groups[1]):
+                raise ValueError(
+                    f"{owner}: the axes in `groups` must be axes of the weights. "
+                    f"Received: groups={self.groups!r}, weights of shape {shape}"
+                )
+            return _all_axes_but({axis % rank for axis in self.groups[1]}, shape)
+        if rank < 2:
+            raise ValueError(
+                f"{owner}: the weights must have rank 2 or more (a kernel). Received: weights of shape {shape}"
+            )
+        if isinstance(self.groups, tuple):
+            rows, columns = self.groups[1]
+            if shape[-2] % rows or shape[-1] % columns:
+                raise ValueError(
+                    f"{owner}: blocks must divide the last two axes of the weights. "
+                    f"Received: groups={self.groups!r}, weights of shape {shape}"
+                )
+            view = (*shape[:-2], shape[-2] // rows, rows, shape[-1] // columns, columns)
+            return AxisGroups(view, (rank - 1, rank + 1))
+        if self.groups == "unit":
+            if shape[-1] % self.splits:
+                raise ValueError(
+                    f"{owner}: `splits` must divide the last axis of the weights. "
+                    f"Received: splits={self.splits}, weights of shape {shape}"
+                )
+            return AxisGroups((*shape[:-1], self.splits, shape[-1] // self.splits), tuple(range(rank)))
+        if self.groups == "position":
+            if rank < 3:
+                raise ValueError(
+                    f'{owner}: groups="position" needs the weights of a convolution, of rank 3 or more. '
+                    f"Received: weights of shape {shape}"
+                )
+            return _all_axes_but(set(range(rank - 2)), shape)
+        return _all_axes_but({rank - 1 if self.groups == "output" else rank - 2}, shape)
+
+    def _factors(self, groups: Groups) -> Any:
+        """What each group's norm is multiplied by."""
+        if not self.weight_by_size:
+            return np.float64(np.asarray(groups.sizes) > 0)
+        return np.sqrt(groups.sizes)
+
+    def penalty(self, weights: Tensor) -> Tensor:
+        groups = self._grouping(tuple(weights.shape))
+        return ops.sum(ops.convert_to_tensor(self._factors(groups), weights.dtype) * norms(groups, [weights]))
+
+    def proximal(self, weights: Tensor, step: Any) -> Tensor:
+        groups = self._grouping(tuple(weights.shape))
+        return shrunk(groups, [weights], [step], ops.convert_to_tensor(self._factors(groups), weights.dtype))[0]
+
+    def get_config(self) -> dict[str, Any]:
+        groups = self.groups
+        if isinstance(groups, tuple):
+            groups = [groups[0], list(groups[1])]
+        return {
+            **super().get_config(),
+            "groups": groups.tolist() if isinstance(groups, np.ndarray) else groups,
+            "weight_by_size": self.weight_by_size,
+            "splits": self.splits,
+        }
+
+
+def _all_axes_but(axes: set[int], shape: tuple[int, ...]) -> AxisGroups:
+    return AxisGroups(shape, tuple(axis for axis in range(len(shape)) if axis not in axes))
+
+
+def _checked_groups(groups: Any, owner: str) -> Any:
+    if isinstance(groups, str) and groups in _NAMES:
+        return groups
+    if isinstance(groups, (tuple, list)) and len(groups) == 2 and groups[0] in ("block", "axes"):
+        kind, numbers = groups
+        numbers = tuple(numbers) if isinstance(numbers, Sequence) else (numbers,)
+        integers = numbers and all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
+        if integers and (kind == "axes" or (len(numbers) == 2 and min(numbers) >= 1)):
+            return kind, numbers
+    elif not isinstance(groups, str):
+        labels = np.asarray(groups)
+        if labels.size and np.issubdtype(labels.dtype, np.integer) and labels.max() >= 0:
+            return labels
+    raise ValueError(
+        f'{owner}: `groups` must be one of {", ".join(map(repr, _NAMES))}, ("block", (rows, columns)), '
+        f'("axes", axes) or an array of integers with a group. Received: groups={groups!r}'
+    )
+
+
+# Weights that vanish by groups and within them.
+
+
+@keras.saving.register_keras_serializable(package="minimand")
+class SparseGroupLasso(GroupLasso):
+    """The sparse group lasso: whole groups of weights go to zero, and single weights in the groups that stay.
+
+    R(w) = strength * (a sum |w| + (1 - a) sum over groups g of sqrt(p_g) ||w_g||_2), a = `l1_ratio`
+
+    Its proximal map is exactly that of the first term followed by that of the second, with one step for each weight
+    too.
+
+    Args:
+        strength: coefficient >= 0, or a schedule of it (see `WeightRegularizer`).
+        l1_ratio: a, 0 <= a <= 1. At 1 this is the lasso, at 0 the group lasso.
+        groups: as in `GroupLasso`.
+        weight_by_size: as in `GroupLasso`.
+        splits: as in `GroupLasso`.
+        reduce: `"sum"`, or `"mean"`: divided by the number of weights.
+
+    Returns:
+        As a call: for weights of a shape that has such groups, a scalar.
+
+    Raises:
+        ValueError: as `GroupLasso`, or `l1_ratio` is out of its range.
+
+    Source: Simon et al., "A sparse-group lasso", JCGS 22 (2013), section 3.
+
+    Examples:
+        >>> import minimand
+        >>> penalty = minimand.regularizers.SparseGroupLasso(1.0, 0.5)
+        >>> [[round(float(w), 4) for w in row] for row in penalty.prox([[3.0, 0.5], [0.2, 0.5]], 1.0)]
+        [[1.7929, 0.0], [0.0, 0.0]]
+    """
+
+    def __init__(
+        self,
+        strength: Any,
+        l1_ratio: float,
+        groups: Any = "output",
+        *,
+        weight_by_size: bool = True,
+        splits: int = 1,
+        reduce: str = "sum",
+    ) -> None:
+        super().__init__(strength, groups, weight_by_size=weight_by_size, splits=splits, reduce=reduce)
+        self.l1_ratio = check_float("SparseGroupLasso", "l1_ratio", l1_ratio, minimum=0.0, maximum=1.0)
+
+    def penalty(self, weights: Tensor) -> Tensor:
+        return self.l1_ratio * ops.sum(magnitude(weights)) + (1.0 - self.l1_ratio) * super().penalty(weights)
+
+    def proximal(self, weights: Tensor, step: Any) -> Tensor:
+        within = soft_threshold(weights, self.l1_ratio * step)
+        return super().proximal(within, (1.0 - self.l1_ratio) * step)
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "l1_ratio": self.l1_ratio}
+
+
+# Groups of weights of several variables, that vanish together.
+
+Labels = Mapping[str, Any]
+_Families = list[tuple[list[int], LabelGroups]]
+
+
+@keras.saving.register_keras_serializable(package="minimand")
+class JointGroupLasso(WeightRegularizer):
+    """The group lasso with groups across variables: a filter with its bias, a unit's incoming and outgoing weights.
+
+    R(w) = strength * sum over groups g of sqrt(p_g) ||w_g||_2, with p_g weights in group g
+
+    `sparsity.unit_groups(model)` gives the groups that `sparsity.compact` can remove. A weight may be in several
+    groups, as one between two layers is among the outgoing weights of a unit and the incoming ones of another: each
+    mapping of a list holds groups that do not overlap. The proximal map is then found by Dykstra's algorithm, at the
+    cost of one for each mapping and sweep; with a single mapping it is exact and direct.
+
+    It is no `kernel_regularizer=`, which sees one variable: use `transforms.WeightPenalty` or `optimizers.Proximal`,
+    with `select="all"` if there are biases.
+
+    Args:
+        strength: coefficient >= 0, or a schedule of it (see `WeightRegularizer`).
+        groups: a mapping of paths of variables to integers that broadcast to their shapes, or a list of such mappings.
+            Equal integers of a mapping are a group, in whichever variable; negative ones are in none.
+        weight_by_size: whether there is the factor sqrt(p_g).
+        reduce: `"sum"`, or `"mean"`: divided by the number of weights in groups.
+
+    Raises:
+        TypeError: `groups` is not such a mapping or list; it is called for one variable.
+        ValueError: a mapping is empty, labels are not integers; before the first step, a named variable is not among
+            those selected, or labels do not broadcast to it.
+
+    Source: Jacob, Obozinski and Vert, "Group lasso with overlap and graph lasso", ICML 2009, section 2, the penalty by
+    norms; `prox` with overlap: Bauschke and Combettes, "A Dykstra-like algorithm for two monotone operators", Pacific
+    J. Optimization 4 (2008).
+
+    Examples:
+        >>> import keras, numpy as np, minimand
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, name="hidden"), keras.layers.Dense(1)])
+        >>> columns = {"hidden/kernel": np.arange(2), "hidden/bias": np.arange(2)}
+        >>> joint = minimand.regularizers.JointGroupLasso(1e-3, columns)
+        >>> penalty = minimand.transforms.WeightPenalty(joint, select="all")
+    """
+
+    def __init__(
+        self, strength: Any, groups: Labels | Sequence[Labels], *, weight_by_size: bool = True, reduce: str = "sum"
+    ) -> None:
+        super().__init__(strength, reduce=reduce)
+        self.groups = _checked(groups)
+        self.weight_by_size = check_bool("JointGroupLasso", "weight_by_size", weight_by_size)
+        self._found: dict[Any, _Families] = {}
+
+    def of(self, variable: Any) -> WeightRegularizer:
+        raise TypeError(
+            "JointGroupLasso: its groups are of several variables: use transforms.WeightPenalty or "
+            f"optimizers.Proximal. Received: a call for {getattr(variable, 'path', 'a tensor')} alone"
+        )
+
+    def check_variables(self, variables: Sequence[keras.Variable]) -> None:
+        self._families(variables)
+
+    def _families(self, variables: Sequence[keras.Variable]) -> _Families:
+        """For each mapping, the indices of its variables among these, and its groups; found once."""
+        key = tuple((variable.path, tuple(variable.shape)) for variable in variables)
+        if key not in self._found:
+            self._found[key] = self._find(variables)
+        return self._found[key]
+
+    def _find(self, variables: Sequence[keras.Variable]) -> _Families:
+        index_of = {variable.path: index for index, variable in enumerate(variables)}
+        families = []
+        for mapping in self.groups:
+            found = {path: match_path(path, index_of) for path in mapping}
+            missing = [path for path, match in found.items() if match is None]
+            if missing or len(set(found.values())) < len(found):
+                raise ValueError(
+                    "JointGroupLasso: the variables that `groups` names must be among those selected, each once. "
+                    f'Received: {(missing or list(found))[0]!r}, for {list(index_of)}. Use select="all", or groups of '
+                    "this model."
+                )
+            indices = [index_of[match] for match in found.values()]
+            shapes = [tuple(variables[index].shape) for index in indices]
+            labels = [
+                labels_for("JointGroupLasso", each, shape, path)
+                for (path, each), shape in zip(mapping.items(), shapes, strict=True)
+            ]
+            families.append((indices, LabelGroups(labels, shapes)))
+        return families
+
+    def _factors(self, groups: LabelGroups, families: _Families) -> Any:
+        sizes = groups.sizes
+        factors = np.sqrt(sizes) if self.weight_by_size else np.float64(sizes > 0)
+        if self.reduce == "mean":
+            factors = factors / sum(math.fsum(each.sizes) for _, each in families)
+        return factors
+
+    def total(self, variables: Sequence[keras.Variable], values: Sequence[Tensor]) -> Tensor:
+        families = self._families(variables)
+        result: Any = 0.0
+        for indices, groups in families:
+            parts = [values[index] for index in indices]
+            factors = ops.convert_to_tensor(self._factors(groups, families), parts[0].dtype)
+            result = result + ops.sum(factors * norms(groups, parts))
+        return self.coefficient((), result.dtype) * result
+
+    def require_proximal(self) -> None:
+        """There is one."""
+
+    def proximal_step(
+        self, variables: Sequence[keras.Variable], values: Sequence[Tensor], steps: Sequence[Any]
+    ) -> list[Tensor]:
+        families = self._families(variables)
+        exact = exact_dtype(values[0])
+        strength = self.coefficient((), exact)
+        current = [ops.cast(value, exact) for value in values]
+        steps = [ops.convert_to_tensor(step, exact) * strength for step in steps]
+
+        def shrink(family: int, parts: Sequence[Tensor]) -> list[Tensor]:
+            indices, groups = families[family]
+            factors = ops.convert_to_tensor(self._factors(groups, families), exact)
+            return shrunk(groups, parts, [steps[index] for index in indices], factors)
+
+        if len(families) == 1:
+            for index, part in zip(families[0][0], shrink(0, [current[i] for i in families[0][0]]), strict=True):
+                current[index] = part
+        else:
+            current = _dykstra(shrink, [indices for indices, _ in families], current)
+        return [ops.cast(part, value.dtype) for part, value in zip(current, values, strict=True)]
+
+    def get_config(self) -> dict[str, Any]:
+        groups = [{path: labels.tolist() for path, labels in mapping.items()} for mapping in self.groups]
+        return {**super().get_config(), "groups": groups, "weight_by_size": self.weight_by_size}
+
+
+def _dykstra(shrink: Any, members: Sequence[Sequence[int]], values: list[Tensor]) -> list[Tensor]:
+    """The proximal map of a sum of functions of some of the values each, from their own, `shrink(function, parts)`."""
+    exponent = -11 if keras.backend.standardize_dtype(values[0].dtype) == "float64" else -6
+    size = ops.max(ops.stack([ops.max(ops.abs(value)) for value in values]))
+
+    def sweep(values: Any, rests: Any, alive: Any, change: Tensor) -> Any:
+        before, values, rests, alive = list(values), list(values), [list(r) for r in rests], list(alive)
+        kept = [ops.ones_like(value) for value in values]
+        for function, indices in enumerate(members):
+            pulled = [values[index] + rest for index, rest in zip(indices, rests[function], strict=True)]
+            for k, (index, new) in enumerate(zip(indices, shrink(function, pulled), strict=True)):
+                rests[function][k] = pulled[k] - new
+                values[index] = new
+                kept[index] = kept[index] * ops.cast(new != 0, new.dtype)
+        change = ops.max(ops.stack([ops.max(ops.abs(a - b)) for a, b in zip(values, before, strict=True)]))
+        return values, rests, kept, change
+
+    rests = [[ops.zeros_like(values[index]) for index in indices] for indices in members]
+    start = (values, rests, [ops.ones_like(value) for value in values], size)
+    values, _, alive, _ = ops.while_loop(
+        lambda values, rests, alive, change: change > 10.0**exponent * size, sweep, start, maximum_iterations=100
+    )
+    # A group that one function puts to 0 is moved off it by the next one, by less and less.
+    return [value * mask for value, mask in zip(values, alive, strict=True)]
+
+
+def _checked(groups: Any) -> list[dict[str, np.ndarray]]:
+    mappings = [groups] if isinstance(groups, Mapping) else groups
+    if not isinstance(mappings, (list, tuple)) or not all(isinstance(each, Mapping) for each in mappings):
+        raise TypeError(
+            "JointGroupLasso: `groups` must be a mapping of paths of variables to integers, or a list of such. "
+            f"Received: groups={groups!r}"
+        )
+    checked = [{str(path): np.asarray(labels) for path, labels in mapping.items()} for mapping in mappings]
+    wrong = [labels for each in checked for labels in each.values() if not np.issubdtype(labels.dtype, np.integer)]
+    if wrong or not checked or not all(any((a >= 0).any() for a in each.values()) for each in checked):
+        raise ValueError(
+            "JointGroupLasso: each mapping of `groups` must have integers, one of them >= 0. "
+            f"Received: groups={groups!r}"
+        )
+    return checked

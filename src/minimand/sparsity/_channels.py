@@ -1,0 +1,282 @@
+"""Which channels of a model's tensors belong together, which are constant, and which nothing needs.
+
+A channel is an entry of a tensor's last axis: a unit, filter or feature. Each gets a number where a layer makes it, and
+keeps it through layers that work on each channel alone; an addition makes its terms' channels one. A layer that is not
+known here needs all of its inputs, and makes channels that are needed: nothing around it is ever removed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+_LAYERS = keras.layers
+DENSE = (_LAYERS.Dense,)
+CONVOLUTIONS = (_LAYERS.Conv1D, _LAYERS.Conv2D, _LAYERS.Conv3D)
+DEPTHWISE = (_LAYERS.DepthwiseConv1D, _LAYERS.DepthwiseConv2D)
+_NOT_ELEMENTWISE = ("softmax", "log_softmax", "sparsemax", "glu")
+_ACTIVATIONS = (_LAYERS.Activation, _LAYERS.ReLU, _LAYERS.LeakyReLU, _LAYERS.ELU)
+# In inference these leave entries as they are, or make of equal ones the same; the next do where there is no padding.
+_SAME_CONSTANT = (
+    _LAYERS.Dropout, _LAYERS.SpatialDropout1D, _LAYERS.SpatialDropout2D, _LAYERS.SpatialDropout3D,
+    _LAYERS.GaussianNoise, _LAYERS.GaussianDropout,
+    _LAYERS.GlobalAveragePooling1D, _LAYERS.GlobalAveragePooling2D, _LAYERS.GlobalAveragePooling3D,
+    _LAYERS.GlobalMaxPooling1D, _LAYERS.GlobalMaxPooling2D, _LAYERS.GlobalMaxPooling3D, _LAYERS.Cropping1D,
+    _LAYERS.Cropping2D, _LAYERS.Cropping3D, _LAYERS.UpSampling1D, _LAYERS.UpSampling2D, _LAYERS.UpSampling3D,
+)  # fmt: skip
+_WINDOWS = (
+    _LAYERS.MaxPooling1D, _LAYERS.MaxPooling2D, _LAYERS.MaxPooling3D, _LAYERS.AveragePooling1D,
+    _LAYERS.AveragePooling2D, _LAYERS.AveragePooling3D,
+)  # fmt: skip
+_ZERO_PADDING = (_LAYERS.ZeroPadding1D, _LAYERS.ZeroPadding2D, _LAYERS.ZeroPadding3D)
+
+
+@dataclass
+class Step:
+    """A call of a layer: its role here, the numbers of its inputs' and output's channels, its inputs' constants.
+
+    The roles: `"linear"` makes channels of others (Dense, convolutions), `"scale"` works on each with weights
+    (normalisation, depthwise convolutions), `"pass"` without, `"other"` is not known.
+    """
+
+    role: str
+    layer: Any
+    inputs: list[np.ndarray]
+    output: np.ndarray
+    constants: np.ndarray
+    """Of a linear layer's input: the value of channels that have the same one everywhere, NaN for others."""
+    positions: tuple[int | None, ...]
+    """Sizes of the output's axes between the first and the last."""
+
+
+class Channels:
+    """The channels of a functional or Sequential model.
+
+    Args:
+        model: the built model.
+        owner: the public function, for messages.
+
+    Attributes:
+        steps: the calls of its layers, in order.
+        kept: for each channel's number, whether it must stay for the outputs to stay as they are.
+    """
+
+    def __init__(self, model: keras.Model, owner: str) -> None:
+        self._parents: list[int] = []
+        self._required: list[int] = []
+        self.steps: list[Step] = []
+        values: dict[int, tuple[np.ndarray, np.ndarray]] = {}
+        calls = _calls(model, owner)
+        layers = [call.operation for call in calls]
+        for call in calls:
+            inputs = [values[id(tensor)] for tensor in call.arguments.keras_tensors]
+            shared = sum(layer is call.operation for layer in layers) > 1
+            results = self._call(call.operation, inputs, call.output_tensors, shared)
+            for tensor, result in zip(call.output_tensors, results, strict=True):
+                values[id(tensor)] = result
+        for tensor in model.outputs:
+            self._require(values[id(tensor)][0])
+        self.kept = self._needed()
+
+    # Numbers of channels.
+
+    def _new(self, count: int) -> np.ndarray:
+        numbers = np.arange(len(self._parents), len(self._parents) + count)
+        self._parents.extend(numbers.tolist())
+        return numbers
+
+    def root(self, number: int) -> int:
+        """The number that stands for all channels that are one with this one."""
+        while self._parents[number] != number:
+            number = self._parents[number]
+        return number
+
+    def roots(self, numbers: np.ndarray) -> np.ndarray:
+        """`root` of each."""
+        return np.array([self.root(number) for number in numbers.tolist()], dtype=int)
+
+    def _unite(self, left: np.ndarray, right: np.ndarray) -> None:
+        for a, b in zip(left.tolist(), right.tolist(), strict=True):
+            first, second = sorted((self.root(a), self.root(b)))
+            self._parents[second] = first
+
+    def _require(self, numbers: np.ndarray) -> None:
+        self._required.extend(numbers.tolist())
+
+    @property
+    def required(self) -> np.ndarray:
+        """For each number, whether its channel is one of the inputs, outputs or of a layer that is not known."""
+        marks = np.zeros(len(self._parents), bool)
+        marks[self.roots(np.array(self._required, dtype=int))] = True
+        return marks[self.roots(np.arange(len(self._parents)))]
+
+    # One call.
+
+    def _call(self, layer: Any, inputs: Any, outputs: Any, shared: bool) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Add the step; the channels and constants of its outputs."""
+        handled = None
+        if inputs and len(outputs) == 1 and not shared:
+            handled = self._known(layer, inputs, outputs[0].shape)
+        numbers, constants = [each for each, _ in inputs], inputs[0][1] if inputs else np.zeros(0)
+        if handled is not None:
+            role, *result = handled
+            if role == "linear" and not _elementwise(layer.activation):
+                self._require(result[0])
+            self.steps.append(Step(role, layer, numbers, result[0], constants, tuple(outputs[0].shape[1:-1])))
+            return [(result[0], result[1])]
+        for each in numbers:
+            self._require(each)
+        counts = [int(output.shape[-1] or 0) if len(output.shape) else 0 for output in outputs]
+        results = [(self._new(count), np.full(count, np.nan)) for count in counts]
+        for each, _ in results:
+            self._require(each)
+        self.steps.append(Step("other", layer, numbers, results[0][0], constants, ()))
+        return results
+
+    def _known(self, layer: Any, inputs: Any, shape: Any) -> tuple[str, np.ndarray, np.ndarray] | None:
+        """Role, channels and constants of the output; None for a layer that is not known, or is in an unusual form."""
+        (numbers, constants), kind, count = inputs[0], type(layer), shape[-1]
+        last = (-1, len(shape) - 1)
+        if getattr(layer, "data_format", "channels_last") != "channels_last" or count is None:
+            return None
+        if kind in DENSE + CONVOLUTIONS and _is_plain(layer):
+            return "linear", self._new(count), _activated(layer.activation, linear_constants(layer, constants))
+        if kind in DEPTHWISE and layer.depth_multiplier == 1 and _elementwise(layer.activation):
+            return "scale", numbers, _activated(layer.activation, _depthwise_constants(layer, constants))
+        if kind is _LAYERS.BatchNormalization and layer.axis in last:
+            return "scale", numbers, _normalised(layer, constants)
+        if kind in _ACTIVATIONS and (kind is not _LAYERS.Activation or _elementwise(layer.activation)):
+            return "pass", numbers, _activated(layer, constants)
+        if kind in _SAME_CONSTANT:
+            return "pass", numbers, constants
+        if kind in _WINDOWS + _ZERO_PADDING:
+            padded = kind in _ZERO_PADDING or layer.padding == "same"
+            return "pass", numbers, np.where(constants == 0, 0.0, np.nan) if padded else constants
+        if kind is _LAYERS.Flatten:
+            repeats = count // max(len(numbers), 1)
+            return "pass", np.tile(numbers, repeats), np.tile(constants, repeats)
+        if kind is _LAYERS.Concatenate and layer.axis in last:
+            return "pass", np.concatenate([n for n, _ in inputs]), np.concatenate([c for _, c in inputs])
+        if _is_addition(kind) and len(inputs) > 1 and all(len(n) == count for n, _ in inputs):
+            for other, _ in inputs[1:]:
+                self._unite(numbers, other)
+            return "pass", numbers, np.sum([c for _, c in inputs], axis=0)
+        return None
+
+    # What is needed.
+
+    def _needed(self) -> np.ndarray:
+        roots = self.roots(np.arange(len(self._parents)))
+        needed = np.zeros(len(roots), bool)
+        needed[roots[np.array(self._required, dtype=int)]] = True
+        linear = [step for step in reversed(self.steps) if step.role == "linear"]
+        used = [uses(step.layer) & ~foldable(step.layer, step.constants)[:, None] for step in linear]
+        while True:
+            before = needed.sum()
+            for step, use in zip(linear, used, strict=True):
+                by_any = use[:, needed[roots[step.output]]].any(axis=1)
+                needed[roots[step.inputs[0][by_any]]] = True
+                if not needed[roots[step.output]].any():
+                    # A layer must have a unit.
+                    needed[roots[step.output[0]]] = True
+            if needed.sum() == before:
+                return needed[roots]
+
+
+def uses(layer: Any) -> np.ndarray:
+    """(inputs, outputs): whether an output of a linear layer has a weight for an input."""
+    kernel = keras.ops.convert_to_numpy(layer.kernel)
+    return (kernel.reshape(-1, *kernel.shape[-2:]) != 0).any(axis=0)
+
+
+def window_sums(layer: Any) -> np.ndarray:
+    """(inputs, outputs): a kernel's sums over the positions of its window, in double precision."""
+    kernel = keras.ops.convert_to_numpy(layer.kernel).astype("float64")
+    return kernel.reshape(-1, *kernel.shape[-2:]).sum(axis=0)
+
+
+def foldable(layer: Any, constants: np.ndarray) -> np.ndarray:
+    """For each input of a layer with a kernel, whether it is constant, and its share can be a part of the bias."""
+    if getattr(layer, "padding", "valid") != "valid":
+        # Padding makes positions differ, but for zeros.
+        return constants == 0
+    return np.isfinite(constants)
+
+
+def linear_constants(layer: Any, constants: np.ndarray) -> np.ndarray:
+    """Values of a linear layer's outputs before the activation that do not depend on varying inputs; NaN for others."""
+    total, known = window_sums(layer), foldable(layer, constants)
+    fixed = ~(uses(layer) & ~known[:, None]).any(axis=0)
+    value = np.where(known, constants, 0.0) @ total + _array(layer.bias, total.shape[1])
+    return np.where(fixed, value, np.nan)
+
+
+def _depthwise_constants(layer: Any, constants: np.ndarray) -> np.ndarray:
+    """As `linear_constants`, for a convolution of each channel alone."""
+    kernel = keras.ops.convert_to_numpy(layer.kernel).astype("float64").reshape(-1, len(constants))
+    constants = np.where((kernel == 0).all(axis=0), 0.0, constants)
+    value = constants * kernel.sum(axis=0) + _array(layer.bias, len(constants))
+    return np.where(foldable(layer, constants), value, np.nan)
+
+
+def _calls(model: keras.Model, owner: str) -> Sequence[Any]:
+    """The nodes of the model's graph, each after those that it needs. Keras has no public name for them."""
+    if isinstance(model, keras.Sequential) and model.built:
+        model = keras.Model(model.inputs, model.outputs)
+    if not hasattr(model, "_nodes_by_depth"):
+        raise ValueError(
+            f"{owner}: `model` must be a built Sequential or functional model, whose layers' connections are known. "
+            f"Received: {model.name} of type {type(model).__name__}. Of a minimand.Trainer, give its `model`."
+        )
+    return [node for depth in sorted(model._nodes_by_depth, reverse=True) for node in model._nodes_by_depth[depth]]
+
+
+def _is_addition(kind: type) -> bool:
+    """Whether it is the layer, or what `a + b` of symbolic tensors makes, which has no public name."""
+    return kind is _LAYERS.Add or (kind.__module__ == "keras.src.ops.numpy" and kind.__name__ == "Add")
+
+
+def _is_plain(layer: Any) -> bool:
+    """Whether a linear layer is nothing but its kernel and bias."""
+    return (
+        getattr(layer, "groups", 1) == 1
+        and not getattr(layer, "lora_enabled", False)
+        and getattr(layer, "quantization_mode", None) is None
+    )
+
+
+def _elementwise(activation: Any) -> bool:
+    """Whether it is none, or one of Keras's that work on each entry alone."""
+    if activation is None:
+        return True
+    name = getattr(activation, "__name__", "")
+    return name not in _NOT_ELEMENTWISE and getattr(keras.activations, name, None) is activation
+
+
+def _activated(activation: Any, constants: np.ndarray) -> np.ndarray:
+    """Constants after an activation or a layer that is one."""
+    if activation is None:
+        return constants
+    if not isinstance(activation, keras.layers.Layer) and not _elementwise(activation):
+        return np.full_like(constants, np.nan)
+    known = np.isfinite(constants)
+    values = keras.ops.convert_to_tensor(np.where(known, constants, 0.0).astype("float32")[None])
+    return np.where(known, keras.ops.convert_to_numpy(activation(values))[0], np.nan)
+
+
+def _array(variable: Any, count: int) -> np.ndarray:
+    return np.zeros(count) if variable is None else keras.ops.convert_to_numpy(variable).astype("float64")
+
+
+def _normalised(layer: Any, constants: np.ndarray) -> np.ndarray:
+    """Constants after a batch normalisation in inference; without a scale, its offset."""
+    count = len(constants)
+    scale = np.ones(count) if layer.gamma is None else _array(layer.gamma, count)
+    deviation = np.sqrt(_array(layer.moving_variance, count) + layer.epsilon)
+    value = scale * (np.where(np.isfinite(constants), constants, 0.0) - _array(layer.moving_mean, count)) / deviation
+    offset = _array(layer.beta, count)
+    return np.where(scale == 0, offset, np.where(np.isfinite(constants), value + offset, np.nan))

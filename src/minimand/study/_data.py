@@ -1,0 +1,345 @@
+"""Reading a table, deciding the task, and splitting it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import sklearn.datasets
+from sklearn.compose import ColumnTransformer
+from sklearn.impute import SimpleImputer
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+from minimand.study._errors import StudyError
+
+BUILT_IN = {
+    "diabetes": "regression",
+    "breast_cancer": "classification",
+    "digits": "classification",
+    "iris": "classification",
+    "wine": "classification",
+}
+TASKS = ("regression", "classification")
+_READERS = {
+    ".csv": lambda file: pl.read_csv(file, infer_schema_length=None, null_values=["", "NA", "NaN", "nan", "null", "?"]),
+    ".parquet": pl.read_parquet,
+    ".arrow": pl.read_ipc,
+    ".feather": pl.read_ipc,
+    ".npz": lambda file: _read_npz(file),
+}
+_MISSING = "(missing)"
+_MAX_CATEGORIES = 50
+# An integer target with more values than this is a quantity, not a class.
+_MAX_CLASSES = 20
+_MIN_ROWS = 20
+_MIN_ROWS_A_CLASS = 5
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One train/validation/test split, ready for a network.
+
+    `x` arrays are (n, features) float32, standardised with the training rows. `y` arrays are (n, outputs) float32:
+    one-hot for classification; for regression (n, 1), shifted by the training median and divided by 1.4826 times the
+    median absolute deviation, so that `y * target_scale + target_center` is in the target's units.
+
+    Attributes:
+        x_train, x_validation, x_test: features.
+        y_train, y_validation, y_test: targets.
+        target_center: in the target's units; 0 for classification.
+        target_scale: in the target's units; 1 for classification.
+
+    Examples:
+        >>> from minimand.study import load_data
+        >>> fold = load_data("iris").fold(seed=0)
+        >>> len(fold.x_train), fold.y_train.shape[1]
+        (90, 3)
+    """
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_validation: np.ndarray
+    y_validation: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+    target_center: float
+    target_scale: float
+
+    @property
+    def test_over_train(self) -> float:
+        """Test rows over the rows that a run learns from (training and, for the epoch, validation)."""
+        return len(self.x_test) / (len(self.x_train) + len(self.x_validation))
+
+    def in_units(self, task: str, predictions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The test rows' targets and these predictions (n_test, outputs) for them, as metrics take them."""
+        predicted = np.asarray(predictions, dtype="float64")
+        if task == "classification":
+            return self.y_test.argmax(axis=1), predicted
+        truth = self.y_test[:, 0].astype("float64")
+        predicted = predicted[:, 0]
+        return truth * self.target_scale + self.target_center, predicted * self.target_scale + self.target_center
+
+
+@dataclass(frozen=True)
+class Data:
+    """A table of features and a target.
+
+    Attributes:
+        name: of the set.
+        task: `"regression"` or `"classification"`.
+        features: a column each, as they were read, missing values and categories included.
+        target: float for regression, indices into `classes` for classification.
+        classes: names; none for regression.
+        source: file or built-in set that it is from.
+        target_name: of the file's column.
+        notes: what was left out or filled in, in sentences.
+
+    Examples:
+        >>> from minimand.study import load_data
+        >>> load_data("iris").outputs
+        3
+    """
+
+    name: str
+    task: str
+    features: pl.DataFrame
+    target: np.ndarray
+    classes: tuple[str, ...]
+    source: str
+    target_name: str | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def outputs(self) -> int:
+        """Number of output units of a network for this task."""
+        return 1 if self.task == "regression" else len(self.classes)
+
+    def digest(self) -> str:
+        """A hash of all values: two studies on equal digests saw equal data."""
+        digest = hashlib.sha256(np.ascontiguousarray(self.target).tobytes())
+        digest.update(self.features.write_csv().encode())
+        return digest.hexdigest()[:16]
+
+    def fold(self, seed: int, corrupt_targets: float = 0.0) -> Fold:
+        """The split (60 % training, 20 % validation, 20 % test rows) of a seed.
+
+        Args:
+            seed: equal seeds give equal folds.
+            corrupt_targets: fraction of the *training* targets to replace: regression adds noise of ten standard
+                deviations, classification takes another class at random.
+        """
+        rows = np.arange(len(self.target))
+        classes = self.target if self.task == "classification" else None
+        rest, test = train_test_split(rows, test_size=0.2, random_state=seed, stratify=classes)
+        train, validation = train_test_split(
+            rest, test_size=0.25, random_state=seed, stratify=None if classes is None else classes[rest]
+        )
+        encoder = _encoder(self.features)
+        frame = _columns(self.features)
+        encoder.fit(frame[train])
+        x = [encoder.transform(frame[part]).astype("float32") for part in (train, validation, test)]
+        target = self._corrupted(train, seed, corrupt_targets)
+        center, scale = _median_and_spread(target[train]) if self.task == "regression" else (0.0, 1.0)
+        y_train, y_validation, y_test = (
+            self._encoded(values, center, scale)
+            for values in (target[train], self.target[validation], self.target[test])
+        )
+        return Fold(x[0], y_train, x[1], y_validation, x[2], y_test, center, scale)
+
+    def _corrupted(self, train: np.ndarray, seed: int, fraction: float) -> np.ndarray:
+        target = self.target.copy()
+        random = np.random.default_rng([seed, 1])
+        chosen = random.choice(train, size=round(fraction * len(train)), replace=False)
+        if self.task == "regression":
+            target[chosen] += random.normal(0.0, 10.0 * self.target[train].std(), size=len(chosen))
+        else:
+            shift = random.integers(1, len(self.classes), size=len(chosen))
+            target[chosen] = (target[chosen] + shift) % len(self.classes)
+        return target
+
+    def _encoded(self, values: np.ndarray, center: float, scale: float) -> np.ndarray:
+        if self.task == "regression":
+            return ((values - center) / scale).astype("float32")[:, None]
+        return np.eye(len(self.classes), dtype="float32")[values]
+
+
+def load_data(source: str, *, target: str | None = None, task: str | None = None) -> Data:
+    """Read a built-in data set or a table.
+
+    Args:
+        source: one of `BUILT_IN`, or the path of a CSV, Parquet, Arrow (Feather) or NPZ file.
+        target: name of the target column; needed for files.
+        task: `"regression"` or `"classification"`; by default inferred from the target.
+
+    Returns:
+        The table.
+
+    Raises:
+        StudyError: anything about the file, the target or the features that a study cannot use.
+
+    Examples:
+        >>> from minimand.study import load_data
+        >>> load_data("diabetes").task
+        'regression'
+    """
+    if task is not None and task not in TASKS:
+        raise StudyError(f"--task must be regression or classification. Received: {task!r}")
+    if source in BUILT_IN:
+        if target is not None:
+            raise StudyError(f"--target is for files; the built-in data set {source!r} has its own target.")
+        return _built_in(source)
+    path = Path(source)
+    # Unlike Path.exists, False for names that no file can have.
+    if not os.path.exists(source):
+        names = ", ".join(BUILT_IN)
+        raise StudyError(f"No such file, and no built-in data set of this name: {source}. Built in: {names}.")
+    return _from_frame(path, _read(path), target, task)
+
+
+def _built_in(name: str) -> Data:
+    bunch: Any = getattr(sklearn.datasets, f"load_{name}")()
+    features = pl.DataFrame(np.asarray(bunch.data, dtype="float64"), schema=[str(n) for n in bunch.feature_names])
+    kept, notes = _usable(features)
+    if BUILT_IN[name] == "regression":
+        return Data(name, "regression", kept, bunch.target.astype("float64"), (), name, notes=notes)
+    classes = tuple(str(c) for c in bunch.target_names)
+    return Data(name, "classification", kept, bunch.target.astype("int64"), classes, name, notes=notes)
+
+
+def _read(path: Path) -> pl.DataFrame:
+    reader = _READERS.get(path.suffix.lower())
+    if reader is None:
+        raise StudyError(f"{path}: the file name must end in one of {', '.join(_READERS)}.")
+    try:
+        # Not by name, in which Polars takes brackets and stars for a pattern.
+        with path.open("rb") as file:
+            frame = reader(file)
+    except StudyError:
+        raise
+    # Readers raise whatever their formats' libraries do, for files that are not what their names say.
+    except Exception as error:
+        raise StudyError(f"{path} cannot be read as {path.suffix[1:].upper()}: {error}") from error
+    if frame.height == 0:
+        raise StudyError(f"{path} has no rows.")
+    return frame
+
+
+def _read_npz(file: Any) -> pl.DataFrame:
+    with np.load(file, allow_pickle=False) as stored:
+        arrays = {name: stored[name] for name in stored.files}
+    if any(array.ndim not in (1, 2) for array in arrays.values()) or len({len(a) for a in arrays.values()}) != 1:
+        shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
+        raise StudyError(
+            f"{file.name}: the arrays must be (n,) or (n, d), all with the same number n of rows. Received: {shapes}. "
+            "Save a file with only those that the study is about."
+        )
+    columns = [
+        pl.Series(name if array.ndim == 1 else f"{name}_{index}", column)
+        for name, array in arrays.items()
+        for index, column in enumerate(np.atleast_2d(array.T))
+    ]
+    names = [column.name for column in columns]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise StudyError(
+            f"{file.name}: two columns are named {min(twice)!r}. Rename arrays: the columns of X are X_0, X_1."
+        )
+    return pl.DataFrame(columns)
+
+
+def _from_frame(path: Path, frame: pl.DataFrame, target: str | None, task: str | None) -> Data:
+    columns = ", ".join(frame.columns)
+    if target is None:
+        raise StudyError(f"--target is needed: which of the columns is to be predicted? Columns: {columns}.")
+    if target not in frame.columns:
+        raise StudyError(f"There is no column {target!r}. Columns: {columns}.")
+    column = frame[target]
+    missing = column.null_count() + (int(column.is_nan().sum()) if column.dtype.is_float() else 0)
+    if missing:
+        raise StudyError(
+            f"The target {target!r} is missing in {missing} of {len(column)} rows. Remove those rows first."
+        )
+    if column.n_unique() < 2:
+        raise StudyError(f"The target {target!r} is constant ({column[0]!r}): there is nothing to learn.")
+    task = task or _inferred_task(column)
+    features, notes = _usable(frame.drop(target))
+    if task == "classification":
+        labels = column.cast(pl.String).to_numpy().astype(str)
+        classes, indices, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        if counts.min() < _MIN_ROWS_A_CLASS:
+            rare = ", ".join(f"{str(c)!r} ({k})" for c, k in zip(classes, counts, strict=True) if k < _MIN_ROWS_A_CLASS)
+            raise StudyError(
+                f"Every class needs at least {_MIN_ROWS_A_CLASS} rows to be in training, validation and test. Too few "
+                f"in: {rare}. Merge or remove these classes, or give --task regression."
+            )
+        named = tuple(str(c) for c in classes)
+        return Data(path.stem, task, features, indices.astype("int64"), named, str(path), target, notes)
+    if not column.dtype.is_numeric():
+        raise StudyError(f"--task regression needs a numeric target; {target!r} is of type {column.dtype}.")
+    values = column.cast(pl.Float64).to_numpy().copy()
+    if not np.isfinite(values).all():
+        raise StudyError(f"The target {target!r} has infinite values in {int((~np.isfinite(values)).sum())} rows.")
+    if np.ptp(values) == 0:
+        raise StudyError(
+            f"The target {target!r} varies by less than double precision can tell: all is {values[0]:g}. Subtract that."
+        )
+    if len(values) < _MIN_ROWS:
+        raise StudyError(f"At least {_MIN_ROWS} rows are needed for the splits. Received: {len(values)}.")
+    return Data(path.stem, task, features, values, (), str(path), target, notes)
+
+
+def _inferred_task(column: pl.Series) -> str:
+    if column.dtype.is_float() or (column.dtype.is_integer() and column.n_unique() > _MAX_CLASSES):
+        return "regression"
+    return "classification"
+
+
+def _usable(features: pl.DataFrame) -> tuple[pl.DataFrame, tuple[str, ...]]:
+    """Features as floats (NaN where missing) and strings; constant columns are dropped, which is noted."""
+    kept: list[pl.Series] = []
+    dropped: list[pl.Series] = []
+    for column in features.iter_columns():
+        if column.dtype.is_nested() or column.dtype in (pl.Object, pl.Binary):
+            raise StudyError(f"Column {column.name!r} is of type {column.dtype}, which is no number or category.")
+        if column.dtype.is_temporal():
+            column = column.to_physical()
+        if column.dtype.is_numeric():
+            column = column.cast(pl.Float64).fill_null(float("nan"))
+            if column.is_infinite().any():
+                raise StudyError(f"Column {column.name!r} has infinite values. Remove or replace them first.")
+            constant = column.drop_nans().n_unique() < 2
+        else:
+            column = column.cast(pl.String).fill_null(_MISSING)
+            constant = column.n_unique() < 2
+        (dropped if constant else kept).append(column)
+    if not kept:
+        raise StudyError("There is no feature that varies: nothing to predict the target from.")
+    notes = (f"constant columns left out: {', '.join(c.name for c in dropped)}",) if dropped else ()
+    return pl.DataFrame(kept), notes
+
+
+def _columns(features: pl.DataFrame) -> np.ndarray:
+    """An object array (n, columns), which the encoder addresses by position."""
+    return np.column_stack([column.to_numpy().astype(object) for column in features.iter_columns()])
+
+
+def _encoder(features: pl.DataFrame) -> ColumnTransformer:
+    """Numbers: training median for missing ones, then standardised. Categories: one-hot, rare ones merged."""
+    numeric = [i for i, dtype in enumerate(features.dtypes) if dtype == pl.Float64]
+    categorical = [i for i in range(features.width) if i not in numeric]
+    numbers = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
+    categories = OneHotEncoder(handle_unknown="ignore", max_categories=_MAX_CATEGORIES, sparse_output=False)
+    return ColumnTransformer([("numbers", numbers, numeric), ("categories", categories, categorical)])
+
+
+def _median_and_spread(values: np.ndarray) -> tuple[float, float]:
+    center = float(np.median(values))
+    spread = 1.4826 * float(np.median(np.abs(values - center)))
+    # More than half of the targets are equal: fall back on what still varies.
+    return center, spread or float(values.std()) or 1.0

@@ -1,0 +1,24 @@
+"""Transforms of an objective: L -> T(L)."""
+
+from minimand.transforms._base import Batch, Transform
+from minimand.transforms._gradient_measures import MeasureGradient, MiniBatchVariance
+from minimand.transforms._gradient_penalties import GradientNormPenalty, GradientVariancePenalty
+from minimand.transforms._sharpness_aware import SharpnessAware
+from minimand.transforms._variational import IVONNoise, ScaleMixturePrior, VariationalWeightNoise
+from minimand.transforms._weight_noise import WeightNoise
+from minimand.transforms._weight_penalty import WeightPenalty
+
+__all__ = [
+    "Batch",
+    "GradientNormPenalty",
+    "GradientVariancePenalty",
+    "IVONNoise",
+    "MeasureGradient",
+    "MiniBatchVariance",
+    "ScaleMixturePrior",
+    "SharpnessAware",
+    "Transform",
+    "VariationalWeightNoise",
+    "WeightNoise",
+    "WeightPenalty",
+]

@@ -1,0 +1,346 @@
+"""The variance of each batch's gradient, for the optimizer VarianceAware."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import compress
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+from minimand._objective import DataObjective
+from minimand._ops import at_least, at_least_float32, safe_sqrt
+from minimand._selection import Select, check_select, selection
+from minimand._validation import check_choice, check_int
+from minimand.backend import Tensor
+from minimand.gradients._exact import check_separable, exact_sums
+from minimand.gradients._examples import ExampleGradients
+from minimand.gradients._moments import ESTIMATORS
+from minimand.optimizers import VarianceAware
+from minimand.transforms._base import Batch, Objective, PeriodicTransform, Transform, Weights
+
+# What transforms that take statistics of the examples' gradients share.
+
+
+def check_model(estimator: str, model: keras.Model, owner: str) -> None:
+    """Raise a `ValueError` if layers mix the examples that the estimator takes apart."""
+    if estimator != "micro_batch":
+        check_separable(model, f'{owner}: estimator="{estimator}"')
+
+
+def check_objective(estimator: str, objective: Objective, owner: str) -> None:
+    """Raise a `ValueError` if the estimator needs the loss of the data alone, and other transforms come before."""
+    if estimator == "exact" and not isinstance(objective, DataObjective):
+        raise ValueError(
+            f'{owner}: estimator="exact" needs the loss of the data as it is. Received: earlier transforms. Put it '
+            'first in `transforms`, or use estimator="probe".'
+        )
+
+
+def fixed_gradients(
+    objective: Objective, weights: Weights, batch: Batch, outcome: Any, chosen: Sequence[bool]
+) -> ExampleGradients:
+    """The examples' gradients to take constants from, after the pass whose outcome is given."""
+    fixed = [ops.stop_gradient(weight) for weight in weights]
+    kept = None
+    if isinstance(objective, DataObjective):
+        kept = objective.kept_gradient(list(compress(weights, chosen)), batch, outcome)
+    return ExampleGradients(objective, fixed, batch, chosen, differentiable=False, kept=kept)
+
+
+def estimated_variance(gradients: ExampleGradients, estimator: str, micro_batches: int, seed: Tensor) -> list[Tensor]:
+    """The variance V of one example's gradient, by weight tensor."""
+    if estimator == "probe":
+        return [ops.square(at_least_float32(v)) for v in gradients.probe(seed)]
+    return mean_and_variance(gradients, estimator, micro_batches, seed)[1]
+
+
+def mean_and_variance(
+    gradients: ExampleGradients, estimator: str, micro_batches: int, seed: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradient of a batch, and the variance V of one example's, by weight tensor."""
+    if estimator == "probe":
+        return gradients.mean(), estimated_variance(gradients, estimator, micro_batches, seed)
+    if estimator == "micro_batch":
+        parts = gradients.micro_batches(micro_batches)
+        return parts.mean(), parts.variance()
+    n = ops.cast(gradients.count, gradients.dtype)
+    first, second, _ = exact_sums(gradients)
+    mean = [f / n for f in first]
+    # Rounding may make the difference negative where gradients hardly differ.
+    variance = [ops.relu(s - n * ops.square(m)) / at_least(n - 1.0, 1.0) for s, m in zip(second, mean, strict=True)]
+    return mean, variance
+
+
+# Statistics of the gradient, in the logs of `fit`.
+
+
+@keras.saving.register_keras_serializable(package="minimand")
+class MeasureGradient(PeriodicTransform):
+    """Measures the gradient and its variance between examples, every so many steps, and puts them into the logs.
+
+    L(w) -> L(w). With the gradient mean g of a measured batch of n examples and the variance V_j of one example's
+    gradient by weight j, sums over an epoch's measurements of tr = sum_j V_j and of |G|^2 = |mean g|^2 - tr / n give
+
+    - `gradient_norm`: root of the mean of |mean g|^2, the gradient that training uses;
+    - `gradient_variance`: the mean of tr;
+    - `gradient_signal_to_noise`: |G|^2 / tr, at least 0;
+    - `gradient_noise_scale`: tr / |G|^2, in examples: a batch of this size has as much noise as signal. Infinite where
+      no signal is left above the noise;
+    - `gradient_evidence`, with `"exact"`: the mean of 1 - n / D sum_j (mean g_j)^2 / V_j over the D weights that vary;
+      positive where the gradient is noise alone, a signal to stop.
+
+    These are training metrics like any other, for `CSVLogger`, `TensorBoard`, `EarlyStopping`; `evaluate` leaves them
+    out. An epoch without a measurement repeats the last. Steps that do not measure cost nothing. A batch of a single
+    example has no variance and is not measured; as long as none was, the results are NaN. The gradient is that of the
+    objective that earlier transforms make of the loss, without what they add for all examples together.
+
+    Args:
+        every: number >= 1 of steps from one measurement to the next; the first step measures.
+        estimator: `"probe"`, `"micro_batch"` or `"exact"`, as in `gradients.gradient_moments`.
+        micro_batches: number K >= 2 of parts.
+        select: which weights count: `"all"`, `"kernels"` (rank 2 or more), a regular expression of paths, or a function
+            of the variable.
+        seed: integer seed of the probe's signs, or None.
+        name: name of the transform, and what the keys begin with.
+
+    Raises:
+        ValueError: a number is out of its range; in `compile`, batch normalisation without `"micro_batch"`, or
+            `"exact"` after other transforms.
+
+    Source: McCandlish et al., "An empirical model of large-batch training", 2018, section 2 and appendix A.1;
+    evidence: Mahsereci et al., "Early stopping without a validation set", 2017, equation 8.
+
+    Examples:
+        >>> import keras, numpy as np, minimand
+        >>> trainer = minimand.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+        >>> trainer.compile("adam", "mse", transforms=[minimand.transforms.MeasureGradient(every=10)])
+        >>> x = np.random.default_rng(0).normal(size=(64, 3))
+        >>> history = trainer.fit(x, x[:, :1], epochs=2, verbose=0)
+        >>> sorted(history.history)
+        ['gradient_noise_scale', 'gradient_norm', 'gradient_signal_to_noise', 'gradient_variance', 'loss']
+    """
+
+    def __init__(
+        self,
+        *,
+        every: int = 50,
+        estimator: str = "probe",
+        micro_batches: int = 8,
+        select: Select = "all",
+        seed: int | None = None,
+        name: str = "gradient",
+    ) -> None:
+        super().__init__(every=check_int("MeasureGradient", "every", every, minimum=1), seed=seed, name=name)
+        self.estimator = check_choice("MeasureGradient", "estimator", estimator, ESTIMATORS)
+        self.micro_batches = check_int("MeasureGradient", "micro_batches", micro_batches, minimum=2)
+        self.select = check_select(select, "MeasureGradient")
+
+    def build(self, model: keras.Model) -> None:
+        self.chosen = selection(model.trainable_variables, self.select, "MeasureGradient")
+        check_model(self.estimator, model, "MeasureGradient")
+        tensors, found = sum(self.chosen), getattr(self.state, "statistics", None)
+        if found is None or found.sums.shape[1] != tensors:
+            # A metric of the layer that holds the transform's variables is one of the trainer's.
+            if found is not None:
+                del self.state.statistics
+            self.state.statistics = GradientStatistics(self.name, tensors=tensors, evidence=self.estimator == "exact")
+
+    @property
+    def statistics(self) -> GradientStatistics:
+        """The sums of the epoch's measurements, in a trainer."""
+        return self.state.statistics
+
+    def apply(self, objective: Objective) -> Objective:
+        check_objective(self.estimator, objective, "MeasureGradient")
+
+        def measured(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
+            loss, outcome = objective(weights, batch)
+            if batch.gradient_weight is None:
+                self._measure(lambda: fixed_gradients(objective, weights, batch, outcome, self.chosen))
+            return loss, outcome
+
+        return measured
+
+    def _measure(self, make: Callable[[], ExampleGradients]) -> None:
+        due = self.due_now()
+        if due is False:
+            return
+        gradients = make()
+        state = self.seed_generator.state
+        before = state.value
+        seed = self.seed_generator.next()
+        if due is True:
+            self.statistics.update_state(*self._found(gradients, seed), gradients.count > 1)
+            return
+        # As where steps are counted: each measurement has the next draw.
+        state.assign(ops.where(due, state.value, before))
+        dtype = gradients.dtype
+        nothing = ops.zeros((3, sum(self.chosen)), dtype), ops.zeros((2,), dtype)
+        sums, others = ops.cond(due, lambda: self._found(gradients, seed), lambda: nothing)
+        self.statistics.update_state(sums, others, ops.logical_and(due, gradients.count > 1))
+
+    def _found(self, gradients: ExampleGradients, seed: Tensor) -> tuple[Tensor, Tensor]:
+        """By tensor |mean g|^2, tr and tr / n, (3, tensors); and the evidence and 1."""
+        n = ops.cast(gradients.count, gradients.dtype)
+        mean, variance = mean_and_variance(gradients, self.estimator, self.micro_batches, seed)
+        norms = ops.stack([ops.sum(ops.square(at_least_float32(m))) for m in mean])
+        traces = ops.stack([ops.sum(v) for v in variance])
+        evidence = _evidence(mean, variance, n) if self.estimator == "exact" else ops.zeros_like(n)
+        return ops.stack([norms, traces, traces / n]), ops.stack([evidence, ops.ones_like(evidence)])
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "every": self.every,
+            "estimator": self.estimator,
+            "micro_batches": self.micro_batches,
+            "select": self.select,
+            **super().get_config(),
+        }
+
+
+def _evidence(mean: list[Tensor], variance: list[Tensor], n: Tensor) -> Tensor:
+    """1 - n / D sum_j (mean g_j)^2 / V_j over the D weights whose gradients vary."""
+    total, count = 0.0, 0.0
+    for m, v in zip(mean, variance, strict=True):
+        varies = v != 0
+        total = total + ops.sum(ops.where(varies, ops.square(m) / ops.where(varies, v, 1.0), 0.0))
+        count = count + ops.sum(ops.cast(varies, n.dtype))
+    return 1.0 - n * total / at_least(count, 1.0)
+
+
+def _nothing_found(shape: tuple[int, ...], dtype: str) -> Tensor:
+    """The results without a measurement."""
+    return ops.full(shape, np.nan, dtype)
+
+
+class GradientStatistics(keras.metrics.Metric):
+    """Sums over the measurements of an epoch; they stay until the first one of the next.
+
+    Args:
+        name: what the keys begin with.
+        tensors: number of weight tensors.
+        evidence: whether the evidence is one of the results.
+    """
+
+    def __init__(self, name: str, *, tensors: int, evidence: bool) -> None:
+        super().__init__(name=f"{name}_statistics", dtype="float32")
+        keys = ["norm", "variance", "signal_to_noise", "noise_scale", *(["evidence"] if evidence else [])]
+        self.keys = [f"{name}_{key}" for key in keys]
+        self.sums = self.add_variable((3, tensors), "zeros", "float32", name="sums")
+        self.others = self.add_variable((2,), "zeros", "float32", name="others")
+        self.stale = self.add_variable((), "zeros", "float32", name="stale")
+        # Kept, since Keras asks for them at every step.
+        self.found = self.add_variable((len(keys),), _nothing_found, "float32", name="found")
+
+    def update_state(self, sums: Tensor, others: Tensor, measured: Any) -> None:
+        """Add a measurement, if it is one."""
+        new, sums, others = (ops.cast(value, "float32") for value in (measured, sums, others))
+        kept = 1.0 - new * self.stale.value
+        self.sums.assign(kept * self.sums.value + new * sums)
+        self.others.assign(kept * self.others.value + new * others)
+        self.stale.assign((1.0 - new) * self.stale.value)
+        self.found.assign(self._results()[: len(self.keys)])
+
+    def reset_state(self) -> None:
+        """Replace the sums at the next measurement."""
+        self.stale.assign(1.0)
+
+    def result(self) -> dict[str, Tensor]:
+        """The keys of the logs."""
+        return dict(zip(self.keys, ops.unstack(self.found.value), strict=True))
+
+    def _results(self) -> Tensor:
+        evidence, count = self.others.value[0], self.others.value[1]
+        means = ops.sum(self.sums.value, axis=1) / count
+        norms, trace, noise = means[0], means[1], means[2]
+        signal = norms - noise
+        none = signal <= 0
+        to_noise = ops.where(none | (trace <= 0), 0.0, signal / at_least(trace, 1e-30))
+        noise_scale = ops.where(none, np.inf, trace / ops.where(none, 1.0, signal))
+        return ops.stack([safe_sqrt(norms), trace, to_noise, noise_scale, evidence / count])
+
+    def by_tensor(self) -> np.ndarray:
+        """The means of |mean g|^2, tr and tr / n of each weight tensor, (3, tensors)."""
+        return ops.convert_to_numpy(self.sums) / max(float(ops.convert_to_numpy(self.others)[1]), 1.0)
+
+
+# The variance of each batch's gradient, for the optimizer VarianceAware.
+
+
+@keras.saving.register_keras_serializable(package="minimand")
+class MiniBatchVariance(Transform):
+    """Gives the optimizer `VarianceAware(variance="mini_batch")` the variance of each step's gradient.
+
+    L(w) -> L(w); s_j = V_j / n for each weight, with the variance V_j of one example's gradient in a batch of n
+
+    The estimate takes one more gradient (`"probe"`), K smaller ones (`"micro_batch"`), or is exact. A single example
+    has no variance: s = 0.
+
+    Args:
+        estimator: `"probe"`, `"micro_batch"` or `"exact"`, as in `gradients.gradient_moments`.
+        micro_batches: number K >= 2 of parts.
+        seed: integer seed of the probe's signs, or None.
+        name: name of the transform.
+
+    Raises:
+        ValueError: an argument is out of its range; in `compile`, another optimizer, batch normalisation without
+            `"micro_batch"`, or `"exact"` after other transforms.
+
+    Source: Balles and Hennig, "Dissecting Adam: the sign, magnitude and variance of stochastic gradients", ICML 2018,
+    equation 4.
+
+    Examples:
+        >>> import keras, minimand
+        >>> trainer = minimand.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+        >>> optimizer = minimand.optimizers.VarianceAware(0.1, variance="mini_batch")
+        >>> trainer.compile(optimizer, "mse", transforms=[minimand.transforms.MiniBatchVariance()])
+    """
+
+    def __init__(
+        self, *, estimator: str = "probe", micro_batches: int = 8, seed: int | None = None, name: str | None = None
+    ) -> None:
+        super().__init__(seed=seed, name=name)
+        self.estimator = check_choice("MiniBatchVariance", "estimator", estimator, ESTIMATORS)
+        self.micro_batches = check_int("MiniBatchVariance", "micro_batches", micro_batches, minimum=2)
+        self.noises: dict[str, keras.Variable] = {}
+
+    def bind(self, optimizer: keras.optimizers.Optimizer) -> None:
+        if not isinstance(optimizer, VarianceAware) or optimizer.variance != "mini_batch":
+            raise ValueError(
+                'MiniBatchVariance: goes with the optimizer minimand.optimizers.VarianceAware(variance="mini_batch"). '
+                f"Received: optimizer={type(optimizer).__name__}"
+            )
+        self.optimizer = optimizer
+
+    def build(self, model: keras.Model) -> None:
+        check_model(self.estimator, model, "MiniBatchVariance")
+        self.weights = list(model.trainable_variables)
+        for weight in self.weights:
+            if weight.path not in self.noises:
+                name = f"{weight.path.replace('/', '_')}_noise"
+                self.noises[weight.path] = self.add_weight(weight.shape, "zeros", "float32", name=name)
+            self.optimizer.track(weight, self.noises[weight.path])
+
+    def apply(self, objective: Objective) -> Objective:
+        check_objective(self.estimator, objective, "MiniBatchVariance")
+
+        def measured(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
+            loss, outcome = objective(weights, batch)
+            if batch.gradient_weight is not None:
+                return loss, outcome
+            gradients = fixed_gradients(objective, weights, batch, outcome, [True] * len(weights))
+            found = estimated_variance(gradients, self.estimator, self.micro_batches, self.seed_generator.next())
+            for weight, variance in zip(self.weights, found, strict=True):
+                noise = self.noises[weight.path].value
+                of_mean = ops.cast(ops.stop_gradient(variance) / ops.cast(gradients.count, variance.dtype), noise.dtype)
+                # The value 0, with the derivative s by the optimizer's variable.
+                loss = loss + ops.cast(ops.sum(of_mean * (noise - ops.stop_gradient(noise))), loss.dtype)
+            return loss, outcome
+
+        return measured
+
+    def get_config(self) -> dict[str, Any]:
+        return {"estimator": self.estimator, "micro_batches": self.micro_batches, **super().get_config()}
