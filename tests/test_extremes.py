@@ -9,7 +9,7 @@ from hypothesis.extra.numpy import arrays
 from keras import ops
 
 import minimand
-from minimand import _elementary, metrics
+from minimand import _ops, metrics
 from minimand.gradients import GradientMoments, evidence, inner_product_test, noise_scale, norm_test, signal_to_noise
 from minimand.testing import LossSuite, TransformSuite
 from tests.helpers import dtype_policy, gradient, numpy
@@ -19,11 +19,11 @@ eager = pytest.mark.skipif(
     keras.backend.backend() != "torch", reason="elsewhere each shape and type takes a program of its own"
 )
 KEEPING = {
-    "at_least": (lambda v: _elementary.at_least(v, 1.0), lambda v: max(v, 1.0)),
-    "at_most": (lambda v: _elementary.at_most(v, 1.0), lambda v: min(v, 1.0)),
-    "magnitude": (_elementary.magnitude, abs),
-    "safe_sqrt": (lambda v: _elementary.safe_sqrt(v * v), abs),
-    "soft_threshold": (lambda v: _elementary.soft_threshold(v, 0.5), lambda v: np.sign(v) * max(abs(v) - 0.5, 0.0)),
+    "at_least": (lambda v: _ops.at_least(v, 1.0), lambda v: max(v, 1.0)),
+    "at_most": (lambda v: _ops.at_most(v, 1.0), lambda v: min(v, 1.0)),
+    "magnitude": (_ops.magnitude, abs),
+    "safe_sqrt": (lambda v: _ops.safe_sqrt(v * v), abs),
+    "soft_threshold": (lambda v: _ops.soft_threshold(v, 0.5), lambda v: np.sign(v) * max(abs(v) - 0.5, 0.0)),
 }
 
 

@@ -176,8 +176,8 @@ def test_gradients_by_the_pass_of_training_are_those_by_another(name, random, fl
     coefficients = ops.convert_to_tensor(random.normal(size=ROWS))
     with keras.StatelessScope(state):
         objective = trainer.data_objective()
-        outcome = objective(weights, batch)[1]
-        kept = fixed_gradients(objective, weights, batch, outcome, [True] * len(weights))
+        aux = objective(weights, batch)[1]
+        kept = fixed_gradients(objective, weights, batch, aux, [True] * len(weights))
         assert kept.kept is not None
         for found, expected in zip(kept.sum(coefficients), replace(kept, kept=None).sum(coefficients), strict=True):
             np.testing.assert_allclose(numpy(found), numpy(expected), rtol=1e-6, atol=1e-8)

@@ -20,7 +20,7 @@ MODULES = sorted(ROOT.rglob("*.py"))
 FRAMEWORKS = {"jax", "tensorflow", "torch"}
 # The first entry that a module's path starts with gives its layer.
 LAYERS = {
-    "_classes": 0, "_default_backend": 0, "_elementary": 0, "_state": 0, "_scope": 0, "_selection": 0, "_validation": 0,
+    "_classes": 0, "_default_backend": 0, "_ops": 0, "_state": 0, "_scope": 0, "_selection": 0, "_validation": 0,
     "_structure": 0, "_objective": 0, "_micro_batches": 0, "_layer_calls": 0, "gradients": 1, "backend": 0, "_running_moments": 0, "parametrizations": 0, "predict": 1,
     "losses": 1, "regularizers": 1, "optimizers": 1, "metrics": 1, "sparsity": 1, "transforms": 2, "_optimizer": 2,
     "_sampling": 2, "_training_size": 2, "trainer": 3,

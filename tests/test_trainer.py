@@ -278,7 +278,7 @@ def test_freezing_layers_and_recompiling_selects_anew(random):
     frozen = model.layers[0].kernel.numpy()
     trainer.compile("sgd", "mse", transforms=transforms)
     fit(trainer, x, y, epochs=1)
-    assert sum(transforms[0].chosen) == 1
+    assert sum(transforms[0].mask) == 1
     np.testing.assert_array_equal(model.layers[0].kernel.numpy(), frozen)
 
 

@@ -15,7 +15,7 @@ def squared_error(weights, batch):
     """mean_i (x_i . w - y_i)^2 / 2, whose gradient for one example is (x_i . w - y_i) x_i."""
     residual = ops.sum(batch.x * weights[0], axis=-1) - batch.y
     # `ops.mean` computes in float32 on some backends.
-    return ops.sum(residual**2) / (2 * batch.x.shape[0]), "outcome"
+    return ops.sum(residual**2) / (2 * batch.x.shape[0]), "aux"
 
 
 def example_gradients(x, y, w):
@@ -41,7 +41,7 @@ def perturbed(transform, weights, steps=1, build=True):
 
     def objective(values, batch):
         seen[-1].append([numpy(v) for v in values])
-        return ops.sum(values[0]), "outcome"
+        return ops.sum(values[0]), "aux"
 
     for _ in range(steps):
         seen.append([])
@@ -129,14 +129,14 @@ def test_an_antithetic_pair_cancels_odd_orders(random):
         seen.append(numpy(weights[0]))
         return ops.sum(weights[0] ** 3), len(seen)
 
-    loss, outcome = transform.apply(cubic)(tensors(w, dtype="float32"), Batch(None))
+    loss, aux = transform.apply(cubic)(tensors(w, dtype="float32"), Batch(None))
     first, second = seen[0] - w, seen[2] - w
     np.testing.assert_allclose([seen[1] - w, seen[3] - w], [-first, -second], atol=1e-6)
     assert np.abs(first - second).min() > 0
     expected = np.sum(w**3 + 3 * w * (first**2 + second**2) / 2)
     assert float(numpy(loss)) == pytest.approx(expected, rel=1e-4)
     assert len(seen) == 4
-    assert outcome == 1
+    assert aux == 1
 
 
 def test_a_schedule_and_when_noise_starts_and_stops():
@@ -188,7 +188,7 @@ def test_selection(select, chosen):
     )
     transform = WeightNoise(0.1, select=select)
     transform.build(model)
-    assert [v.name for v, c in zip(model.trainable_variables, transform.chosen, strict=True) if c] == chosen
+    assert [v.name for v, c in zip(model.trainable_variables, transform.mask, strict=True) if c] == chosen
 
 
 @keras.saving.register_keras_serializable(package="tests")
@@ -222,10 +222,10 @@ def test_penalty_adds_the_regularizer_of_the_selected_weights(random):
     transform = WeightPenalty(keras.regularizers.L2(0.5))
     transform.build(model)
     kernel, bias = random.normal(size=(3, 1)), random.normal(size=1)
-    objective = transform.apply(lambda weights, batch: (ops.sum(weights[1]), "outcome"))
-    loss, outcome = objective(tensors(kernel, bias, dtype="float32"), Batch(None))
+    objective = transform.apply(lambda weights, batch: (ops.sum(weights[1]), "aux"))
+    loss, aux = objective(tensors(kernel, bias, dtype="float32"), Batch(None))
     assert numpy(loss) == pytest.approx(bias.sum() + 0.5 * np.sum(kernel**2), rel=1e-5)
-    assert outcome == "outcome"
+    assert aux == "aux"
 
 
 # GradientVariancePenalty
@@ -233,7 +233,7 @@ def test_penalty_adds_the_regularizer_of_the_selected_weights(random):
 
 def variance_penalty(strength, **arguments):
     penalty = GradientVariancePenalty(strength, estimator="micro_batch", **arguments)
-    penalty.chosen = [True]
+    penalty.mask = [True]
     return penalty
 
 
@@ -245,9 +245,9 @@ def test_penalty_is_the_micro_batch_estimate(rows, count, random, float64):
     parts = example_gradients(x, y, w)[: used * size].reshape(used, size, 3).mean(axis=1)
     variance = size * parts.var(axis=0, ddof=1).sum()
     penalised = variance_penalty(0.7, micro_batches=count).apply(squared_error)
-    loss, outcome = penalised(tensors(w), Batch(*tensors(x, y)))
+    loss, aux = penalised(tensors(w), Batch(*tensors(x, y)))
     assert float(numpy(loss)) == pytest.approx(np.mean((x @ w - y) ** 2) / 2 + 0.7 * variance, rel=1e-9)
-    assert outcome == "outcome"
+    assert aux == "aux"
 
 
 def test_estimate_is_unbiased(random):
@@ -293,7 +293,7 @@ def test_one_example_has_no_variance(random):
 def quadratic(weights, batch):
     """sum_l (w_l - 1)^T A_l (w_l - 1) / 2, A_l diagonal and given by the batch."""
     pairs = zip(weights, batch.x, strict=True)
-    return sum(ops.sum(a * (w - 1.0) ** 2) for w, a in pairs) / 2, "outcome"
+    return sum(ops.sum(a * (w - 1.0) ** 2) for w, a in pairs) / 2, "aux"
 
 
 def sharp_gradient(transform, arrays, matrices):
@@ -343,7 +343,7 @@ def test_each_part_of_the_batch_has_its_own_perturbation(rows, splits, random, f
     batch = Batch(*tensors(x, y))
     loss = transform.apply(squared_error)
     np.testing.assert_allclose(gradient(lambda v: loss([v], batch)[0], w)[0], expected, rtol=1e-6)
-    assert loss(tensors(w), batch)[1] == "outcome"
+    assert loss(tensors(w), batch)[1] == "aux"
 
 
 def test_no_gradient_no_perturbation(float64):
@@ -359,7 +359,7 @@ def test_both_passes_see_the_same_noise(random):
 
     def objective(weights, batch):
         seen.append(numpy(weights[0]))
-        return ops.sum(weights[0] * batch.x), "outcome"
+        return ops.sum(weights[0] * batch.x), "aux"
 
     a = random.normal(size=(3, 2)).astype("float32")
     noise, sharp = WeightNoise(0.5, seed=1), SharpnessAware(0.1)

@@ -47,8 +47,8 @@ class Flooding(minimand.transforms.Transform):
 
     def apply(self, objective):
         def flooded(weights, batch):
-            loss, outcome = objective(weights, batch)
-            return ops.abs(loss - self.level) + self.level, outcome
+            loss, aux = objective(weights, batch)
+            return ops.abs(loss - self.level) + self.level, aux
 
         return flooded
 

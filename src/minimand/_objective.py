@@ -19,9 +19,9 @@ Weights = Sequence[Tensor]
 """Values for the model's trainable variables, in the order of `model.trainable_variables`."""
 
 Objective = Callable[[Weights, Batch], tuple[Tensor, Any]]
-"""`objective(weights, batch)` returns `(loss, outcome)`: a scalar, and what the forward pass left behind.
+"""`objective(weights, batch)` returns `(loss, aux)`: a scalar, and what the forward pass left behind.
 
-The outcome (predictions, batch statistics, seeds) is opaque to a transform, which returns that of the pass that
+The aux (predictions, batch statistics, seeds) is opaque to a transform, which returns that of the pass that
 counts: the unperturbed one where there are several.
 """
 
@@ -84,20 +84,18 @@ class DataObjective:
             drawn = any(scope.state_mapping.get(s) is not old for s, old in zip(seeds, before, strict=True))
             return y_pred, self.output_gradients(batch, y_pred), drawn or (self.training and _drops(self.model))
 
-    def kept_gradient(
-        self, weights: Weights, batch: Batch, outcome: Any
-    ) -> Callable[[Tensor | None], list[Tensor]] | None:
-        """The gradient by some of the weights, for the batch with a `gradient_weight`, from the outcome of a call.
+    def kept_gradient(self, weights: Weights, batch: Batch, aux: Any) -> Callable[[Tensor | None], list[Tensor]] | None:
+        """The gradient by some of the weights, for the batch with a `gradient_weight`, from the aux of a call.
 
         None where the framework does not keep a pass.
         """
-        pull = backend.pullback(keras.tree.flatten(outcome[0]), weights)
+        pull = backend.pullback(keras.tree.flatten(aux[0]), weights)
         if pull is None:
             return None
 
         @cache
         def factors() -> list[Tensor]:
-            return self.output_gradients(batch.plain(), outcome[0], differentiable=False)
+            return self.output_gradients(batch.plain(), aux[0], differentiable=False)
 
         def gradient(weight: Tensor | None) -> list[Tensor]:
             return pull(factors() if weight is None else weighted_rows(factors(), weight))

@@ -11,7 +11,7 @@ import keras
 import numpy as np
 
 from minimand import backend
-from minimand._objective import Batch
+from minimand._batches import Batch
 from minimand._scope import forked_scope
 from minimand._selection import Select, check_select, selection, shifted
 from minimand._validation import check_float, check_int, check_rows
@@ -131,8 +131,8 @@ class WeightSamples:
         count = check_rows("Trainer.sharpness", "`x`, `y` and `sample_weight`", data)
         self.prepare(*_rows(data, np.arange(1)))
         check_select(select, "Trainer.sharpness")
-        chosen = selection(self.model.trainable_variables, select, "Trainer.sharpness")
-        differences = self._compiled_once(("sharpness", *chosen), lambda: _second_differences(self, chosen))
+        mask = selection(self.model.trainable_variables, select, "Trainer.sharpness")
+        differences = self._compiled_once(("sharpness", *mask), lambda: _second_differences(self, mask))
         size = keras.ops.convert_to_tensor(stddev, "float32")
         state = _values(self)
         estimates: list[float] = []
@@ -203,7 +203,7 @@ def _sampled_predictions(trainer: Any) -> Callable[..., Any]:
     return backend.vmap(predict)
 
 
-def _second_differences(trainer: Any, chosen: Sequence[bool]) -> Callable[..., Any]:
+def _second_differences(trainer: Any, mask: Sequence[bool]) -> Callable[..., Any]:
     objective = trainer.data_objective(training=False)
 
     def difference(
@@ -211,15 +211,13 @@ def _second_differences(trainer: Any, chosen: Sequence[bool]) -> Callable[..., A
     ) -> Tensor:
         with _scope(trainer, trainable, other):
             weights = [variable.value for variable in trainer.model.trainable_variables]
-            steps = backend.noise(
-                "rademacher", [tuple(weight.shape) for weight in compress(weights, chosen)], seed, size
-            )
+            steps = backend.noise("rademacher", [tuple(weight.shape) for weight in compress(weights, mask)], seed, size)
 
             def loss(values: Sequence[Tensor]) -> Tensor:
                 return keras.ops.cast(objective(values, Batch(*data))[0], "float32")
 
             here = loss(weights)
-            above, below = (loss(shifted(weights, chosen, steps, sign)) for sign in (1, -1))
+            above, below = (loss(shifted(weights, mask, steps, sign)) for sign in (1, -1))
             return (above - here) + (below - here)
 
     return backend.vmap(difference)

@@ -24,21 +24,21 @@ def selection(variables: Sequence[keras.Variable], select: Select, owner: str) -
         ValueError: nothing is chosen, which would make `owner` a silent no-op.
     """
     if callable(select):
-        chosen = [bool(select(variable)) for variable in variables]
+        mask = [bool(select(variable)) for variable in variables]
     elif select == "kernels":
-        chosen = [len(variable.shape) >= 2 for variable in variables]
+        mask = [len(variable.shape) >= 2 for variable in variables]
     elif select == "all":
-        chosen = [True] * len(variables)
+        mask = [True] * len(variables)
     else:
-        chosen = [re.search(select, variable.path) is not None for variable in variables]
-    if not any(chosen):
+        mask = [re.search(select, variable.path) is not None for variable in variables]
+    if not any(mask):
         paths = ", ".join(variable.path for variable in variables) or "none"
         raise ValueError(
             f"{owner}: `select` must choose at least one trainable weight of the model. "
             f"Received: select={select!r}, which chooses none of: {paths}. "
             'Use "kernels" (rank 2 or more), "all", a regular expression, or a function of the variable.'
         )
-    return chosen
+    return mask
 
 
 def check_select(select: Select, owner: str) -> Select:
@@ -72,7 +72,7 @@ def match_path(path: str, candidates: Iterable[str]) -> str | None:
     return ends[0] if len(ends) == 1 else None
 
 
-def shifted(weights: Sequence[Tensor], chosen: Sequence[bool], steps: Iterable[Tensor], sign: int = 1) -> list[Tensor]:
+def shifted(weights: Sequence[Tensor], mask: Sequence[bool], steps: Iterable[Tensor], sign: int = 1) -> list[Tensor]:
     """The weights, with a step, in order, added to each of the chosen ones; or subtracted, with the sign -1."""
     step: Any = iter(steps)
 
@@ -80,10 +80,10 @@ def shifted(weights: Sequence[Tensor], chosen: Sequence[bool], steps: Iterable[T
         change = ops.cast(next(step), weight.dtype)
         return weight + change if sign > 0 else weight - change
 
-    return [moved(weight) if c else weight for weight, c in zip(weights, chosen, strict=True)]
+    return [moved(weight) if c else weight for weight, c in zip(weights, mask, strict=True)]
 
 
-def merged(weights: Sequence[Tensor], chosen: Sequence[bool], values: Iterable[Tensor]) -> list[Tensor]:
+def merged(weights: Sequence[Tensor], mask: Sequence[bool], values: Iterable[Tensor]) -> list[Tensor]:
     """The weights, with these values, in order, in place of the chosen ones."""
     value: Any = iter(values)
-    return [next(value) if c else weight for weight, c in zip(weights, chosen, strict=True)]
+    return [next(value) if c else weight for weight, c in zip(weights, mask, strict=True)]

@@ -9,8 +9,8 @@ from typing import Any
 import keras
 
 from minimand import backend
-from minimand._batches import training_examples
-from minimand._objective import Batch, DataObjective, Objective
+from minimand._batches import Batch, training_examples
+from minimand._objective import DataObjective, Objective
 from minimand._optimizer import LossVariablesOptimizer, exclude_from_weight_decay, portable, without_proximal_steps
 from minimand._sampling import WeightSamples
 from minimand._state import StateLayer

@@ -73,7 +73,7 @@ class GradientReport(keras.callbacks.Callback):
     def on_train_end(self, logs: Any = None) -> None:
         """Keras's hook."""
         variables = self.model.model.trainable_variables
-        self.weights = [variable.path for variable in compress(variables, self._measure.chosen)]
+        self.weights = [variable.path for variable in compress(variables, self._measure.mask)]
         self.values = np.array(self._epochs).reshape(-1, 3, len(self.weights))
         if self.path is not None and len(self.values):
             self.figure().savefig(self.path)

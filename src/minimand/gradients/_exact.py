@@ -39,7 +39,7 @@ class TappedLayer(NamedTuple):
         return [self.kernel] if self.bias is None else [self.kernel, self.bias]
 
 
-def tapped_layers(model: keras.Model, chosen: Sequence[bool]) -> list[TappedLayer]:
+def tapped_layers(model: keras.Model, mask: Sequence[bool]) -> list[TappedLayer]:
     """The layers with a closed form among those that hold chosen weights.
 
     They are Dense layers and convolutions, that a functional or Sequential model calls once: whatever else calls a
@@ -53,8 +53,8 @@ def tapped_layers(model: keras.Model, chosen: Sequence[bool]) -> list[TappedLaye
             continue
         bias = None if layer.bias is None else index.get(id(layer.bias))
         kernel = index.get(id(layer.kernel))
-        if kernel is not None and chosen[kernel] and getattr(layer, "data_format", None) != "channels_first":
-            found.append(TappedLayer(layer, kernel, bias if bias is not None and chosen[bias] else None))
+        if kernel is not None and mask[kernel] and getattr(layer, "data_format", None) != "channels_first":
+            found.append(TappedLayer(layer, kernel, bias if bias is not None and mask[bias] else None))
     weights = [k for part in found for k in part.indices]
     # Layers that share their weights have none of their own.
     return [part for part in found if all(weights.count(k) == 1 for k in part.indices)]
@@ -221,16 +221,16 @@ def exact_sums(gradients: ExampleGradients, members: Tensor | None = None) -> tu
     The mismatch is the squared difference of outputs of examples by themselves and in the batch, over their square; 0
     where no example was taken by itself.
     """
-    objective, weights, chosen = gradients.objective, gradients.weights, gradients.chosen
+    objective, weights, mask = gradients.objective, gradients.weights, gradients.mask
     assert isinstance(objective, DataObjective), "checked by what lets users choose the estimator"
     dtype = gradients.dtype
     ones = ops.ones((gradients.count,), dtype)
     shares = ops.reshape(ones, (-1, 1)) if members is None else members
     powers = (2,) if members is None else (1, 2)
-    layers = tapped_layers(objective.model, chosen)
+    layers = tapped_layers(objective.model, mask)
     shadows = [shadows_of(part, shares.shape[1], powers, dtype) for part in layers]
     # Sums of gradients by group come from the shadows: the weights need no gradients of their own.
-    wanted = chosen if members is None else [False] * len(weights)
+    wanted = mask if members is None else [False] * len(weights)
     sizes = [sum(wanted), *map(len, shadows)]
     batch, factor = gradients.whole()
     calls: list[int] = []
@@ -250,11 +250,11 @@ def exact_sums(gradients: ExampleGradients, members: Tensor | None = None) -> tu
         if called == 1:
             scaled = [factor**power * s for s, power in zip(found, powers * len(part.indices), strict=True)]
             sums.update(zip(part.indices, _split(scaled, [len(powers)] * len(part.indices)), strict=True))
-    rest = [c and k not in sums for k, c in enumerate(chosen)]
+    rest = [c and k not in sums for k, c in enumerate(mask)]
     mismatch = ops.zeros((), dtype)
     if any(rest):
         found, mismatch = _one_by_one(gradients, objective, rest, shares, powers)
-        sums.update(zip(compress(range(len(chosen)), rest), found, strict=True))
+        sums.update(zip(compress(range(len(mask)), rest), found, strict=True))
     second = [sums[k][-1] for k in sorted(sums)]
     if members is None:
         return [factor * at_least_float32(g) for g in of_weights], [s[0] for s in second], mismatch

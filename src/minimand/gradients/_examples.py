@@ -10,8 +10,8 @@ import keras
 from keras import ops
 
 from minimand import backend
-from minimand._batches import first_leaf, micro_batches
-from minimand._objective import Batch, DataObjective, Objective, Weights
+from minimand._batches import Batch, first_leaf, micro_batches
+from minimand._objective import DataObjective, Objective, Weights
 from minimand._ops import at_least_float32
 from minimand._scope import isolated
 from minimand._selection import merged
@@ -26,7 +26,7 @@ class ExampleGradients:
         objective: an objective.
         weights: where the gradients are taken.
         batch: the examples.
-        chosen: which weights' gradients are wanted.
+        mask: which weights' gradients are wanted.
         differentiable: whether what follows from the gradients can be differentiated by the weights.
         kept: the gradient for the batch with a `gradient_weight`, by a pass that has taken place.
     """
@@ -34,7 +34,7 @@ class ExampleGradients:
     objective: Objective
     weights: Weights
     batch: Batch
-    chosen: Sequence[bool]
+    mask: Sequence[bool]
     differentiable: bool = True
     kept: Callable[[Tensor | None], list[Tensor]] | None = None
 
@@ -67,12 +67,12 @@ class ExampleGradients:
         function = isolated(self.objective)
 
         def loss(values: Sequence[Tensor]) -> tuple[Tensor, None]:
-            return function(merged(self.weights, self.chosen, values), batch)[0], None
+            return function(merged(self.weights, self.mask, values), batch)[0], None
 
-        chosen = list(compress(self.weights, self.chosen))
+        selected = list(compress(self.weights, self.mask))
         if self.differentiable:
-            return backend.pure_value_and_gradient(loss, chosen)[1]
-        return backend.value_and_gradient(loss, chosen, differentiable=False)[1]
+            return backend.pure_value_and_gradient(loss, selected)[1]
+        return backend.value_and_gradient(loss, selected, differentiable=False)[1]
 
     def sum(self, example_weights: Tensor) -> list[Tensor]:
         """sum_i c_i g_i for weights c (n,)."""

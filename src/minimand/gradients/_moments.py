@@ -13,7 +13,8 @@ import numpy as np
 from keras import ops
 
 from minimand import backend
-from minimand._objective import Batch, DataObjective
+from minimand._batches import Batch
+from minimand._objective import DataObjective
 from minimand._ops import at_least_float32
 from minimand._validation import check_bool, check_choice, check_int, check_rows
 from minimand.backend import Tensor

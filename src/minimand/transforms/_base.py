@@ -9,7 +9,8 @@ from typing import Any, TypeAlias
 import keras
 from keras import ops
 
-from minimand._objective import Batch, Objective, Weights
+from minimand._batches import Batch
+from minimand._objective import Objective, Weights
 from minimand._scope import isolated
 from minimand._state import StateLayer
 from minimand._validation import check_float
@@ -45,8 +46,8 @@ class Transform:
         ...     "L -> 2 L"
         ...     def apply(self, objective):
         ...         def scaled(weights, batch):
-        ...             loss, outcome = objective(weights, batch)
-        ...             return 2.0 * loss, outcome
+        ...             loss, aux = objective(weights, batch)
+        ...             return 2.0 * loss, aux
         ...         return scaled
         >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)])
         >>> trainer = minimand.Trainer(model)
@@ -129,10 +130,10 @@ Pass = Callable[[Batch], tuple[Tensor, Any]]
 
 def mean_of(passes: Sequence[Pass], batch: Batch) -> tuple[Tensor, Any]:
     """The mean loss of the passes, and what the first one left behind."""
-    loss, outcome = passes[0](batch)
+    loss, aux = passes[0](batch)
     for one in passes[1:]:
         loss = loss + isolated(one)(batch)[0]
-    return loss / len(passes) if len(passes) > 1 else loss, outcome
+    return loss / len(passes) if len(passes) > 1 else loss, aux
 
 
 # Transforms that add a penalty, with a strength that may follow a schedule.

@@ -32,7 +32,7 @@ class LinearLayer(NamedTuple):
     bias: int | None
 
 
-def linear_layers(model: keras.Model, chosen: Sequence[bool], owner: str) -> list[LinearLayer]:
+def linear_layers(model: keras.Model, mask: Sequence[bool], owner: str) -> list[LinearLayer]:
     """The layers whose chosen kernel can have noise of its own for each example.
 
     These are Dense, EinsumDense and convolutions, without LoRA, that share their kernel with no other layer; with
@@ -41,7 +41,7 @@ def linear_layers(model: keras.Model, chosen: Sequence[bool], owner: str) -> lis
     Raises:
         ValueError: there is none.
     """
-    index = {id(v): k for k, (v, c) in enumerate(zip(model.trainable_variables, chosen, strict=True)) if c}
+    index = {id(v): k for k, (v, c) in enumerate(zip(model.trainable_variables, mask, strict=True)) if c}
     found = [
         LinearLayer(layer, index[id(layer.kernel)], index.get(id(layer.bias)) if _whole_bias(layer) else None)
         for layer in model._flatten_layers()
@@ -53,7 +53,7 @@ def linear_layers(model: keras.Model, chosen: Sequence[bool], owner: str) -> lis
         raise ValueError(
             f'{owner}: per="example" and per="position" need the kernel of a Dense, EinsumDense or convolution layer '
             "without LoRA among the weights that `select` chooses. Received: "
-            f"{[v.path for v, c in zip(model.trainable_variables, chosen, strict=True) if c]}. "
+            f"{[v.path for v, c in zip(model.trainable_variables, mask, strict=True) if c]}. "
             'Use per="batch", which works for all weights.'
         )
     return found

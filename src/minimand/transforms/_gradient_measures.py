@@ -40,14 +40,14 @@ def check_objective(estimator: str, objective: Objective, owner: str) -> None:
 
 
 def fixed_gradients(
-    objective: Objective, weights: Weights, batch: Batch, outcome: Any, chosen: Sequence[bool]
+    objective: Objective, weights: Weights, batch: Batch, aux: Any, mask: Sequence[bool]
 ) -> ExampleGradients:
-    """The examples' gradients to take constants from, after the pass whose outcome is given."""
+    """The examples' gradients to take constants from, after the pass whose aux is given."""
     fixed = [ops.stop_gradient(weight) for weight in weights]
     kept = None
     if isinstance(objective, DataObjective):
-        kept = objective.kept_gradient(list(compress(weights, chosen)), batch, outcome)
-    return ExampleGradients(objective, fixed, batch, chosen, differentiable=False, kept=kept)
+        kept = objective.kept_gradient(list(compress(weights, mask)), batch, aux)
+    return ExampleGradients(objective, fixed, batch, mask, differentiable=False, kept=kept)
 
 
 def estimated_variance(gradients: ExampleGradients, estimator: str, micro_batches: int, seed: Tensor) -> list[Tensor]:
@@ -139,9 +139,9 @@ class MeasureGradient(PeriodicTransform):
         self.select = check_select(select, "MeasureGradient")
 
     def build(self, model: keras.Model) -> None:
-        self.chosen = selection(model.trainable_variables, self.select, "MeasureGradient")
+        self.mask = selection(model.trainable_variables, self.select, "MeasureGradient")
         check_model(self.estimator, model, "MeasureGradient")
-        tensors, found = sum(self.chosen), getattr(self.state, "statistics", None)
+        tensors, found = sum(self.mask), getattr(self.state, "statistics", None)
         if found is None or found.sums.shape[1] != tensors:
             # A metric of the layer that holds the transform's variables is one of the trainer's.
             if found is not None:
@@ -157,10 +157,10 @@ class MeasureGradient(PeriodicTransform):
         check_objective(self.estimator, objective, "MeasureGradient")
 
         def measured(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
-            loss, outcome = objective(weights, batch)
+            loss, aux = objective(weights, batch)
             if batch.gradient_weight is None:
-                self._measure(lambda: fixed_gradients(objective, weights, batch, outcome, self.chosen))
-            return loss, outcome
+                self._measure(lambda: fixed_gradients(objective, weights, batch, aux, self.mask))
+            return loss, aux
 
         return measured
 
@@ -178,7 +178,7 @@ class MeasureGradient(PeriodicTransform):
         # As where steps are counted: each measurement has the next draw.
         state.assign(ops.where(due, state.value, before))
         dtype = gradients.dtype
-        nothing = ops.zeros((3, sum(self.chosen)), dtype), ops.zeros((2,), dtype)
+        nothing = ops.zeros((3, sum(self.mask)), dtype), ops.zeros((2,), dtype)
         sums, others = ops.cond(due, lambda: self._found(gradients, seed), lambda: nothing)
         self.statistics.update_state(sums, others, ops.logical_and(due, gradients.count > 1))
 
@@ -328,17 +328,17 @@ class MiniBatchVariance(Transform):
         check_objective(self.estimator, objective, "MiniBatchVariance")
 
         def measured(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
-            loss, outcome = objective(weights, batch)
+            loss, aux = objective(weights, batch)
             if batch.gradient_weight is not None:
-                return loss, outcome
-            gradients = fixed_gradients(objective, weights, batch, outcome, [True] * len(weights))
+                return loss, aux
+            gradients = fixed_gradients(objective, weights, batch, aux, [True] * len(weights))
             found = estimated_variance(gradients, self.estimator, self.micro_batches, self.seed_generator.next())
             for weight, variance in zip(self.weights, found, strict=True):
                 noise = self.noises[weight.path].value
                 of_mean = ops.cast(ops.stop_gradient(variance) / ops.cast(gradients.count, variance.dtype), noise.dtype)
                 # The value 0, with the derivative s by the optimizer's variable.
                 loss = loss + ops.cast(ops.sum(of_mean * (noise - ops.stop_gradient(noise))), loss.dtype)
-            return loss, outcome
+            return loss, aux
 
         return measured
 

@@ -17,8 +17,9 @@ from minimand._validation import check_bool, check_choice, check_int
 from minimand.backend import Tensor
 from minimand.gradients._exact import exact_sums
 from minimand.gradients._examples import ExampleGradients
+from minimand.gradients._moments import ESTIMATORS
 from minimand.transforms._base import Batch, Objective, PenaltyTransform, Strength, Weights
-from minimand.transforms._gradient_measures import ESTIMATORS, check_model, check_objective
+from minimand.transforms._gradient_measures import check_model, check_objective
 
 # A penalty on the norm of the gradient.
 
@@ -62,22 +63,22 @@ class GradientNormPenalty(PenaltyTransform):
         self.select = check_select(select, "GradientNormPenalty")
 
     def build(self, model: keras.Model) -> None:
-        self.chosen = selection(model.trainable_variables, self.select, "GradientNormPenalty")
+        self.mask = selection(model.trainable_variables, self.select, "GradientNormPenalty")
 
     def apply(self, objective: Objective) -> Objective:
         def penalised(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
             def at(values: Weights) -> tuple[Tensor, Any]:
-                (loss, outcome), assigned = recorded(objective)(merged(weights, self.chosen, values), batch.plain())
-                return loss, (outcome, assigned)
+                (loss, aux), assigned = recorded(objective)(merged(weights, self.mask, values), batch.plain())
+                return loss, (aux, assigned)
 
-            chosen = list(compress(weights, self.chosen))
-            (loss, (outcome, assigned)), gradients = backend.pure_value_and_gradient(at, chosen)
+            selected = list(compress(weights, self.mask))
+            (loss, (aux, assigned)), gradients = backend.pure_value_and_gradient(at, selected)
             record(assigned)
             squares = sum(ops.sum(ops.square(at_least_float32(g))) for g in gradients)
             penalty = self.strength_now() * (squares if self.squared else safe_sqrt(squares))
             if batch.gradient_weight is not None:
-                loss, outcome = objective(weights, batch)
-            return loss + ops.cast(penalty, loss.dtype), outcome
+                loss, aux = objective(weights, batch)
+            return loss + ops.cast(penalty, loss.dtype), aux
 
         return penalised
 
@@ -173,17 +174,17 @@ class GradientVariancePenalty(PenaltyTransform):
         self.select = check_select(select, owner)
 
     def build(self, model: keras.Model) -> None:
-        self.chosen = selection(model.trainable_variables, self.select, "GradientVariancePenalty")
+        self.mask = selection(model.trainable_variables, self.select, "GradientVariancePenalty")
         check_model(self.estimator, model, "GradientVariancePenalty")
 
     def apply(self, objective: Objective) -> Objective:
         check_objective(self.estimator, objective, "GradientVariancePenalty")
 
         def penalised(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
-            loss, outcome = objective(weights, batch)
-            gradients = ExampleGradients(objective, weights, batch.plain(), self.chosen)
+            loss, aux = objective(weights, batch)
+            gradients = ExampleGradients(objective, weights, batch.plain(), self.mask)
             penalty = self._variance(gradients) if self.groups is None else self._differences(gradients)
-            return loss + ops.cast(self.strength_now() * penalty, loss.dtype), outcome
+            return loss + ops.cast(self.strength_now() * penalty, loss.dtype), aux
 
         return penalised
 

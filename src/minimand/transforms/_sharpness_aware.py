@@ -78,14 +78,14 @@ class SharpnessAware(Transform):
         self.select = check_select(select, "SharpnessAware")
 
     def build(self, model: keras.Model) -> None:
-        self.chosen = selection(model.trainable_variables, self.select, "SharpnessAware")
+        self.mask = selection(model.trainable_variables, self.select, "SharpnessAware")
 
     def _perturbed(self, weights: Weights, gradients: Weights) -> list[Tensor]:
         """W + e."""
         pairs = [
             (at_least_float32(ops.stop_gradient(weight)), at_least_float32(gradient))
-            for weight, gradient, chosen in zip(weights, gradients, self.chosen, strict=True)
-            if chosen
+            for weight, gradient, mask in zip(weights, gradients, self.mask, strict=True)
+            if mask
         ]
         if self.per_layer:
             steps = [g * (self.rho * _norm([w]) / _norm([g])) for w, g in pairs]
@@ -96,12 +96,12 @@ class SharpnessAware(Transform):
         else:
             factor = self.rho / _norm([g for _, g in pairs])
             steps = [factor * g for _, g in pairs]
-        return shifted(weights, self.chosen, steps)
+        return shifted(weights, self.mask, steps)
 
     def apply(self, objective: Objective) -> Objective:
         def clean(values: Weights, batch: Batch) -> tuple[Tensor, Any]:
-            (loss, outcome), assigned = recorded(objective)(values, batch)
-            return loss, (outcome, assigned)
+            (loss, aux), assigned = recorded(objective)(values, batch)
+            return loss, (aux, assigned)
 
         def at_worst(weights: Weights, batch: Batch) -> tuple[Tensor, Tensor]:
             """The loss at w + e, and what the clean pass left behind."""
@@ -112,9 +112,9 @@ class SharpnessAware(Transform):
 
         def sharp(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
             if self.splits is None:
-                loss, (outcome, assigned) = at_worst(weights, batch)
+                loss, (aux, assigned) = at_worst(weights, batch)
                 record(assigned)
-                return loss, outcome
+                return loss, aux
             losses = [share * at_worst(weights, part)[0] for part, share in split(batch, self.splits)]
             # Metrics and batch statistics are those of the whole batch.
             return sum(losses[1:], losses[0]), objective([ops.stop_gradient(w) for w in weights], batch)[1]

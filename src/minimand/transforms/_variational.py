@@ -182,10 +182,10 @@ class VariationalWeightNoise(SizedTransform):
             self.step = self.add_weight((), "zeros", "int32", trainable=False, name="step")
 
     def build(self, model: keras.Model) -> None:
-        self.chosen = selection(model.trainable_variables, self.select, "VariationalWeightNoise")
-        self.placement = Placement(model, self.chosen, self.per, "VariationalWeightNoise")
+        self.mask = selection(model.trainable_variables, self.select, "VariationalWeightNoise")
+        self.placement = Placement(model, self.mask, self.per, "VariationalWeightNoise")
         self.weights = list(model.trainable_variables)
-        self.selected = list(compress(self.weights, self.chosen))
+        self.selected = list(compress(self.weights, self.mask))
         for weight in self.selected:
             if weight.path not in self.log_stddevs:
                 self.log_stddevs[weight.path] = self._made("log_stddev", weight, self._initial_log_stddev)
@@ -216,12 +216,12 @@ class VariationalWeightNoise(SizedTransform):
     def sample(self, weights: Weights, seed: Tensor) -> list[Tensor]:
         """Weights drawn from the posterior."""
         noise = backend.noise("normal", [tuple(v.shape) for v in self.selected], seed)
-        return shifted(weights, self.chosen, self._steps(self.selected, noise))
+        return shifted(weights, self.mask, self._steps(self.selected, noise))
 
     def divergence(self, weights: Weights, draws: Sequence[Sequence[Tensor]]) -> Tensor:
         """KL(posterior || prior), summed over the chosen weights; where it has no closed form, at these unit draws."""
         total: Any = 0.0
-        for index, (variable, weight) in enumerate(zip(self.selected, compress(weights, self.chosen), strict=True)):
+        for index, (variable, weight) in enumerate(zip(self.selected, compress(weights, self.mask), strict=True)):
             log_stddev = self.log_stddevs[variable.path].value
             mean = ops.cast(weight, "float32")
             if self.init == "moped":
@@ -259,9 +259,9 @@ class VariationalWeightNoise(SizedTransform):
                     objective, weights, self._steps(shared, noise), lambda index: self._stddev(self.weights[index]),
                     self.seed_generator, antithetic=self.antithetic,
                 )  # fmt: skip
-            loss, outcome = mean_of(passes, batch)
+            loss, aux = mean_of(passes, batch)
             penalty = self._weight_of_step() * self.divergence(weights, draws)
-            return loss + ops.cast(penalty, loss.dtype), outcome
+            return loss + ops.cast(penalty, loss.dtype), aux
 
         return bound
 
@@ -354,8 +354,8 @@ class IVONNoise(SizedTransform):
         self.optimizer = optimizer
 
     def build(self, model: keras.Model) -> None:
-        self.chosen = selection(model.trainable_variables, self.select, "IVONNoise")
-        self.selected = list(compress(model.trainable_variables, self.chosen))
+        self.mask = selection(model.trainable_variables, self.select, "IVONNoise")
+        self.selected = list(compress(model.trainable_variables, self.mask))
         start = keras.initializers.Constant(self.optimizer.hessian_init)
         for weight in self.selected:
             if weight.path not in self.hessians:
@@ -377,7 +377,7 @@ class IVONNoise(SizedTransform):
             return e * stddev, (e / stddev, stddev)
 
         hessians = [self.hessians[variable.path].value for variable in self.selected]
-        return shifted(weights, self.chosen, map(backend.custom_derivative(of_tensors), hessians, noise))
+        return shifted(weights, self.mask, map(backend.custom_derivative(of_tensors), hessians, noise))
 
     def sample(self, weights: Weights, seed: Tensor) -> list[Tensor]:
         """Weights drawn from the posterior."""

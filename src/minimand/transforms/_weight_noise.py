@@ -89,16 +89,16 @@ class Placement:
 
     Args:
         model: the built model.
-        chosen: which of its trainable weights get noise.
+        mask: which of its trainable weights get noise.
         per: one of `PER`.
         owner: the transform, for messages.
     """
 
-    def __init__(self, model: keras.Model, chosen: Sequence[bool], per: str, owner: str) -> None:
+    def __init__(self, model: keras.Model, mask: Sequence[bool], per: str, owner: str) -> None:
         self.per = per
-        self.layers = [] if per == "batch" else linear_layers(model, chosen, owner)
+        self.layers = [] if per == "batch" else linear_layers(model, mask, owner)
         self.in_layers = [k for part in self.layers for k in (part.kernel, part.bias) if k is not None]
-        self.on_weights = [c and k not in self.in_layers for k, c in enumerate(chosen)]
+        self.on_weights = [c and k not in self.in_layers for k, c in enumerate(mask)]
 
     def passes(
         self,
@@ -252,12 +252,12 @@ class WeightNoise(Transform):
         return not isinstance(self.stddev, float) or self.start > 0 or self.stop is not None
 
     def build(self, model: keras.Model) -> None:
-        self.chosen = selection(model.trainable_variables, self.select, "WeightNoise")
-        self.placement = Placement(model, self.chosen, self.per, "WeightNoise")
+        self.mask = selection(model.trainable_variables, self.select, "WeightNoise")
+        self.placement = Placement(model, self.mask, self.per, "WeightNoise")
         if self._varies and not hasattr(self, "step"):
             self.step = self.add_weight((), "zeros", "int32", trainable=False, name="step")
         if self.draws == "table":
-            sizes = [math.prod(v.shape) for v, c in zip(model.trainable_variables, self.chosen, strict=True) if c]
+            sizes = [math.prod(v.shape) for v, c in zip(model.trainable_variables, self.mask, strict=True) if c]
             length = max(sizes) + TABLE_POSITIONS
             if self.table is None or self.table.shape[0] < length:
                 self.table = self.add_weight((length,), self._table_values, "float32", trainable=False, name="table")
@@ -280,9 +280,9 @@ class WeightNoise(Transform):
         self.step.assign(step + 1)
         return stddev
 
-    def _noise(self, weights: Weights, chosen: Sequence[bool], stddev: Any, seed: Tensor) -> list[Tensor]:
+    def _noise(self, weights: Weights, mask: Sequence[bool], stddev: Any, seed: Tensor) -> list[Tensor]:
         """Noise for each of the chosen weights."""
-        some = list(compress(weights, chosen))
+        some = list(compress(weights, mask))
         shapes = [tuple(weight.shape) for weight in some]
         if not some:
             return []
@@ -297,7 +297,7 @@ class WeightNoise(Transform):
     def sample(self, weights: Weights, seed: Tensor) -> list[Tensor]:
         """The weights with noise, whatever `start` and `stop` are; at the schedule's present standard deviation."""
         stddev = self.stddev(self.step.value) if callable(self.stddev) else self.stddev
-        return shifted(weights, self.chosen, self._noise(weights, self.chosen, stddev, seed))
+        return shifted(weights, self.mask, self._noise(weights, self.mask, stddev, seed))
 
     def apply(self, objective: Objective) -> Objective:
         def noisy(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:

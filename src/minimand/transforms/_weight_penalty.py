@@ -52,15 +52,15 @@ class WeightPenalty(Transform):
         return isinstance(self.regularizer, WeightRegularizer) and self.regularizer.scheduled
 
     def build(self, model: keras.Model) -> None:
-        self.chosen = selection(model.trainable_variables, self.select, "WeightPenalty")
-        self.penalised = list(compress(model.trainable_variables, self.chosen))
+        self.mask = selection(model.trainable_variables, self.select, "WeightPenalty")
+        self.penalised = list(compress(model.trainable_variables, self.mask))
         if isinstance(self.regularizer, WeightRegularizer):
             self.regularizer.check_variables(self.penalised)
         if self._scheduled and not hasattr(self, "step"):
             self.step = self.add_weight((), "zeros", "int32", trainable=False, name="step")
 
     def _penalty(self, weights: Weights) -> Tensor:
-        values = list(compress(weights, self.chosen))
+        values = list(compress(weights, self.mask))
         if not isinstance(self.regularizer, WeightRegularizer):
             return sum(self.regularizer(value) for value in values)
         regularizer = self.regularizer
@@ -72,8 +72,8 @@ class WeightPenalty(Transform):
 
     def apply(self, objective: Objective) -> Objective:
         def penalised(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
-            loss, outcome = objective(weights, batch)
-            return loss + keras.ops.cast(self._penalty(weights), loss.dtype), outcome
+            loss, aux = objective(weights, batch)
+            return loss + keras.ops.cast(self._penalty(weights), loss.dtype), aux
 
         return penalised
 
