@@ -345,7 +345,7 @@ def test_sums_by_group(random, float64):
         each = one_by_one(model, data)
         groups = np.array([0, 1, 1, 2, 0, 1])
         members = (groups[:, None] == np.arange(3)).astype("float64")
-        objective = minimand.gradients.moments._data_objective(model, True)
+        objective = minimand.gradients._moments._data_objective(model, True)
         batch = Batch(*(ops.convert_to_tensor(part) for part in data))
         weights = [v.value for v in model.trainable_variables]
         gradients = ExampleGradients(objective, weights, batch, [True] * len(weights), differentiable=False)

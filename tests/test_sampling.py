@@ -37,7 +37,7 @@ def test_samples_repeat_whatever_the_batch_size_and_leave_no_trace(random):
     x, y = data(random, rows=12)
     model = network()
     trainer = trainer_of(
-        model, WeightNoise(0.5, draws="table", start=3), SharpnessAware(0.1), WeightNoise(0.1, name="second")
+        model, WeightNoise(0.5, start=3), SharpnessAware(0.1), WeightNoise(0.1, name="second")
     )
     before = [v.numpy() for v in trainer.variables]
     first = trainer.predict_samples(x, 3, seed=1)

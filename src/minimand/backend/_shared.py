@@ -20,7 +20,7 @@ from minimand._batches import first_leaf
 
 def periodic(trainer: Any) -> list[Any]:
     """The trainer's transforms that count steps."""
-    return [transform for transform in trainer.transforms if hasattr(transform, "start_counting")]
+    return [transform for transform in trainer.transforms if transform.periodic]
 
 
 @contextlib.contextmanager
