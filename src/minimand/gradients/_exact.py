@@ -131,7 +131,10 @@ def _sums(
     inputs, gradient = at_least_float32(inputs), at_least_float32(gradient)
     members = ops.cast(members, gradient.dtype)
     if isinstance(layer, keras.layers.Dense) and len(inputs.shape) == 2:
-        found = [_products(inputs**power, gradient**power, members) for power in powers]
+        found = []
+        for power in powers:
+            by_group = [gradient**power * members[:, e : e + 1] for e in range(members.shape[1])]
+            found.append(ops.stack([ops.matmul(ops.transpose(inputs**power), d) for d in by_group]))
         of_bias = gradient
     else:
         rows = ops.shape(gradient)[0]
@@ -143,12 +146,6 @@ def _sums(
     if part.bias is not None:
         found += [_grouped(members, of_bias**power) for power in powers]
     return found
-
-
-def _products(a: Tensor, d: Tensor, members: Tensor) -> Tensor:
-    """sum_i m_ie a_i d_i' for each group e."""
-    groups = members.shape[1]
-    return ops.stack([ops.matmul(ops.transpose(a), d * members[:, e : e + 1]) for e in range(groups)])
 
 
 def _grouped(members: Tensor, rows: Tensor) -> Tensor:
@@ -197,18 +194,18 @@ def _patches(layer: Any, inputs: Tensor, sizes: Sequence[int]) -> Tensor:
 # All layers: the closed form if there is one, and else a pass for each example.
 
 
-def check_separable(model: keras.Model, owner: str) -> None:
-    """Raise a `ValueError` if a layer of the model mixes the examples of a batch in training."""
+def check_separable(estimator: str, model: keras.Model, owner: str) -> None:
+    """Raise a `ValueError` if a layer mixes, in training, the examples that the estimator takes apart."""
     mixing = [
         layer.name
         for layer in model._flatten_layers()
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
     ]
-    if mixing:
+    if mixing and estimator != "micro_batch":
         raise ValueError(
-            f"{owner} needs examples that do not depend on each other. Received: a model with {mixing}, which in "
-            'training normalise each example by the others. Use estimator="micro_batch", whose micro-batches are '
-            "normalised by themselves, or freeze these layers."
+            f'{owner}: estimator="{estimator}" needs examples that do not depend on each other. Received: a model with '
+            f"{mixing}, which in training normalise each example by the others. Use "
+            'estimator="micro_batch", whose micro-batches are normalised by themselves, or freeze these layers.'
         )
 
 

@@ -29,12 +29,6 @@ _MISMATCH = 1e-5
 # In a training step.
 
 
-def check_model(estimator: str, model: keras.Model, owner: str) -> None:
-    """Raise a `ValueError` if layers mix the examples that the estimator takes apart."""
-    if estimator != "micro_batch":
-        check_separable(model, f'{owner}: estimator="{estimator}"')
-
-
 def estimated_variance(gradients: ExampleGradients, estimator: str, micro_batches: int, seed: Tensor) -> list[Tensor]:
     """The variance V of one example's gradient, by weight tensor."""
     if estimator == "probe":
@@ -213,7 +207,7 @@ def gradient_moments(
     model._symbolic_build(data_batch=data)
     objective = _data_objective(model, training)
     if training:
-        check_model(estimator, objective.model, owner)
+        check_separable(estimator, objective.model, owner)
     evaluate = partial(_Evaluation(model, objective), data)
     if estimator == "exact":
         return _exact(evaluate, count)

@@ -15,8 +15,9 @@ from minimand._ops import at_least, at_least_float32, safe_sqrt
 from minimand._selection import Select, check_select, selection
 from minimand._validation import check_choice, check_int
 from minimand.backend import Tensor
+from minimand.gradients._exact import check_separable
 from minimand.gradients._examples import ExampleGradients
-from minimand.gradients._moments import ESTIMATORS, check_model, estimated_variance, mean_and_variance
+from minimand.gradients._moments import ESTIMATORS, estimated_variance, mean_and_variance
 from minimand.gradients._statistics import evidence_sums, ratio
 from minimand.optimizers import VarianceAware
 from minimand.transforms._base import Batch, Objective, Transform, Weights
@@ -119,7 +120,7 @@ class MeasureGradient(Transform):
 
     def build(self, model: keras.Model) -> None:
         self.mask = selection(model.trainable_variables, self.select, "MeasureGradient")
-        check_model(self.estimator, model, "MeasureGradient")
+        check_separable(self.estimator, model, "MeasureGradient")
         if sum(self.mask) != self._tensors:
             # A metric of the layer that holds the transform's variables is one of the trainer's metrics.
             if self._tensors:
@@ -192,11 +193,6 @@ class MeasureGradient(Transform):
         return ops.stack([norms, traces, traces / n]), ops.stack([evidence, ops.ones_like(evidence)])
 
 
-def _nothing_found(shape: tuple[int, ...], dtype: str) -> Tensor:
-    """The results without a measurement."""
-    return ops.full(shape, np.nan, dtype)
-
-
 class GradientStatistics(keras.metrics.Metric):
     """Sums over the measurements of an epoch; they stay until the first measurement of the next epoch.
 
@@ -213,8 +209,8 @@ class GradientStatistics(keras.metrics.Metric):
         self.sums = self.add_variable((3, tensors), "zeros", "float32", name="sums")
         self.others = self.add_variable((2,), "zeros", "float32", name="others")
         self.stale = self.add_variable((), "zeros", "float32", name="stale")
-        # Kept, since Keras asks for them at every step.
-        self.found = self.add_variable((len(keys),), _nothing_found, "float32", name="found")
+        # The results are kept, since Keras asks for them at every step; NaN before the first measurement.
+        self.found = self.add_variable((len(keys),), keras.initializers.Constant(np.nan), "float32", name="found")
 
     def update_state(self, sums: Tensor, others: Tensor, measured: Any) -> None:
         """Add a measurement, if there was one."""
@@ -299,7 +295,7 @@ class MiniBatchVariance(Transform):
         self.optimizer = optimizer
 
     def build(self, model: keras.Model) -> None:
-        check_model(self.estimator, model, "MiniBatchVariance")
+        check_separable(self.estimator, model, "MiniBatchVariance")
         self.weights = list(model.trainable_variables)
         for weight in self.weights:
             if weight.path not in self.noises:

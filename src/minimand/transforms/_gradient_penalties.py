@@ -15,9 +15,9 @@ from minimand._scope import record, recorded
 from minimand._selection import Select, check_select, merged, selection
 from minimand._validation import check_bool, check_choice, check_int
 from minimand.backend import Tensor
-from minimand.gradients._exact import exact_moments
+from minimand.gradients._exact import check_separable, exact_moments
 from minimand.gradients._examples import ExampleGradients
-from minimand.gradients._moments import ESTIMATORS, check_model, estimated_variance
+from minimand.gradients._moments import ESTIMATORS, estimated_variance
 from minimand.transforms._base import Batch, Objective, Schedule, Transform, Weights
 from minimand.transforms._gradient_measures import check_objective
 
@@ -147,7 +147,7 @@ class GradientVariancePenalty(Transform):
 
     def build(self, model: keras.Model) -> None:
         self.mask = selection(model.trainable_variables, self.select, "GradientVariancePenalty")
-        check_model(self.estimator, model, "GradientVariancePenalty")
+        check_separable(self.estimator, model, "GradientVariancePenalty")
 
     def apply(self, objective: Objective) -> Objective:
         check_objective(self.estimator, objective, "GradientVariancePenalty")
@@ -228,7 +228,7 @@ class Fishr(Transform):
 
     def build(self, model: keras.Model) -> None:
         self.mask = selection(model.trainable_variables, self.select, "Fishr")
-        check_model("exact", model, "Fishr")
+        check_separable("exact", model, "Fishr")
 
     def apply(self, objective: Objective) -> Objective:
         check_objective("exact", objective, "Fishr")
