@@ -31,8 +31,8 @@ def with_half_of_the_aux(function, values, *, differentiable=True):
     return (value, keras.tree.map_structure(lambda leaf: (leaf + ops.stop_gradient(leaf)) / 2, aux)), gradients
 
 
-def doubled_pullback(outputs, values):
-    pull = backend.pullback(outputs, values)
+def doubled_vjp(outputs, values):
+    pull = backend.vjp(outputs, values)
     return pull and (lambda cotangents: [2 * gradient for gradient in pull(cotangents)])
 
 
@@ -47,7 +47,7 @@ def of_the_first_row(function):
 
 
 def in_order(array, positions, values):
-    return backend.put(array, ops.sort(positions), values)
+    return backend.scatter_update(array, ops.sort(positions), values)
 
 
 def faulty(**functions):
@@ -81,15 +81,18 @@ FAULTS = {
         faulty(value_and_gradient=with_half_of_the_aux),
         "by the value",
     ),
-    "test_the_pullback_is_the_gradient": (faulty(pullback=doubled_pullback), "The pullback"),
-    "test_derivatives_in_closed_form": (faulty(elementwise=differentiated_by_the_framework), "constant to a first"),
+    "test_the_vjp_is_the_gradient": (faulty(vjp=doubled_vjp), "The vector-Jacobian product"),
+    "test_derivatives_in_closed_form": (
+        faulty(custom_derivative=differentiated_by_the_framework),
+        "constant to a first",
+    ),
     "test_a_tap_has_a_gradient_on_the_side": (faulty(tap=lambda output, *rest: output), "shadow's gradient"),
     "test_noise_has_the_stated_law": (
         faulty(noise=lambda law, shapes, seed, scale=1.0: backend.noise(law, shapes, seed, 1.1 * scale)),
         "The variance of normal noise",
     ),
-    "test_loops": (faulty(mapped=of_the_first_row), "A function of each row"),
-    "test_put": (faulty(put=in_order), "Values put into an array"),
+    "test_loops": (faulty(vmap=of_the_first_row), "A function of each row"),
+    "test_scatter_update": (faulty(scatter_update=in_order), "Values put into an array"),
     "test_devices_and_replicas": (faulty(devices=list), "`devices` must name some"),
     "test_the_train_step_is_kerass": (OfAnotherStep, "loss with []"),
 }

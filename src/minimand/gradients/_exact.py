@@ -162,7 +162,9 @@ def _sums_over_positions(a: Tensor, d: Tensor, members: Tensor, powers: tuple[in
 
     if isinstance(a.shape[0], int) and a.shape[0] * entries <= CHUNK:
         return of(a, d, members)
-    return backend.summed(lambda row: of(*(part[None] for part in row)), (a, d, members), max(1, CHUNK // entries))
+    return backend.sum_over_rows(
+        lambda row: of(*(part[None] for part in row)), (a, d, members), max(1, CHUNK // entries)
+    )
 
 
 def _patches(layer: Any, inputs: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -326,7 +328,7 @@ def sums_of_powers(
         return [*(ops.reshape(share, (-1, *[1] * len(g.shape))) * g[None] for g in wanted), other]
 
     entries = sum(math.prod(value.shape) for value in values) * len(powers) * members.shape[1]
-    *sums, total = backend.summed(of_row, (rows, members), max(1, CHUNK // max(entries, 1)))
+    *sums, total = backend.sum_over_rows(of_row, (rows, members), max(1, CHUNK // max(entries, 1)))
     return _split(sums, [len(powers)] * len(values)), total
 
 

@@ -36,7 +36,7 @@ class Transform:
         name: name of the transform; prefix of its variables' paths.
 
     Attributes:
-        step: variable with the number of training steps, if `count_steps` was called; else None.
+        step: variable with the number of training steps, if `add_step_counter` was called; else None.
 
     Raises:
         TypeError: `seed` is neither an integer nor None.
@@ -95,14 +95,14 @@ class Transform:
         name = f"{weight.path.replace('/', '_')}_{kind}"
         return self.add_weight(weight.shape, initializer, "float32", trainable=trainable, name=name)
 
-    def count_steps(self) -> None:
+    def add_step_counter(self) -> None:
         """Make the variable `step`, which `next_step` counts, if it does not exist yet."""
         if self.step is None:
             self.step = self.add_weight((), "zeros", "int32", trainable=False, name="step")
 
     def next_step(self) -> Tensor:
-        """The number of training steps before this one, after `count_steps`; counts this step."""
-        assert self.step is not None, "call `count_steps` first"
+        """The number of training steps before this one, after `add_step_counter`; counts this step."""
+        assert self.step is not None, "call `add_step_counter` first"
         following = self.step.value + 1
         self.step.assign(following)
         # Not the value read above, which on PyTorch may be the variable's own memory.
@@ -111,7 +111,7 @@ class Transform:
     def check_schedule(self, name: str, value: Any) -> Schedule:
         """Return an argument that is a number >= 0 or a schedule of one, or raise; for a schedule, count steps."""
         if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
-            self.count_steps()
+            self.add_step_counter()
             return value
         return check_float(type(self).__name__, name, value, minimum=0.0)
 
@@ -136,8 +136,8 @@ class Transform:
     def check_ready(self) -> None:
         """Called before the first step, to raise if something is missing that only `fit` can give."""
 
-    periodic = False
-    """Whether the transform acts in some steps only. A training loop that can tell which then calls the next three."""
+    counts_steps = False
+    """Whether the transform acts in some steps only; then a loop that counts steps calls the next three methods."""
 
     def start_counting(self) -> None:
         """Called by the training loop when it takes over the count of steps."""
@@ -152,6 +152,9 @@ class Transform:
     def apply(self, objective: Objective) -> Objective:
         """The transformed objective."""
         raise NotImplementedError(f"{type(self).__name__} must implement `apply(self, objective)`.")
+
+    draws_weights = False
+    """Whether `sample` draws weights from a law."""
 
     def sample(self, weights: Weights, seed: Tensor) -> Weights:
         """Weights drawn for a prediction, from those of `fit`; the same weights if the transform draws none.

@@ -114,7 +114,7 @@ class MeasureGradient(Transform):
         self.estimator = check_choice("MeasureGradient", "estimator", estimator, ESTIMATORS)
         self.micro_batches = check_int("MeasureGradient", "micro_batches", micro_batches, minimum=2)
         self.select = check_select(select, "MeasureGradient")
-        self.count_steps()
+        self.add_step_counter()
         self.stop_counting()
         self._tensors = 0
 
@@ -137,7 +137,7 @@ class MeasureGradient(Transform):
     # A training loop that counts the steps compiles or runs each step without the measurement that it does not need.
     # In other loops `_due` is None and the variable `step` says whether to measure, for `keras.ops.cond`.
 
-    periodic = True
+    counts_steps = True
 
     def start_counting(self) -> None:
         self._count = int(ops.convert_to_numpy(self.step))

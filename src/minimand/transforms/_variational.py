@@ -185,7 +185,7 @@ class VariationalWeightNoise(SizedTransform):
         self.log_stddevs: dict[str, keras.Variable] = {}
         self.centers: dict[str, keras.Variable] = {}
         if self.warm_up:
-            self.count_steps()
+            self.add_step_counter()
 
     def build(self, model: keras.Model) -> None:
         self.mask = selection(model.trainable_variables, self.select, "VariationalWeightNoise")
@@ -210,6 +210,8 @@ class VariationalWeightNoise(SizedTransform):
 
     def _steps(self, variables: Sequence[keras.Variable], noise: Sequence[Tensor]) -> list[Tensor]:
         return [self._stddev(variable) * e for variable, e in zip(variables, noise, strict=True)]
+
+    draws_weights = True
 
     def sample(self, weights: Weights, seed: Tensor) -> list[Tensor]:
         """Weights drawn from the posterior."""
@@ -367,6 +369,8 @@ class IVONNoise(SizedTransform):
 
         hessians = [self.hessians[variable.path].value for variable in self.selected]
         return shifted(weights, self.mask, map(backend.custom_derivative(of_tensors), hessians, noise))
+
+    draws_weights = True
 
     def sample(self, weights: Weights, seed: Tensor) -> list[Tensor]:
         """Weights drawn from the posterior."""

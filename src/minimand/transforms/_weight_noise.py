@@ -113,7 +113,7 @@ class WeightNoise(Transform):
                 f'per="batch". Received: mode={mode!r}, antithetic={antithetic!r}, per={per!r}'
             )
         if self.start > 0 or self.stop is not None:
-            self.count_steps()
+            self.add_step_counter()
 
     def build(self, model: keras.Model) -> None:
         self.mask = selection(model.trainable_variables, self.select, "WeightNoise")
@@ -154,6 +154,8 @@ class WeightNoise(Transform):
         if self.mode == "additive":
             return draws
         return [ops.cast(e, w.dtype) * self._scale(w) for w, e in zip(selected, draws, strict=True)]
+
+    draws_weights = True
 
     def sample(self, weights: Weights, seed: Tensor) -> list[Tensor]:
         """The weights with noise of the schedule's present standard deviation, whatever `start` and `stop` are."""

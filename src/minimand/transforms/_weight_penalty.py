@@ -52,7 +52,7 @@ class WeightPenalty(Transform):
             )
         self.select = check_select(select, "WeightPenalty")
         if isinstance(self.regularizer, WeightRegularizer) and self.regularizer.scheduled:
-            self.count_steps()
+            self.add_step_counter()
 
     def build(self, model: keras.Model) -> None:
         self.mask = selection(model.trainable_variables, self.select, "WeightPenalty")
