@@ -20,8 +20,8 @@ class Scaled(Transform):
 
     def apply(self, objective):
         def scaled(weights, batch):
-            loss, outcome = objective(weights, batch)
-            return self.factor * loss, outcome
+            loss, aux = objective(weights, batch)
+            return self.factor * loss, aux
 
         return scaled
 
@@ -87,8 +87,8 @@ class HidesNaN(Scaled):
         apply = super().apply(objective)
 
         def hiding(weights, batch):
-            loss, outcome = apply(weights, batch)
-            return ops.nan_to_num(loss), outcome
+            loss, aux = apply(weights, batch)
+            return ops.nan_to_num(loss), aux
 
         return hiding
 
@@ -146,8 +146,8 @@ class Counting(Scaled):
 
         def counting(weights, batch):
             calls.append(1)
-            loss, outcome = objective(weights, batch)
-            return len(calls) * loss, outcome
+            loss, aux = objective(weights, batch)
+            return len(calls) * loss, aux
 
         return counting
 
