@@ -6,7 +6,7 @@ from minimand.losses._example_weighted import BatchAdaptive, ConfidenceWeighted,
 from minimand.losses._image import AdaptiveImage
 from minimand.losses._learned_weights import LearnedClassWeights, TaskUncertainty, UncertaintyWeighted
 from minimand.losses._logits import LogitAdjusted, TemperatureScaled
-from minimand.losses._metric import Mahalanobis
+from minimand.losses._metric import LMNN, NCA, ClassMahalanobis, Mahalanobis
 from minimand.losses._robust import (
     AdaptiveRobust,
     AdaptiveStudentT,
@@ -21,11 +21,14 @@ from minimand.losses._robust import (
 from minimand.losses._tail import CVaR, DeepSVDD, QuantileThreshold
 
 __all__ = [
+    "LMNN",
+    "NCA",
     "AdaptiveImage",
     "AdaptiveRobust",
     "AdaptiveStudentT",
     "BatchAdaptive",
     "CVaR",
+    "ClassMahalanobis",
     "ConfidenceWeighted",
     "DeepSVDD",
     "ErrorWeighted",

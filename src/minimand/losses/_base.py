@@ -12,7 +12,7 @@ import numpy as np
 from keras import ops
 
 from minimand._keras import LossFunctionWrapper, compile_utils, get_keras_mask, set_keras_mask
-from minimand._ops import working_float
+from minimand._ops import at_least_float32
 from minimand._state import StateLayer
 from minimand.backend import Tensor
 from minimand.parametrizations import Parametrization
@@ -407,7 +407,7 @@ class WrappingLoss(TrainableLoss):
                 f"{type(self).__name__}: `loss` must give a value for each example. Received: loss={self.loss!r}, "
                 "which gives one for the batch."
             )
-        return ops.cast(values, working_float(values).name)
+        return at_least_float32(values)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "loss": keras.saving.serialize_keras_object(self.loss)}

@@ -13,7 +13,7 @@ from minimand._ops import at_least
 from minimand._validation import check_bool, check_choice, check_float, check_int
 from minimand.backend import Tensor
 from minimand.losses._base import TrainableLoss, WrappingLoss, moved_mean, weighted_quantile
-from minimand.losses._robust import chosen_shape
+from minimand.losses._robust import check_shape
 
 # What the losses that weight another loss's examples share.
 
@@ -285,7 +285,7 @@ class ErrorWeighted(ExampleWeighted):
             loss, differentiate=differentiate, normalize=normalize, reduction=reduction, name=name, dtype=dtype
         )
         owner = "ErrorWeighted"
-        self.alpha: Any = chosen_shape(owner, alpha, lam, maximum=2.0)
+        self.alpha: Any = alpha if alpha is None else check_shape(owner, alpha, maximum=2.0)
         self.scale: Any = None if scale is None else check_float(owner, "scale", scale, above=0.0)
         self.hardest = None if hardest is None else check_float(owner, "hardest", hardest, above=0.0, maximum=1.0)
         if hardest is None:
@@ -394,7 +394,7 @@ class BatchAdaptive(ExampleWeighted):
         given = {
             "bins": None if bins is None else check_int(owner, "bins", bins, minimum=2),
             "share": None if share is None else check_float(owner, "share", share, above=0.0, maximum=1.0),
-            "alpha": chosen_shape(owner, alpha, lam, maximum=2.0),
+            "alpha": alpha if alpha is None else check_shape(owner, alpha, maximum=2.0),
             "scale": None if scale is None else check_float(owner, "scale", scale, above=0.0),
         }
         own = {field.name for field in dataclasses.fields(chosen)}

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from minimand._ops import memberships
+from minimand._ops import one_hot_targets
 from minimand._validation import check_choice, check_float, check_int, check_several, is_number
 from minimand.backend import Tensor
 from minimand.losses._base import WrappingLoss
@@ -137,7 +137,7 @@ class LearnedClassWeights(WrappingLoss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         values = self.values_of_loss(y_true, y_pred)
-        members = memberships("LearnedClassWeights", y_true, tuple(values.shape), self.num_classes, values.dtype)
+        members = one_hot_targets("LearnedClassWeights", y_true, tuple(values.shape), self.num_classes, values.dtype)
         if self.mode == "adversarial":
             return self._adversarial(values, members)
         weights = ops.cast(self._weights.value, values.dtype)

@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from minimand._keras import cond
-from minimand._ops import working_float
+from minimand._ops import at_least_float32
 from minimand._validation import check_float, check_several
 from minimand.backend import Tensor
 from minimand.losses._base import TrainableLoss, WrappingLoss, moved_mean, weighted_quantile
@@ -171,7 +171,7 @@ def _scores(y_pred: Tensor) -> Tensor:
     """Scores (batch, ...), in float32 or float64; an axis of one score is dropped."""
     if len(y_pred.shape) > 1 and y_pred.shape[-1] == 1:
         y_pred = ops.squeeze(y_pred, -1)
-    return ops.cast(y_pred, working_float(y_pred).name)
+    return at_least_float32(y_pred)
 
 
 # The mean of the worst losses.
@@ -321,7 +321,7 @@ class DeepSVDD(TrainableLoss):
         return np.sum(offset**2, axis=-1) - self.threshold
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        embeddings = ops.cast(y_pred, working_float(y_pred).name)
+        embeddings = at_least_float32(y_pred)
         offset = embeddings - ops.cast(self._center_for(embeddings), embeddings.dtype)
         squares = ops.sum(offset * offset, axis=-1)
         return excess(squares, self._threshold.of(squares), self.nu)
