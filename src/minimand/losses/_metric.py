@@ -18,11 +18,11 @@ from minimand.parametrizations import CholeskyFactor, Positive
 
 
 class LearnedMetric(TrainableLoss):
-    """The metric d(a, b)^2 = (a - b)' P (a - b) with P = A'A, A any (rank, d) matrix, at first rows of the identity."""
+    """Base of the losses with a metric d(a, b)^2 = (a - b)' P (a - b), P = A'A, A any (rank, d) matrix."""
 
     # Whether the loss compares the rows of a batch with each other.
     pairs = False
-    # The logs of `fit` have this number instead of the matrix.
+    # The logs of `fit` have this number, because a matrix would fill them.
     log_name = "trace"
 
     num_classes: int
@@ -149,7 +149,7 @@ class Mahalanobis(LearnedMetric):
             )
             return
         self.stddev = self.add_weight(self.dim, 1.0, parametrization=Positive(), logged=False, name="stddev")
-        # Not zero, where the gradient by the loadings is 0.
+        # At loadings of 0 their gradient is 0.
         first = keras.initializers.Orthogonal(gain=0.1, seed=0)
         self.loadings = self.add_weight((self.dim, self.rank), first, logged=False, name="loadings")
 
