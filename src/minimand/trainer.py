@@ -16,7 +16,7 @@ from minimand._sampling import WeightSamples
 from minimand._state import StateLayer
 from minimand._validation import check_float, is_number
 from minimand.backend import Tensor
-from minimand.losses._base import TrainableLoss
+from minimand.losses._base import trainable_losses
 from minimand.transforms._base import Transform
 
 
@@ -117,7 +117,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
             )
         if isinstance(loss, Mapping):
             loss = dict(loss)
-        losses = _trainable_losses(loss)
+        losses = trainable_losses(loss)
         if is_number(loss_learning_rate):
             check_float("Trainer.compile", "loss_learning_rate", loss_learning_rate, above=0.0)
         if loss_learning_rate is not None and not losses and not transforms:
@@ -194,7 +194,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
     def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
         super()._symbolic_build(iterator=iterator, data_batch=data_batch)
         self._build_transforms()
-        for loss in _trainable_losses(self.loss):
+        for loss in trainable_losses(self.loss):
             loss.check_minimum()
         exclude_from_weight_decay(self.optimizer, self.objective_state.trainable_variables)
 
@@ -242,7 +242,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
         """As `keras.Model.compute_loss`; losses with running statistics change them in training only."""
-        losses = _trainable_losses(self.loss)
+        losses = trainable_losses(self.loss)
         for loss in losses:
             loss.training, loss.in_trainer = training, True
         try:
@@ -355,7 +355,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         config = super().get_compile_config()
         if config:
             config |= {k: keras.saving.serialize_keras_object(v) for k, v in self._user_compile_config.items()}
-            states = [loss.built_state() for loss in _trainable_losses(self.loss)]
+            states = [loss.built_state() for loss in trainable_losses(self.loss)]
             config["loss_states"] = keras.saving.serialize_keras_object(states)
         return portable(config)
 
@@ -364,7 +364,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         config = keras.saving.deserialize_keras_object(config)
         states = config.pop("loss_states")
         self.compile(**config)
-        for loss, state in zip(_trainable_losses(self.loss), states, strict=True):
+        for loss, state in zip(trainable_losses(self.loss), states, strict=True):
             loss.restore_built_state(state)
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
@@ -393,8 +393,3 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
     def _seeds(self) -> list[keras.Variable]:
         weights = {id(weight) for weight in self.weights}
         return [variable for variable in self.variables if id(variable) not in weights]
-
-
-def _trainable_losses(loss: Any) -> list[TrainableLoss]:
-    """Those among the losses given to `compile`, in whatever structure."""
-    return [leaf for leaf in keras.tree.flatten(loss) if isinstance(leaf, TrainableLoss)]
