@@ -7,20 +7,28 @@ import numpy as np
 
 import minimand
 from minimand.losses import (
+    IRLS,
     AdaptiveImage,
     AdaptiveRobust,
     AdaptiveStudentT,
-    BatchAdaptive,
-    ConfidenceWeighted,
+    CostThreshold,
     CVaR,
     DeepSVDD,
-    ErrorWeighted,
+    F1Threshold,
+    Focal,
+    GeneralizedCrossEntropy,
     GeneralRobust,
+    GradientHarmonized,
+    GroupDRO,
+    HardExampleMining,
     LearnedClassWeights,
-    LearnedThreshold,
     LogitAdjusted,
     Mahalanobis,
+    PrecisionAtRecallThreshold,
     QuantileThreshold,
+    RecallAtPrecisionThreshold,
+    SelfPaced,
+    StandardizedIRLS,
     TaskUncertainty,
     TemperatureScaled,
     UncertaintyWeighted,
@@ -125,7 +133,8 @@ class Where(NamedTuple):
     value: Any
 
 
-WEIGHTED = {"differentiate": True, "normalize": True, "loss": "mae"}
+WEIGHTED = {"normalize": True, "loss": "mae"}
+THRESHOLD = {"loss": "binary_crossentropy", "temperature": 2.0, "momentum": 0.5, "from_logits": True}
 ROBUST = {
     "scale": 1.0,
     "init": "reference",
@@ -135,7 +144,6 @@ ROBUST = {
     "shared": True,
     "groups": [0, 0],
 }
-STANDARDISED = {"weighting": "standardised"}
 EXACT = {"estimator": "exact", "num_groups": 2, "groups": lambda batch: batch.x[:, 0] > 0}
 KERNEL = {"dense/kernel": np.arange(32).reshape(4, 8) % 4}
 
@@ -167,52 +175,30 @@ LOSSES = {
             "data_format": "channels_first",
         },
     ),
-    BatchAdaptive: Case(
+    GradientHarmonized: Case(of_loss("numbers"), {"loss": "mse"}, {**WEIGHTED, "momentum": 0.5, "bins": 5}),
+    SelfPaced: Case(of_loss("numbers"), {"loss": "mse"}, {**WEIGHTED, "momentum": 0.1, "share": 0.3}),
+    StandardizedIRLS: Case(
         of_loss("numbers"),
         {"loss": "mse"},
-        {
-            **WEIGHTED,
-            "weighting": "self_paced",
-            "momentum": 0.5,
-            "bins": 5,
-            "share": Where({"weighting": "self_paced"}, 0.3),
-            "alpha": Where(STANDARDISED, 1.0),
-            "lam": Where(STANDARDISED, -0.2),
-            "scale": Where(STANDARDISED, 1.0),
-            "differentiate": Where(STANDARDISED, True),
-        },
+        {**WEIGHTED, "momentum": 0.5, "alpha": 1.0, "scale": 1.0, "differentiate": True},
     ),
     CVaR: Case(of_loss("numbers"), {"loss": "mse", "level": 0.5}, {"loss": "mae", "level": 0.7}),
-    ConfidenceWeighted: Case(
-        of_loss("numbers"), {"loss": "mse"}, {**WEIGHTED, "gamma": 1.0, "emphasis": Where({"gamma": 0.5}, "easy")}
-    ),
-    ErrorWeighted: Case(
-        of_loss("numbers"), {"loss": "mse"}, {**WEIGHTED, "alpha": 1.0, "lam": -0.2, "scale": 2.0, "hardest": 0.5}
-    ),
+    Focal: Case(of_loss("numbers"), {"loss": "mse"}, {**WEIGHTED, "gamma": 1.0, "differentiate": False}),
+    GeneralizedCrossEntropy: Case(of_loss("numbers"), {"loss": "mse"}, {"loss": "mae", "q": 0.5}),
+    IRLS: Case(of_loss("numbers"), {"loss": "mse"}, {**WEIGHTED, "alpha": 1.0, "scale": 2.0, "differentiate": True}),
+    HardExampleMining: Case(of_loss("numbers"), {"loss": "mse", "fraction": 0.5}, {**WEIGHTED, "fraction": 0.3}),
     LearnedClassWeights: Case(
+        of_loss("classes"), {"num_classes": 3}, {"loss": Focal("sparse_categorical_crossentropy"), "strength": 2.0}
+    ),
+    GroupDRO: Case(
         of_loss("classes"),
         {"num_classes": 3},
-        {
-            "mode": "uncertainty",
-            "loss": ConfidenceWeighted("sparse_categorical_crossentropy"),
-            "strength": 2.0,
-            "step": Where({"mode": "adversarial"}, 0.5),
-            "tau": Where({"mode": "adversarial"}, 1.0),
-        },
+        {"loss": Focal("sparse_categorical_crossentropy"), "step": 0.5, "tau": 1.0},
     ),
-    LearnedThreshold: Case(
-        of_loss("binary"),
-        {},
-        {
-            "objective": "cost",
-            "loss": "binary_crossentropy",
-            "temperature": 2.0,
-            "costs": Where({"objective": "cost"}, (1.0, 5.0)),
-            "target": Where({"objective": "precision_at_recall", "target": 0.5}, 0.8),
-            "momentum": 0.5,
-            "from_logits": True,
-        },
-    ),
+    F1Threshold: Case(of_loss("binary"), {}, THRESHOLD),
+    CostThreshold: Case(of_loss("binary"), {}, {**THRESHOLD, "false_positive_cost": 2.0, "false_negative_cost": 5.0}),
+    PrecisionAtRecallThreshold: Case(of_loss("binary"), {"recall": 0.5}, {**THRESHOLD, "recall": 0.8}),
+    RecallAtPrecisionThreshold: Case(of_loss("binary"), {"precision": 0.5}, {**THRESHOLD, "precision": 0.8}),
     LogitAdjusted: Case(
         of_loss("classes"), {"frequencies": [5, 3, 1]}, {"frequencies": [1, 1, 2], "tau": 0.5, "from_logits": True}
     ),

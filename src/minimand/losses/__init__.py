@@ -34,6 +34,7 @@ from minimand.losses._robust import (
 from minimand.losses._tail import CVaR, DeepSVDD, QuantileThreshold
 
 __all__ = [
+    "IRLS",
     "AdaptiveImage",
     "AdaptiveRobust",
     "AdaptiveStudentT",
@@ -47,7 +48,6 @@ __all__ = [
     "GradientHarmonized",
     "GroupDRO",
     "HardExampleMining",
-    "IRLS",
     "LearnedClassWeights",
     "LogitAdjusted",
     "Mahalanobis",

@@ -279,7 +279,7 @@ class HardExampleMining(_ExampleWeighted):
         return ops.cast(values >= bound, values.dtype)
 
 
-# Weights that depend on a running statistic of the batches. The statistic is a variable, so these losses need a trainer.
+# Weights that depend on a running statistic of the batches, which is a variable, so these losses need a trainer.
 
 
 class _RunningWeights(TrainableLoss):

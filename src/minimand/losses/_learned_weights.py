@@ -1,4 +1,4 @@
-"""Losses that learn the weights of classes or of tasks; each has a finite optimum, so no weight runs to 0 or infinity."""
+"""Losses that learn weights of classes or tasks; each has a finite optimum, so no weight runs to 0 or infinity."""
 
 from __future__ import annotations
 

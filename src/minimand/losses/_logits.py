@@ -16,6 +16,7 @@ from minimand.backend import Tensor
 from minimand.losses._base import TrainableLoss, extended, without_masked
 from minimand.parametrizations import Bounded
 
+
 @keras.saving.register_keras_serializable(package="minimand")
 class LogitAdjusted(keras.losses.Loss):
     """Logit adjustment adds the logarithms of the class frequencies to the logits, in training only.
