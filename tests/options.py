@@ -8,9 +8,12 @@ import numpy as np
 import minimand
 from minimand.losses import (
     IRLS,
+    LMNN,
+    NCA,
     AdaptiveImage,
     AdaptiveRobust,
     AdaptiveStudentT,
+    ClassMahalanobis,
     CostThreshold,
     CVaR,
     DeepSVDD,
@@ -135,34 +138,15 @@ class Where(NamedTuple):
 
 WEIGHTED = {"normalize": True, "loss": "mae"}
 THRESHOLD = {"loss": "binary_crossentropy", "temperature": 2.0, "momentum": 0.5, "from_logits": True}
-ROBUST = {
-    "scale": 1.0,
-    "init": "reference",
-    "scale_init": 2.0,
-    "scale_min": 0.5,
-    "axis": 1,
-    "shared": True,
-    "groups": [0, 0],
-}
+LIKELIHOOD = {"scale": 1.0, "init": "reference", "scale_init": 2.0, "scale_min": 0.5}
+BARRON = {"alpha": 1.0, "alpha_range": (0.001, 1.5), "alpha_init": 1.0}
+ROBUST = {**LIKELIHOOD, "axis": 1, "shared": True, "groups": [0, 0]}
 EXACT = {"estimator": "exact", "num_groups": 2, "groups": lambda batch: batch.x[:, 0] > 0}
 KERNEL = {"dense/kernel": np.arange(32).reshape(4, 8) % 4}
 
 LOSSES = {
-    GeneralRobust: Case(
-        of_loss("numbers"), {"alpha": 0.5}, {"alpha": 1.0, "scale": 0.7, "lam": Where({"alpha": None}, -0.2)}
-    ),
-    AdaptiveRobust: Case(
-        of_loss("rows"),
-        {},
-        {
-            **ROBUST,
-            "alpha": 1.0,
-            "lam": -0.3,
-            "alpha_range": (0.001, 1.5),
-            "alpha_init": 1.0,
-            "coordinate": Where({"alpha_range": (0.1, 4.0)}, "lambda"),
-        },
-    ),
+    GeneralRobust: Case(of_loss("numbers"), {"alpha": 0.5}, {"alpha": 1.0, "scale": 0.7}),
+    AdaptiveRobust: Case(of_loss("rows"), {}, {**ROBUST, **BARRON}),
     AdaptiveStudentT: Case(of_loss("rows"), {}, {**ROBUST, "df": 3.0, "df_range": (0.5, 9.0), "df_init": 2.0}),
     AdaptiveImage: Case(
         of_loss("images"),
@@ -173,6 +157,8 @@ LOSSES = {
             "levels": Where({"data_format": "channels_first", "color_space": "yuv"}, 1),
             "parameters": "band",
             "data_format": "channels_first",
+            **LIKELIHOOD,
+            **BARRON,
         },
     ),
     GradientHarmonized: Case(of_loss("numbers"), {"loss": "mse"}, {**WEIGHTED, "momentum": 0.5, "bins": 5}),
@@ -202,17 +188,10 @@ LOSSES = {
     LogitAdjusted: Case(
         of_loss("classes"), {"frequencies": [5, 3, 1]}, {"frequencies": [1, 1, 2], "tau": 0.5, "from_logits": True}
     ),
-    Mahalanobis: Case(
-        of_loss("embedded"),
-        {"dim": 2, "form": "class_gaussian", "num_classes": 3},
-        {
-            "rank": 1,
-            "form": "nca",
-            "strength": 0.5,
-            "neighbors": Where({"form": "lmnn"}, 1),
-            "push": Where({"form": "lmnn"}, 0.1),
-        },
-    ),
+    Mahalanobis: Case(of_loss("numbers"), {"dim": 8}, {"rank": 1}),
+    ClassMahalanobis: Case(of_loss("embedded"), {"dim": 2, "num_classes": 3}, {"rank": 1, "strength": 0.5}),
+    NCA: Case(of_loss("embedded"), {"dim": 2, "num_classes": 3}, {"rank": 1, "strength": 0.5}),
+    LMNN: Case(of_loss("embedded"), {"dim": 2, "num_classes": 3}, {"rank": 1, "neighbors": 1, "push": 0.1}),
     QuantileThreshold: Case(of_loss("numbers"), {"level": 0.5, "loss": "mse"}, {"level": 0.7, "loss": "mae"}),
     DeepSVDD: Case(of_loss("embedded"), {}, {"nu": 0.5, "center": [2.0, 1.0]}),
     TaskUncertainty: Case(

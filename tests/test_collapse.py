@@ -6,6 +6,9 @@ import pytest
 from scipy import optimize, special
 
 from minimand.losses import (
+    LMNN,
+    NCA,
+    ClassMahalanobis,
     CostThreshold,
     CVaR,
     DeepSVDD,
@@ -151,7 +154,7 @@ def test_precision_of_low_rank(random):
 def test_class_centres(labels, random):
     """Against SciPy on the formula in NumPy; the classes are far apart, where plain logits would grow for ever."""
     x = random.normal(size=(60, 2)) + 8 * np.eye(3)[labels][:, :2]
-    loss = ready(Mahalanobis(2, form="class_gaussian", num_classes=3, strength=0.2), labels, x)
+    loss = ready(ClassMahalanobis(2, 3, strength=0.2), labels, x)
 
     def objective(flat):
         factor, centers = flat[:4].reshape(2, 2), flat[4:].reshape(3, 2)
@@ -167,7 +170,7 @@ def test_class_centres(labels, random):
 def test_neighbourhood_components_stay_finite(labels, random):
     """At the minimum strength tr(P) is at most the value at P = 0, and 1 even where all neighbours are right."""
     x = random.normal(size=(60, 3)) + 8 * np.eye(3)[labels]
-    loss = ready(Mahalanobis(3, form="nca", num_classes=3, strength=0.01), labels, x)
+    loss = ready(NCA(3, 3, strength=0.01), labels, x)
     least = minimise_variables(loss, labels, x)
     same = labels[:, None] == labels
     at_zero = 1 - np.mean((same.sum(axis=1) - 1) / 59)
@@ -176,7 +179,7 @@ def test_neighbourhood_components_stay_finite(labels, random):
 
 def test_large_margins_stay_finite(labels, random):
     x = random.normal(size=(60, 3)) + 2 * np.eye(3)[labels]
-    loss = ready(Mahalanobis(3, form="lmnn", num_classes=3), labels, x)
+    loss = ready(LMNN(3, 3), labels, x)
     least = minimise_variables(loss, labels, x)
     others = (labels[:, None] != labels).sum(axis=1)
     assert 0 < least < 0.5 * others.mean()

@@ -65,13 +65,11 @@ def count_from(least):
 
 ENDS = {
     losses.GeneralRobust: {
-        "alpha": ([-math.inf, math.inf], ["2"]),
-        "lam": ([-math.inf, 1.0, np.float32(0.5), np.array(0.5)], [1.1, [0.5]]),
+        "alpha": ([-math.inf, math.inf, np.float32(0.5), np.array(0.5)], ["2", [0.5]]),
         "scale": POSITIVE,
     },
     losses.AdaptiveRobust: {
         "alpha": ([0.0, math.inf], [-1e-9]),
-        "lam": ([-1.0, 1.0], [-1.1, 1.1]),
         "scale": POSITIVE,
         "scale_init": ([2e-5], [1e-5]),
         "scale_min": POSITIVE,
@@ -108,12 +106,10 @@ ENDS = {
     losses.PrecisionAtRecallThreshold: {"recall": SHARE},
     losses.RecallAtPrecisionThreshold: {"precision": SHARE},
     losses.LogitAdjusted: {"frequencies": ([[1, 1e-9], np.ones(3)], [[1.0], [1.0, 0.0], []]), "tau": NOT_NEGATIVE},
-    losses.Mahalanobis: {
-        "rank": ([1], [0, 2]),
-        "strength": POSITIVE,
-        "neighbors": count_from(1),
-        "push": SHARE,
-    },
+    losses.Mahalanobis: {"rank": ([1, 7], [0, 8])},
+    losses.ClassMahalanobis: {"rank": ([1], [0, 2]), "strength": POSITIVE},
+    losses.NCA: {"rank": ([1], [0, 2]), "strength": POSITIVE},
+    losses.LMNN: {"rank": ([1], [0, 2]), "neighbors": count_from(1), "push": SHARE},
     losses.DeepSVDD: {"nu": SHARE, "center": ([[0.0, -1.0], np.ones(2)], [[math.inf], ["a"]])},
     losses.TaskUncertainty: {
         "log_variance_range": ([(-1e-9, 1e-9)], [(0.0, 1.0), (-1.0, 0.0), (1.0, -1.0), (-math.inf, 1.0)])

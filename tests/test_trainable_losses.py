@@ -9,6 +9,7 @@ from scipy import special
 
 import minimand
 from minimand.losses import (
+    NCA,
     CostThreshold,
     CVaR,
     DeepSVDD,
@@ -331,8 +332,8 @@ def test_masks_in_fit(random):
         (lambda: UncertaintyWeighted("mse"), ["`losses`", "TaskUncertainty"]),
         (lambda: UncertaintyWeighted({"a": "mse"}, classification=["b"]), ["`classification`", "['a']"]),
         (lambda: Mahalanobis(3, 3), ["`rank`", "rank=3"]),
-        (lambda: Mahalanobis(3, form="nca"), ["num_classes"]),
-        (lambda: Mahalanobis(3, neighbors=2), ["'gaussian'", "neighbors"]),
+        (lambda: NCA(3, 1), ["`num_classes`", ">= 2"]),
+        (lambda: NCA(3, 2).build((None,), (None, 5, 3)), ["(batch, 3)", "(None, 5, 3)"]),
         (lambda: Mahalanobis(3).build((None, 2), (None, 2)), ["3", "(None, 2)"]),
         (lambda: Mahalanobis(3).precision, ["`fit`"]),
         (

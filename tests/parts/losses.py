@@ -9,9 +9,12 @@ from scipy import fft, special, stats
 
 from minimand.losses import (
     IRLS,
+    LMNN,
+    NCA,
     AdaptiveImage,
     AdaptiveRobust,
     AdaptiveStudentT,
+    ClassMahalanobis,
     CostThreshold,
     CVaR,
     DeepSVDD,
@@ -287,17 +290,13 @@ LOSSES = {
         lambda loss, y, p: entropy(y, p ** (1 / loss.temperature)),
         CLASSES,
     ),
-    "gaussian": Part(lambda **kwargs: Mahalanobis(3, **kwargs), gaussian, {"rtol": 1e-4}),
-    "low_rank": Part(lambda **kwargs: Mahalanobis(3, 1, **kwargs), gaussian, {"rtol": 1e-4}),
-    "class_gaussian": Part(
-        lambda **kwargs: Mahalanobis(3, form="class_gaussian", num_classes=3, strength=0.3, **kwargs),
+    "mahalanobis": Part(lambda **kwargs: Mahalanobis(3, **kwargs), gaussian, {"rtol": 1e-4}),
+    "mahalanobis_of_low_rank": Part(lambda **kwargs: Mahalanobis(3, 1, **kwargs), gaussian, {"rtol": 1e-4}),
+    "class_mahalanobis": Part(
+        lambda **kwargs: ClassMahalanobis(3, 3, strength=0.3, **kwargs),
         class_gaussian,
         {"targets": "embeddings", "rtol": 1e-4},
     ),
-    "nearest_neighbour": Part(
-        lambda **kwargs: Mahalanobis(3, 2, "nca", num_classes=3, **kwargs), nearest_neighbour, PAIRS
-    ),
-    "large_margin": Part(
-        lambda **kwargs: Mahalanobis(3, form="lmnn", num_classes=3, neighbors=2, **kwargs), large_margin, PAIRS
-    ),
+    "nca": Part(lambda **kwargs: NCA(3, 3, rank=2, **kwargs), nearest_neighbour, PAIRS),
+    "lmnn": Part(lambda **kwargs: LMNN(3, 3, neighbors=2, **kwargs), large_margin, PAIRS),
 }

@@ -19,7 +19,7 @@ from minimand.losses._example_weighted import (
 from minimand.losses._image import AdaptiveImage
 from minimand.losses._learned_weights import GroupDRO, LearnedClassWeights, TaskUncertainty, UncertaintyWeighted
 from minimand.losses._logits import LogitAdjusted, TemperatureScaled
-from minimand.losses._metric import Mahalanobis
+from minimand.losses._metric import LMNN, NCA, ClassMahalanobis, Mahalanobis
 from minimand.losses._robust import (
     AdaptiveRobust,
     AdaptiveStudentT,
@@ -35,10 +35,13 @@ from minimand.losses._tail import CVaR, DeepSVDD, QuantileThreshold
 
 __all__ = [
     "IRLS",
+    "LMNN",
+    "NCA",
     "AdaptiveImage",
     "AdaptiveRobust",
     "AdaptiveStudentT",
     "CVaR",
+    "ClassMahalanobis",
     "CostThreshold",
     "DeepSVDD",
     "F1Threshold",

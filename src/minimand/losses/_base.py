@@ -14,7 +14,7 @@ from keras import ops
 
 from minimand._config import config_of, from_config
 from minimand._keras import LossFunctionWrapper, compile_utils, get_keras_mask, set_keras_mask
-from minimand._ops import working_float
+from minimand._ops import at_least_float32
 from minimand._state import StateLayer
 from minimand.backend import Tensor
 from minimand.parametrizations import Parametrization
@@ -196,7 +196,7 @@ def values_of(owner: str, loss: Any, y_true: Tensor, y_pred: Tensor) -> Tensor:
             f"{owner}: `loss` must give one value for each example. Received: loss={loss!r}, which gives one value for "
             "the batch."
         )
-    return ops.cast(values, working_float(values).name)
+    return at_least_float32(values)
 
 
 def _losses_in(loss: keras.losses.Loss) -> list[keras.losses.Loss]:

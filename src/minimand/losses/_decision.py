@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from minimand._ops import as_logits, working_float
+from minimand._ops import as_logits, compute_dtype
 from minimand._validation import check_bool, check_float
 from minimand.backend import Tensor
 from minimand.losses._base import TrainableLoss, aligned, extended, update_running_mean
@@ -60,7 +60,7 @@ class _DecisionThreshold(TrainableLoss):
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         values = None if self.loss is None else self.values_of(self.loss, y_true, y_pred)
         y_true, y_pred = aligned(type(self).__name__, y_true, y_pred)
-        dtype = working_float(y_pred).name
+        dtype = compute_dtype(y_pred)
         truth = ops.cast(y_true, dtype)
         logits = as_logits(ops.cast(y_pred, dtype), self.from_logits, binary=True)
         if values is not None:

@@ -20,6 +20,7 @@ from minimand.losses._base import (
     values_of,
     weighted_quantile,
 )
+from minimand.losses._robust import check_shape
 
 # From the median of |x| to the standard deviation of a normal x: 1 over the 3/4 quantile of the standard normal.
 _MEDIAN_TO_STDDEV = 1.482602218505602
@@ -39,11 +40,6 @@ def _weighted(
     if normalize:
         weights = ops.divide_no_nan(weights * ops.sum(importance), ops.sum(weights * importance))
     return weights * values
-
-
-def _shape_up_to_two(owner: str, alpha: Any) -> float:
-    """Return the shape of a robust loss if it is at most 2, or raise a `ValueError`."""
-    return -math.inf if alpha == -math.inf else check_float(owner, "alpha", alpha, maximum=2.0)
 
 
 def _robust_weights(squares: Tensor, alpha: float) -> Tensor:
@@ -206,7 +202,8 @@ class IRLS(_ExampleWeighted):
         ValueError: `alpha` or `scale` is outside its range.
 
     Source: Holland, Welsch, "Robust regression using iteratively reweighted least-squares", Communications in
-    Statistics 6, 1977, with the weights of Barron, "A general and adaptive robust loss function", CVPR 2019, equation 9.
+    Statistics 6, 1977, with the weights of Barron, "A general and adaptive robust loss function", CVPR 2019, equation
+    9.
 
     Examples:
         >>> import numpy as np, minimand
@@ -227,7 +224,7 @@ class IRLS(_ExampleWeighted):
         **kwargs: Any,
     ) -> None:
         super().__init__(loss, differentiate=differentiate, normalize=normalize, **kwargs)
-        self.alpha = _shape_up_to_two("IRLS", alpha)
+        self.alpha = check_shape("IRLS", alpha, maximum=2.0)
         self.scale = check_float("IRLS", "scale", scale, above=0.0)
 
     def example_weights(self, values: Tensor, importance: Tensor) -> Tensor:
@@ -494,7 +491,7 @@ class StandardizedIRLS(_RunningWeights):
         **kwargs: Any,
     ) -> None:
         super().__init__(loss, momentum=momentum, differentiate=differentiate, normalize=normalize, **kwargs)
-        self.alpha = _shape_up_to_two("StandardizedIRLS", alpha)
+        self.alpha = check_shape("StandardizedIRLS", alpha, maximum=2.0)
         self.scale = check_float("StandardizedIRLS", "scale", scale, above=0.0)
 
     def statistic_of(self, values: Tensor, importance: Tensor) -> Tensor:

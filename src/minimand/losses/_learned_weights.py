@@ -10,7 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from minimand._ops import memberships
+from minimand._ops import one_hot_targets
 from minimand._validation import check_choice, check_float, check_int, check_several, is_number
 from minimand.backend import Tensor
 from minimand.losses._base import TrainableLoss
@@ -93,7 +93,7 @@ class LearnedClassWeights(TrainableLoss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         values = self.values_of(self.loss, y_true, y_pred)
-        members = memberships("LearnedClassWeights", y_true, tuple(values.shape), self.num_classes, values.dtype)
+        members = one_hot_targets("LearnedClassWeights", y_true, tuple(values.shape), self.num_classes, values.dtype)
         weights = ops.cast(self._weights.value, values.dtype)
         barrier = ops.convert_to_tensor(self.strength, values.dtype) * ops.log(weights)
         return ops.sum(members * weights, axis=-1) * values - ops.sum(members * barrier, axis=-1)
@@ -178,7 +178,7 @@ class GroupDRO(TrainableLoss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         values = self.values_of(self.loss, y_true, y_pred)
-        members = memberships("GroupDRO", y_true, tuple(values.shape), self.num_classes, values.dtype)
+        members = one_hot_targets("GroupDRO", y_true, tuple(values.shape), self.num_classes, values.dtype)
         importance = ops.reshape(self.importance(values), (-1, 1))
         rows = ops.stop_gradient(ops.reshape(members, (-1, self.num_classes))) * importance
         of_batch = ops.cast(ops.sum(rows, axis=0), self.counts.dtype)

@@ -10,7 +10,7 @@ import numpy as np
 from keras import ops
 
 from minimand._config import config_of
-from minimand._ops import as_logits, memberships, working_float
+from minimand._ops import as_logits, at_least_float32, one_hot_targets
 from minimand._validation import check_bool, check_float, check_several
 from minimand.backend import Tensor
 from minimand.losses._base import TrainableLoss, extended, without_masked
@@ -85,13 +85,13 @@ class LogitAdjusted(keras.losses.Loss):
                 f"LogitAdjusted: predictions must have a last axis of {count}, the number of `frequencies`"
                 f"{' (or 1, for class 1)' if count == 2 else ''}. Received: y_pred of shape {tuple(y_pred.shape)}"
             )
-        y_pred = ops.cast(y_pred, working_float(y_pred).name)
+        y_pred = at_least_float32(y_pred)
         # A constant shift does not matter, and without this one the logarithm of a count could overflow the softmax.
         shift = self.tau * np.log(np.divide(self.frequencies, np.max(self.frequencies)))
         logits = as_logits(y_pred, self.from_logits, binary=y_pred.shape[-1] == 1)
         if y_pred.shape[-1] == 1:
             logits = ops.concatenate([ops.zeros_like(logits), logits], axis=-1)
-        targets = memberships("LogitAdjusted", y_true, logits.shape[:-1], count, y_true.dtype)
+        targets = one_hot_targets("LogitAdjusted", y_true, logits.shape[:-1], count, y_true.dtype)
         adjusted = logits + ops.convert_to_tensor(shift, logits.dtype)
         return -ops.sum(ops.cast(targets, logits.dtype) * ops.log_softmax(adjusted, axis=-1), axis=-1)
 

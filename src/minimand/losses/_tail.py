@@ -9,7 +9,7 @@ import numpy as np
 from keras import ops
 
 from minimand._keras import cond
-from minimand._ops import working_float
+from minimand._ops import at_least_float32
 from minimand._validation import check_float, check_several
 from minimand.backend import Tensor
 from minimand.losses._base import TrainableLoss, moved_mean, weighted_quantile
@@ -138,7 +138,7 @@ def _scores(y_pred: Tensor) -> Tensor:
     """Return scores (batch, ...) in float32 or float64, without a last axis of size 1."""
     if len(y_pred.shape) > 1 and y_pred.shape[-1] == 1:
         y_pred = ops.squeeze(y_pred, -1)
-    return ops.cast(y_pred, working_float(y_pred).name)
+    return at_least_float32(y_pred)
 
 
 @keras.saving.register_keras_serializable(package="minimand")
@@ -273,7 +273,7 @@ class DeepSVDD(_TrainedThreshold):
         return np.sum(offset**2, axis=-1) - self.threshold
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        embeddings = ops.cast(y_pred, working_float(y_pred).name)
+        embeddings = at_least_float32(y_pred)
         offset = embeddings - ops.cast(self._center_for(embeddings), embeddings.dtype)
         squares = ops.sum(offset * offset, axis=-1)
         return _worst_mean(squares, self.threshold_for(squares), self.nu)

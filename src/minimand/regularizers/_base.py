@@ -10,6 +10,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from minimand._ops import compute_dtype
 from minimand._validation import check_choice, check_float
 from minimand.backend import Tensor
 
@@ -103,7 +104,7 @@ class WeightRegularizer(keras.regularizers.Regularizer):
         weights = weights if hasattr(weights, "shape") else ops.convert_to_tensor(weights)
         own = self.of(weights)
         weights = ops.convert_to_tensor(weights)
-        exact = exact_dtype(weights)
+        exact = compute_dtype(weights)
         step = ops.convert_to_tensor(step, exact) * own.coefficient(tuple(weights.shape), exact)
         return ops.cast(own.proximal(ops.cast(weights, exact), step), weights.dtype)
 
@@ -169,8 +170,3 @@ class WeightRegularizer(keras.regularizers.Regularizer):
         """A regularizer made from `get_config()`."""
         config = dict(config)
         return cls(keras.saving.deserialize_keras_object(config.pop("strength")), **config)
-
-
-def exact_dtype(weights: Tensor) -> str:
-    """What proximal maps compute in: half precision is not enough for squares and quotients."""
-    return "float64" if keras.backend.standardize_dtype(weights.dtype) == "float64" else "float32"

@@ -13,7 +13,7 @@ import numpy as np
 from keras import ops
 
 from minimand import backend
-from minimand._ops import at_least_float32, root
+from minimand._ops import at_least_float32, nonzero_sqrt
 from minimand._selection import Select, check_select, selection, shifted
 from minimand._validation import check_bool, check_choice, check_float, check_int
 from minimand.backend import Tensor
@@ -51,7 +51,7 @@ def root_mean_square(weight: Tensor, axes: tuple[int, ...]) -> Tensor:
     """Over these axes, which are kept; its derivative at 0 is 0."""
     count = math.prod(weight.shape[axis] for axis in axes)
     squares = ops.sum(ops.square(at_least_float32(weight)), axis=axes, keepdims=True)
-    return ops.cast(root(squares / count), weight.dtype)
+    return ops.cast(nonzero_sqrt(squares / count), weight.dtype)
 
 
 def table_values(distribution: str, length: int, seed: int) -> np.ndarray:
