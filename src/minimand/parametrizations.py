@@ -160,7 +160,7 @@ class Simplex(Parametrization):
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if not shape or shape[-1] < 2:
             raise ValueError(
-                f"Simplex: the last axis of `shape` must have 2 entries or more. Received: shape={shape!r}"
+                f"Simplex: `shape` must have 2 entries or more in its last axis. Received: shape={shape!r}"
             )
         return (*shape[:-1], shape[-1] - 1)
 
