@@ -70,7 +70,7 @@ class TestBackend(Suite):
             same_numbers(by_value, 3 * 3 * 4 + 2 * 2 + 36 * 9 * 8, "The derivative by the value.", rtol=1e-6)
             same_numbers(by_held, 8 + 18 * 3 * 16, "The derivative by what the function holds.", rtol=1e-6)
 
-    def test_the_pullback_is_the_gradient(self):
+    def test_the_vjp_is_the_gradient(self):
         x = ops.convert_to_tensor(self.random.normal(size=(4, 3)).astype("float32"))
         w = self.random.normal(size=(3, 2)).astype("float32")
         cotangent = ops.convert_to_tensor(self.random.normal(size=(4, 2)).astype("float32"))
@@ -81,7 +81,7 @@ class TestBackend(Suite):
 
         def loss(v):
             outputs = output(v)
-            pull = backend.pullback([outputs], [v])
+            pull = backend.vjp([outputs], [v])
             if pull is not None:
                 found.extend(numpy(pull([k * cotangent])[0]) for k in (1.0, 2.0))
             return ops.sum(outputs * cotangent)
@@ -89,8 +89,8 @@ class TestBackend(Suite):
         expected = gradient(loss, w)[0]
         if not found:
             skip("the framework keeps no pass")
-        same_numbers(found[0], expected, "The pullback.", rtol=1e-6, atol=1e-7)
-        same_numbers(found[1], 2 * expected, "The pullback, once more.", rtol=1e-6, atol=1e-7)
+        same_numbers(found[0], expected, "The vector-Jacobian product.", rtol=1e-6, atol=1e-7)
+        same_numbers(found[1], 2 * expected, "The product, once more.", rtol=1e-6, atol=1e-7)
 
     def test_derivatives_in_closed_form(self):
         """Of sin(a b), with derivatives that broadcast, and those of the derivatives."""
@@ -159,16 +159,16 @@ class TestBackend(Suite):
         mapped = backend.vmap(lambda row, k: {"sum": k * ops.sum(row)})(rows, factor)
         same_numbers(numpy(mapped["sum"]), 2 * numpy(rows).sum(axis=1), "A function of each row.", rtol=1e-5)
         for chunk in (1, 2, 5):
-            (total,) = backend.summed(lambda row: [row["a"] ** 2], {"a": rows}, chunk)
+            (total,) = backend.sum_over_rows(lambda row: [row["a"] ** 2], {"a": rows}, chunk)
             same_numbers(numpy(total), (numpy(rows) ** 2).sum(axis=0), "A sum over rows.", rtol=1e-5)
-        slope = gradient(lambda r: ops.sum(backend.summed(lambda row: [row**2], r, 2)[0]), numpy(rows))[0]
+        slope = gradient(lambda r: ops.sum(backend.sum_over_rows(lambda row: [row**2], r, 2)[0]), numpy(rows))[0]
         same_numbers(slope, 2 * numpy(rows), "The gradient of a sum over rows.", rtol=1e-5)
         compiled = backend.jit(lambda tree: tree["a"] + 1.0)
         same_numbers(numpy(compiled({"a": rows})), numpy(rows) + 1.0, "A compiled function.")
 
-    def test_put(self):
+    def test_scatter_update(self):
         array = ops.convert_to_tensor([1.0, 2.0, 3.0])
-        found = backend.put(array, ops.convert_to_tensor([2, 0], "int32"), ops.convert_to_tensor([5.0, 7.0]))
+        found = backend.scatter_update(array, ops.convert_to_tensor([2, 0], "int32"), ops.convert_to_tensor([5.0, 7.0]))
         same_numbers(numpy(found), [7.0, 2.0, 5.0], "Values put into an array.")
 
     def test_devices_and_replicas(self):

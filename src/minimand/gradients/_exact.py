@@ -164,7 +164,9 @@ def _sums_over_positions(a: Tensor, d: Tensor, members: Tensor, powers: tuple[in
 
     if isinstance(a.shape[0], int) and a.shape[0] * entries <= CHUNK:
         return of(a, d, members)
-    return backend.summed(lambda row: of(*(part[None] for part in row)), (a, d, members), max(1, CHUNK // entries))
+    return backend.sum_over_rows(
+        lambda row: of(*(part[None] for part in row)), (a, d, members), max(1, CHUNK // entries)
+    )
 
 
 def _patches(layer: Any, inputs: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -302,7 +304,7 @@ def _one_by_one(
 
     size = sum(_entries(weight) for weight in compress(weights, rest)) * len(powers) * members.shape[1]
     rows = (inputs, upstream, [ops.stop_gradient(o) for o in outputs], members)
-    *sums, off = backend.summed(of_example, rows, max(1, CHUNK // size))
+    *sums, off = backend.sum_over_rows(of_example, rows, max(1, CHUNK // size))
     scale = sum(ops.sum(ops.square(at_least_float32(output))) for output in outputs)
     return _split(sums, [len(powers)] * sum(rest)), off / (scale + 1e-30)
 

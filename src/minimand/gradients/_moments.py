@@ -14,7 +14,7 @@ from keras import ops
 
 from minimand import backend
 from minimand._batches import Batch
-from minimand._objective import DataObjective
+from minimand._objective import DataObjective, data_objective_of
 from minimand._ops import at_least_float32
 from minimand._validation import check_bool, check_choice, check_int, check_rows
 from minimand.backend import Tensor
@@ -170,7 +170,7 @@ def gradient_moments(
         least = micro_batches if estimator == "micro_batch" else 2
         raise ValueError(f"{owner}: a variance needs at least {least} examples. Received: {count}")
     model._symbolic_build(data_batch=data)
-    objective = _data_objective(model, training)
+    objective = data_objective_of(model, training)
     if training and estimator != "micro_batch":
         check_separable(objective.model, f'{owner}: estimator="{estimator}"')
     evaluate = partial(_Evaluation(model, objective), data)
@@ -184,13 +184,6 @@ def gradient_moments(
             'it. Received: a loss with reduction="sum". Use estimator="probe" or "exact".'
         )
     return _micro_batches(evaluate, count, micro_batches, seed)
-
-
-def _data_objective(model: Any, training: bool) -> DataObjective:
-    """A trainer's own, or that of a plain model."""
-    if hasattr(model, "data_objective"):
-        return model.data_objective(training)
-    return DataObjective(model, model.__call__, model.compute_loss, training=training, penalties_apart=False)
 
 
 class _Evaluation:

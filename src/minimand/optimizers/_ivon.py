@@ -12,10 +12,11 @@ from keras import ops
 from minimand import backend
 from minimand._validation import check_float
 from minimand.backend import Tensor
+from minimand.optimizers._wrapper import NeedsTransform
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class IVON(keras.optimizers.Optimizer):
+class IVON(NeedsTransform, keras.optimizers.Optimizer):
     """Newton-like steps with a Hessian that weight noise estimates: variational inference, one gradient a step.
 
     m <- b1 m + (1 - b1) g, h <- b2 h + (1 - b2) k + (1 - b2)^2 (h - k)^2 / (2 (h + d)),

@@ -253,6 +253,10 @@ class Proximal(OptimizerWrapper):
         """Called by a `Trainer`: variables for which the function is true, the loss's own, are never penalised."""
         self._leave_out.function = function
 
+    def for_loss(self, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+        """The optimizer itself: variables of a loss have no penalty."""
+        return optimizer
+
     def _step_size(self, variable: keras.Variable, learning_rate: Tensor) -> Tensor:
         rate = ops.cast(learning_rate, variable.dtype)
         return step_size(self.wrapped, variable, rate) if self.metric == "optimizer" else rate

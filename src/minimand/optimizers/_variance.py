@@ -19,7 +19,7 @@ from minimand.gradients._running import (
     updated,
     variance_per_spread,
 )
-from minimand.optimizers._wrapper import OptimizerWrapper
+from minimand.optimizers._wrapper import NeedsTransform, OptimizerWrapper
 
 # Updates scaled by how certain their direction is.
 
@@ -116,7 +116,7 @@ class SNRScaling(OptimizerWrapper):
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class VarianceAware(keras.optimizers.Optimizer):
+class VarianceAware(NeedsTransform, keras.optimizers.Optimizer):
     """Gradient descent in which each weight's step shrinks with the noise of its gradient.
 
     M-SVAG: w <- w - a gamma m, gamma = m^2 / (m^2 + Var m); SVAG: w <- w - a gamma g, gamma = m^2 / (m^2 + s)
@@ -173,6 +173,10 @@ class VarianceAware(keras.optimizers.Optimizer):
     def track(self, weight: keras.Variable, noise: keras.Variable) -> None:
         """Called by `MiniBatchVariance`: `noise` holds Var m of `weight`, and gets s as its gradient."""
         self._measured.noises[id(weight)] = noise
+
+    @property
+    def needs_transform(self) -> bool:
+        return self.variance == "mini_batch"
 
     def build(self, variables: list[keras.Variable]) -> None:
         if self.built:

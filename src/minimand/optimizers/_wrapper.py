@@ -22,6 +22,15 @@ _AROUND_UPDATE = {
 }
 
 
+class NeedsTransform:
+    """Base class of optimizers that train the weights together with variables of a transform of their own."""
+
+    @property
+    def needs_transform(self) -> bool:
+        """Whether the optimizer, with the arguments that it has, needs its transform."""
+        return True
+
+
 class OptimizerWrapper(keras.optimizers.Optimizer):
     """Base class of optimizers that change another one's update, in `_backend_update_step`.
 
@@ -91,6 +100,11 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         optimizer = type(self.wrapped).from_config(self._optimizer_config)
         optimizer.learning_rate = _rate(super().get_config()["learning_rate"])
         return optimizer
+
+    def for_loss(self, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
+        """The optimizer of the variables of a loss, whose updates `optimizer` computes: the same wrapper around it."""
+        config = {**self.get_config(), "optimizer": keras.saving.serialize_keras_object(optimizer)}
+        return type(self).from_config({**config, "name": f"{self.name}_loss"})
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> Any:

@@ -271,7 +271,7 @@ def fisher_information(model: keras.Model, x: Any, y: Any, loss: Any) -> dict[st
             _, gradients = backend.value_and_gradient(example_loss, trainable, differentiable=False)
             return [ops.square(gradient) for gradient in gradients]
 
-        return backend.summed(squared, rows, max(1, _CHUNK // max(model.count_params(), 1)))
+        return backend.sum_over_rows(squared, rows, max(1, _CHUNK // max(model.count_params(), 1)))
 
     state = [v.value for v in variables], [v.value for v in model.non_trainable_variables]
     compiled = backend.jit(total)

@@ -85,9 +85,12 @@ def fused_lasso(values: Tensor, step: Any) -> Tensor:
         position = ops.stack([near[0] - 1, ops.maximum(near[1] + 1, near[0])])
         kept = ops.reshape(offset + ops.where(done, position, width - 1), (-1,))
         new = (end, sign * slope, rest)
-        arrays = [backend.put(array, kept, ops.reshape(value, (-1,))) for array, value in zip(arrays, new, strict=True)]
+        arrays = [
+            backend.scatter_update(array, kept, ops.reshape(value, (-1,)))
+            for array, value in zip(arrays, new, strict=True)
+        ]
         clipped = ops.stack([row, row + rows * (n + 1)]) + rows * ops.where(done, k, n)
-        clips = backend.put(clips, ops.reshape(clipped, (-1,)), ops.reshape(end, (-1,)))
+        clips = backend.scatter_update(clips, ops.reshape(clipped, (-1,)), ops.reshape(end, (-1,)))
 
         k = ops.where(done, k + 1, k)
         near = ops.where(done, position, ops.where(drop, near + to_next, near))
@@ -118,7 +121,7 @@ def fused_lasso(values: Tensor, step: Any) -> Tensor:
         low, high = clips[0, index], clips[1, index]
         # Not `ops.maximum`, which is in float32 on PyTorch.
         now = ops.where(later < low, low, ops.where(later > high, high, later))
-        return now, backend.put(solution, index * rows + row, now)
+        return now, backend.scatter_update(solution, index * rows + row, now)
 
     _, solution = ops.fori_loop(0, n, backward, (clips[0, n - 1], ops.zeros((n * rows,), dtype)))
     return ops.transpose(ops.reshape(solution, (n, rows)))

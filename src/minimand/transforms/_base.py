@@ -96,9 +96,15 @@ class Transform:
     def check_ready(self) -> None:
         """Called before the first step, to raise if something is missing that only `fit` can give."""
 
+    counts_steps = False
+    """Whether the training loop counts steps for the transform, as for a `PeriodicTransform`."""
+
     def apply(self, objective: Objective) -> Objective:
         """The transformed objective."""
         raise NotImplementedError(f"{type(self).__name__} must implement `apply(self, objective)`.")
+
+    draws_weights = False
+    """Whether `sample` draws weights."""
 
     def sample(self, weights: Weights, seed: Tensor) -> Weights:
         """Weights drawn for a prediction, from those of `fit`; the same weights where the transform draws none.
@@ -186,6 +192,8 @@ class PeriodicTransform(Transform):
         every: number k >= 1 of steps.
         **kwargs: the arguments of `Transform`.
     """
+
+    counts_steps = True
 
     def __init__(self, *, every: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)

@@ -213,6 +213,8 @@ class VariationalWeightNoise(SizedTransform):
     def _steps(self, variables: Sequence[keras.Variable], noise: Sequence[Tensor]) -> list[Tensor]:
         return [self._stddev(variable) * e for variable, e in zip(variables, noise, strict=True)]
 
+    draws_weights = True
+
     def sample(self, weights: Weights, seed: Tensor) -> list[Tensor]:
         """Weights drawn from the posterior."""
         noise = backend.noise("normal", [tuple(v.shape) for v in self.selected], seed)
@@ -378,6 +380,8 @@ class IVONNoise(SizedTransform):
 
         hessians = [self.hessians[variable.path].value for variable in self.selected]
         return shifted(weights, self.mask, map(backend.custom_derivative(of_tensors), hessians, noise))
+
+    draws_weights = True
 
     def sample(self, weights: Weights, seed: Tensor) -> list[Tensor]:
         """Weights drawn from the posterior."""

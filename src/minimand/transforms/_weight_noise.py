@@ -294,6 +294,8 @@ class WeightNoise(Transform):
             return draws
         return [ops.cast(e, w.dtype) * scale_of(self.mode, w) for w, e in zip(some, draws, strict=True)]
 
+    draws_weights = True
+
     def sample(self, weights: Weights, seed: Tensor) -> list[Tensor]:
         """The weights with noise, whatever `start` and `stop` are; at the schedule's present standard deviation."""
         stddev = self.stddev(self.step.value) if callable(self.stddev) else self.stddev
