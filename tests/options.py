@@ -36,6 +36,7 @@ from minimand.regularizers import (
     TotalVariation,
 )
 from minimand.transforms import (
+    Fishr,
     GradientNormPenalty,
     GradientVariancePenalty,
     IVONNoise,
@@ -136,7 +137,6 @@ ROBUST = {
     "groups": [0, 0],
 }
 STANDARDISED = {"weighting": "standardised"}
-EXACT = {"estimator": "exact", "num_groups": 2, "groups": lambda batch: batch.x[:, 0] > 0}
 KERNEL = {"dense/kernel": np.arange(32).reshape(4, 8) % 4}
 
 LOSSES = {
@@ -262,7 +262,6 @@ TRANSFORMS = {
             "select": "all",
             "samples": 2,
             "antithetic": True,
-            "draws": "table",
             "per": "example",
             "start": 2,
             "stop": 2,
@@ -289,7 +288,7 @@ TRANSFORMS = {
     SharpnessAware: Case(
         of_transform,
         {"rho": 0.1},
-        {"rho": 0.2, "adaptive": True, "per_layer": True, "splits": 2, "select": "kernels"},
+        {"rho": 0.2, "adaptive": True, "per_layer": True, "micro_batches": 2, "select": "kernels"},
     ),
     WeightPenalty: Case(of_transform, {"regularizer": "l2"}, {"regularizer": "l1", "select": "all"}),
     GradientNormPenalty: Case(
@@ -302,10 +301,14 @@ TRANSFORMS = {
             "strength": 0.2,
             "estimator": "exact",
             "micro_batches": Where({"estimator": "micro_batch"}, 2),
-            "groups": Where(EXACT, lambda batch: batch.x[:, 1] > 0),
             "select": "kernels",
             "seed": 2,
         },
+    ),
+    Fishr: Case(
+        of_transform,
+        {"strength": 0.1, "domains": lambda batch: batch.x[:, 0] > 0, "num_domains": 2},
+        {"strength": 0.2, "domains": lambda batch: batch.x[:, 1] > 0, "select": "kernels"},
     ),
     MeasureGradient: Case(
         of_transform,

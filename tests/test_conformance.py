@@ -48,5 +48,6 @@ def test_every_optimizer_is_in_the_list():
 
 def test_every_transform_is_in_the_list():
     public = {getattr(minimand.transforms, name) for name in minimand.transforms.__all__}
+    classes = {part for part in public if isinstance(part, type)}
     others = {minimand.transforms.Transform, minimand.transforms.Batch, minimand.transforms.ScaleMixturePrior}
-    assert public - others == {type(part.make()) for part in parts.TRANSFORMS.values()}
+    assert classes - others == {type(part.make()) for part in parts.TRANSFORMS.values()}

@@ -149,9 +149,10 @@ ENDS = {
         "samples": count_from(1),
     },
     transforms.IVONNoise: {"examples": ([1, 0.5], [0.0, -1]), "samples": count_from(1)},
-    transforms.SharpnessAware: {"rho": POSITIVE, "splits": count_from(1)},
+    transforms.SharpnessAware: {"rho": POSITIVE, "micro_batches": count_from(1)},
     transforms.GradientNormPenalty: {"strength": NOT_NEGATIVE},
     transforms.GradientVariancePenalty: {"strength": NOT_NEGATIVE, "micro_batches": count_from(2)},
+    transforms.Fishr: {"strength": NOT_NEGATIVE, "num_domains": count_from(2)},
     transforms.MeasureGradient: {"every": count_from(1), "micro_batches": count_from(2)},
     transforms.MiniBatchVariance: {"micro_batches": count_from(2)},
     transforms.ScaleMixturePrior: {"wide": POSITIVE, "narrow": POSITIVE, "share": SHARE},
@@ -341,12 +342,10 @@ CALLS = {
         (lambda: minimand.sparsity.unit_groups(MODEL, incoming=False), ["`incoming`", "`outgoing`"]),
         (lambda: minimand.sparsity.unit_groups(MODEL), ["unit"]),
     ],
-    "GradientVariancePenalty": [
+    "Fishr": [
         (
-            lambda: compiled(
-                transforms=[transforms.GradientVariancePenalty(1.0, estimator="exact", groups="site", num_groups=2)]
-            ).train_on_batch(ROWS, ROWS[:, :1]),
-            ["`groups`", "'site'", "no names"],
+            lambda: compiled(transforms=[transforms.Fishr(1.0, "site", 2)]).train_on_batch(ROWS, ROWS[:, :1]),
+            ["`domains`", "'site'", "no names"],
         )
     ],
     "Sparsity": [

@@ -17,7 +17,7 @@ from minimand.gradients._running import (
     shrinkage,
     sum_of_squared_weights,
     updated,
-    variance_per_spread,
+    variance_per_squared_deviation,
 )
 from minimand.optimizers._wrapper import NeedsTransform, OptimizerWrapper
 
@@ -96,7 +96,7 @@ class SNRScaling(OptimizerWrapper):
         count = self.update_count.value
         weight = newest_weight(self.beta, count)
         # rho s, the variance of the mean, over the spread.
-        noise = sum_of_squared_weights(self.beta, count) * variance_per_spread(self.beta, count)
+        noise = sum_of_squared_weights(self.beta, count) * variance_per_squared_deviation(self.beta, count)
         factors = []
         for gradient, variable in zip(grads, variables, strict=True):
             index = self._get_variable_index(variable)
@@ -238,7 +238,7 @@ class VarianceAware(NeedsTransform, keras.optimizers.Optimizer):
             spread = self._spreads[id(variable)]
             new_mean, new_spread = updated(mean.value, spread.value, gradient, weight)
             spread.assign(new_spread)
-            factor = variance_per_spread(self.beta, count)
+            factor = variance_per_squared_deviation(self.beta, count)
             if self.form == "m-svag":
                 factor = factor * sum_of_squared_weights(self.beta, count)
             noise = ops.cast(factor, mean.dtype) * new_spread

@@ -15,6 +15,7 @@ from minimand import backend
 from minimand._selection import match_path
 from minimand._validation import check_rows
 from minimand.backend import Tensor
+from minimand.gradients._exact import sums_of_powers
 from minimand.regularizers._base import WeightRegularizer
 
 # Arrays that belong to variables: one, or one for each path; in a configuration as text.
@@ -213,8 +214,8 @@ class ElasticWeightConsolidation(WeightRegularizer):
 
 # The diagonal of the Fisher information, from gradients of single examples.
 
-# Numbers of gradients that are held at once, and rows whose squares are summed in float32.
-_CHUNK, _ROWS = 2**22, 1024
+# Rows whose squares are summed in float32.
+_ROWS = 1024
 
 
 def fisher_information(model: keras.Model, x: Any, y: Any, loss: Any) -> dict[str, np.ndarray]:
@@ -258,26 +259,21 @@ def fisher_information(model: keras.Model, x: Any, y: Any, loss: Any) -> dict[st
     criterion = keras.losses.get(loss)
     variables = model.trainable_variables
 
-    leaves = keras.tree.flatten(data)
+    def sums(rows: Any, trainable: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
+        def example_loss(values: Sequence[Tensor], row: Any) -> tuple[Tensor, Tensor]:
+            inputs, targets = keras.tree.map_structure(lambda leaf: leaf[None], row)
+            outputs, _ = model.stateless_call(values, other, inputs, training=False)
+            return ops.sum(criterion(targets, outputs)), ops.zeros(())
 
-    def total(rows: list[Tensor], trainable: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
-        def squared(row: list[Tensor]) -> list[Tensor]:
-            inputs, targets = keras.tree.pack_sequence_as(data, [leaf[None] for leaf in row])
-
-            def example_loss(values: Sequence[Tensor]) -> tuple[Tensor, None]:
-                outputs, _ = model.stateless_call(values, other, inputs, training=False)
-                return ops.sum(criterion(targets, outputs)), None
-
-            _, gradients = backend.value_and_gradient(example_loss, trainable, differentiable=False)
-            return [ops.square(gradient) for gradient in gradients]
-
-        return backend.sum_over_rows(squared, rows, max(1, _CHUNK // max(model.count_params(), 1)))
+        members = ops.ones((keras.tree.flatten(rows)[0].shape[0], 1))
+        return [squares[0] for (squares,) in sums_of_powers(example_loss, trainable, rows, members)[0]]
 
     state = [v.value for v in variables], [v.value for v in model.non_trainable_variables]
-    compiled = backend.jit(total)
-    sums: list[Any] = [0.0] * len(variables)
+    compiled = backend.jit(sums)
+    totals: list[Any] = [0.0] * len(variables)
     for start in range(0, count, _ROWS):
-        found = compiled([leaf[start : start + _ROWS] for leaf in leaves], *state)
+        rows = keras.tree.map_structure(lambda leaf, start=start: leaf[start : start + _ROWS], data)
+        found = compiled(rows, *state)
         # In double precision over the parts.
-        sums = [s + ops.convert_to_numpy(f).astype("float64") for s, f in zip(sums, found, strict=True)]
-    return {v.path: np.asarray(s / count, dtype=v.dtype) for v, s in zip(variables, sums, strict=True)}
+        totals = [t + ops.convert_to_numpy(f).astype("float64") for t, f in zip(totals, found, strict=True)]
+    return {v.path: np.asarray(t / count, dtype=v.dtype) for v, t in zip(variables, totals, strict=True)}
