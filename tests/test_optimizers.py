@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from keras import ops
 
-from minimand.optimizers import AdaBelief, SNRScaling, VarianceAware
+from minimand.optimizers import MSVAG, SVAG, AdaBelief, SNRScaling
 from minimand.testing._optimizers import path_of
 from tests.helpers import numpy, told
 from tests.parts.optimizers import moments
@@ -70,7 +70,7 @@ def test_weight_decay_is_not_scaled():
     np.testing.assert_allclose(path[:, 0], 0.99 ** np.arange(1, 41), rtol=1e-3)
 
 
-# VarianceAware and AdaBelief
+# SVAG, M-SVAG and AdaBelief
 
 
 def test_ada_belief_is_centred(random):
@@ -86,7 +86,7 @@ def test_ada_belief_is_centred(random):
 
 def test_gradients_without_noise():
     """M-SVAG of constant gradients is gradient descent; where there never was a gradient nothing moves."""
-    path = path_of(VarianceAware(0.1), [np.float32([0.5, -2.0, 0.0])] * 10)
+    path = path_of(MSVAG(0.1), [np.float32([0.5, -2.0, 0.0])] * 10)
     np.testing.assert_allclose(path[:, :2], 1.0 - 0.1 * np.arange(1, 11)[:, None] * [0.5, -2.0], rtol=1e-5)
     np.testing.assert_array_equal(path[:, 2], 1.0)
 
@@ -97,10 +97,9 @@ def test_gradients_without_noise():
         (lambda: SNRScaling(keras.optimizers.SGD(), beta=1.0), ValueError, ["`beta`", "1.0"]),
         (lambda: SNRScaling(keras.optimizers.SGD(), beta=0.0), ValueError, ["`beta`", "> 0", "0.0"]),
         (lambda: SNRScaling("sgd", granularity="layer"), ValueError, ["`granularity`", "'tensor'", "'layer'"]),
-        (lambda: VarianceAware(beta=1.0), ValueError, ["`beta`", "< 1", "1.0"]),
-        (lambda: VarianceAware(form="adam"), ValueError, ["`form`", "'m-svag'", "'adam'"]),
-        (lambda: VarianceAware(variance="exact"), ValueError, ["`variance`", "'running'", "'exact'"]),
-        (lambda: VarianceAware(variance="mini_batch").build([keras.Variable(1.0)]), ValueError, ["MiniBatchVariance"]),
+        (lambda: SVAG(beta=1.0), ValueError, ["`beta`", "< 1", "1.0"]),
+        (lambda: MSVAG(variance="exact"), ValueError, ["`variance`", "'running'", "'exact'"]),
+        (lambda: MSVAG(variance="mini_batch").build([keras.Variable(1.0)]), ValueError, ["MiniBatchVariance"]),
         (lambda: AdaBelief(beta_2=1.0), ValueError, ["`beta_2`", "< 1", "1.0"]),
         (lambda: AdaBelief(epsilon=0.0), ValueError, ["`epsilon`", "> 0", "0.0"]),
         (lambda: SNRScaling(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())), TypeError, ["`optimizer`", "LossScaleOptimizer"]),

@@ -28,17 +28,17 @@ MAPS = {
     "group output": GroupLasso(0.3),
     "group input": GroupLasso(0.3, "input"),
     "group block": GroupLasso(0.3, ("block", (2, 2))),
-    "group unit": GroupLasso(0.3, "unit", splits=2),
+    "group gates": GroupLasso(0.3, ("gates", 2)),
     "group labels": GroupLasso(0.3, LABELS),
     "group unweighted": GroupLasso(0.5, weight_by_size=False),
-    "group mean": GroupLasso(5.0, reduce="mean"),
+    "group mean": GroupLasso(5.0, reduction="mean"),
     "sparse group": SparseGroupLasso(0.4, 0.3),
     "range": Range(0.3, -0.2, 0.4),
     "range exact": Range(0.3, -0.2, 0.4, power=1),
     "tv inputs": TotalVariation(0.3, 0),
     "tv units": TotalVariation(0.3, 1),
     "tv shape": TotalVariation(0.3, 1, shape=(2, 3)),
-    "tv splits": TotalVariation(0.3, -1, splits=2),
+    "tv gates": TotalVariation(0.3, -1, gates=2),
     "distance": L2SP(0.3, np.ones(SHAPE)),
     "elastic": ElasticWeightConsolidation(0.3, np.arange(24.0).reshape(SHAPE), np.ones(SHAPE)),
 }
@@ -286,14 +286,14 @@ def test_several_families_of_joint_groups_are_a_sum(by_size, random, float64):
     families = [{"a": np.arange(3)[:, None]}, {"a": np.arange(4), "b": np.arange(4)}]
     rows, columns = np.linalg.norm(a, axis=1), np.linalg.norm(np.vstack([a, b]), axis=0)
     expected = 0.3 * (rows.sum() * (2.0 if by_size else 1.0) + columns.sum() * (2.0 if by_size else 1.0))
-    for reduce, count in (("sum", 1), ("mean", 12 + 16)):
-        joint = JointGroupLasso(0.3, families, weight_by_size=by_size, reduce=reduce)
+    for reduction, count in (("sum", 1), ("mean", 12 + 16)):
+        joint = JointGroupLasso(0.3, families, weight_by_size=by_size, reduction=reduction)
         assert float(numpy(joint.total([A, B], [a, b]))) == pytest.approx(expected / count, rel=1e-12)
 
 
 def test_joint_groups_from_their_configuration(random):
     families = [{"a": np.arange(3)[:, None]}, {"a": np.arange(4), "b": np.array([0, 1, -1, 3])}]
-    joint = JointGroupLasso(0.3, families, weight_by_size=False, reduce="mean")
+    joint = JointGroupLasso(0.3, families, weight_by_size=False, reduction="mean")
     again = keras.saving.deserialize_keras_object(json.loads(json.dumps(keras.saving.serialize_keras_object(joint))))
     values = [random.normal(size=each.shape).astype("float32") for each in (A, B)]
     assert float(again.total([A, B], values)) == float(joint.total([A, B], values)) > 0

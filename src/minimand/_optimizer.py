@@ -8,7 +8,8 @@ from typing import Any
 import keras
 
 from minimand._state import StateLayer
-from minimand.optimizers import IVON, Proximal, SNRScaling
+from minimand.optimizers import Proximal, SNRScaling
+from minimand.optimizers._base import MeasuredOptimizer
 
 
 class LossVariablesOptimizer(keras.optimizers.MultiOptimizer):
@@ -22,7 +23,7 @@ class LossVariablesOptimizer(keras.optimizers.MultiOptimizer):
         cls, optimizer: keras.optimizers.Optimizer, learning_rate: Any, state: StateLayer
     ) -> LossVariablesOptimizer:
         """Wrap an optimizer; variables found in `state` when the optimizer is built get `learning_rate`."""
-        if isinstance(optimizer, IVON) or getattr(optimizer, "variance", None) == "mini_batch":
+        if isinstance(optimizer, MeasuredOptimizer) and optimizer.needs_transform:
             raise ValueError(
                 "Trainer.compile: `loss_learning_rate` does not go with the optimizer "
                 f"{type(optimizer).__name__}, which keeps variables of its transform together with the weights. "

@@ -77,9 +77,12 @@ class HidesNaN(Lasso):
 class Forgetful(Lasso):
     """Its argument is not in its configuration."""
 
-    def __init__(self, strength, *, factor=2.0, reduce="sum"):
-        super().__init__(strength, reduce=reduce)
+    def __init__(self, strength, *, factor=2.0, reduction="sum"):
+        super().__init__(strength, reduction=reduction)
         self.factor = factor
+
+    def get_config(self):
+        return {"strength": self.strength, "reduction": self.reduction}
 
     def penalty(self, weights):
         return self.factor * super().penalty(weights)

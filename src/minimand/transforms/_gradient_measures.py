@@ -1,4 +1,4 @@
-"""The variance of each batch's gradient, for the optimizer VarianceAware."""
+"""The variance of each batch's gradient, for the optimizers SVAG and MSVAG."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from minimand.backend import Tensor
 from minimand.gradients._exact import check_separable, exact_sums
 from minimand.gradients._examples import ExampleGradients
 from minimand.gradients._moments import ESTIMATORS
-from minimand.optimizers import VarianceAware
+from minimand.optimizers import MSVAG, SVAG
 from minimand.transforms._base import Batch, Objective, PeriodicTransform, Transform, Weights
 
 # What transforms that take statistics of the examples' gradients share.
@@ -267,12 +267,12 @@ class GradientStatistics(keras.metrics.Metric):
         return ops.convert_to_numpy(self.sums) / max(float(ops.convert_to_numpy(self.others)[1]), 1.0)
 
 
-# The variance of each batch's gradient, for the optimizer VarianceAware.
+# The variance of each batch's gradient, for the optimizers SVAG and MSVAG.
 
 
 @keras.saving.register_keras_serializable(package="minimand")
 class MiniBatchVariance(Transform):
-    """Gives the optimizer `VarianceAware(variance="mini_batch")` the variance of each step's gradient.
+    """Gives the optimizers `SVAG` and `MSVAG` with `variance="mini_batch"` the variance of each step's gradient.
 
     L(w) -> L(w); s_j = V_j / n for each weight, with the variance V_j of one example's gradient in a batch of n
 
@@ -295,7 +295,7 @@ class MiniBatchVariance(Transform):
     Examples:
         >>> import keras, minimand
         >>> trainer = minimand.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
-        >>> optimizer = minimand.optimizers.VarianceAware(0.1, variance="mini_batch")
+        >>> optimizer = minimand.optimizers.MSVAG(0.1, variance="mini_batch")
         >>> trainer.compile(optimizer, "mse", transforms=[minimand.transforms.MiniBatchVariance()])
     """
 
@@ -308,9 +308,9 @@ class MiniBatchVariance(Transform):
         self.noises: dict[str, keras.Variable] = {}
 
     def bind(self, optimizer: keras.optimizers.Optimizer) -> None:
-        if not isinstance(optimizer, VarianceAware) or optimizer.variance != "mini_batch":
+        if not isinstance(optimizer, (SVAG, MSVAG)) or optimizer.variance != "mini_batch":
             raise ValueError(
-                'MiniBatchVariance: goes with the optimizer minimand.optimizers.VarianceAware(variance="mini_batch"). '
+                'MiniBatchVariance: goes with minimand.optimizers.SVAG or MSVAG with variance="mini_batch". '
                 f"Received: optimizer={type(optimizer).__name__}"
             )
         self.optimizer = optimizer
