@@ -60,8 +60,9 @@ class GradientReport(keras.callbacks.Callback):
         found = [transform for transform in transforms if isinstance(transform, MeasureGradient)]
         if not found:
             raise ValueError(
-                "GradientReport: the model must be a minimand.Trainer with a MeasureGradient. Received: a model without "
-                "one. Give `Trainer.compile` transforms=[minimand.transforms.MeasureGradient()]."
+                "GradientReport: the model must be a minimand.Trainer with a MeasureGradient. "
+                f"Received: {type(self.model).__name__} without a MeasureGradient. "
+                "Give `Trainer.compile` transforms=[minimand.transforms.MeasureGradient()]."
             )
         if self.path is not None:
             _matplotlib()

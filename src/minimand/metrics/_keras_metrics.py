@@ -154,7 +154,7 @@ class IntervalWidth(_MeanScore):
     """
 
     def __init__(self, name: str = "interval_width", dtype: Any = None) -> None:
-        super().__init__(_of_pair(lambda y_true, low, high: calibration.interval_width(low, high)), name, dtype)
+        super().__init__(_of_pair(_width), name, dtype)
 
 
 @keras.saving.register_keras_serializable(package="minimand")
@@ -223,3 +223,7 @@ def _of_pair(function: Callable[[Any, Any, Any], Tensor]) -> Callable[[Any, Any]
         return function(y_true, y_pred[..., 0], y_pred[..., 1])
 
     return of_pair
+
+
+def _width(y_true: Any, low: Any, high: Any) -> Tensor:
+    return calibration.interval_width(low, high)

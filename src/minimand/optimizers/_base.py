@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import keras
 
@@ -14,15 +14,10 @@ from minimand.backend import Tensor
 
 _WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
 # Keras's base class does this around an optimizer's own update. The wrapper does it, so the inner optimizer must not.
-_SWITCHED_OFF = {
-    "weight_decay": None,
-    "clipnorm": None,
-    "global_clipnorm": None,
-    "clipvalue": None,
-    "use_ema": False,
-    "loss_scale_factor": None,
-    "gradient_accumulation_steps": None,
-}
+_AROUND_UPDATE = (
+    "weight_decay", "clipnorm", "global_clipnorm", "clipvalue", "use_ema", "loss_scale_factor",
+    "gradient_accumulation_steps",
+)  # fmt: skip
 
 
 def refuse_replicas(optimizer: keras.optimizers.Optimizer) -> None:
@@ -59,8 +54,8 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
         self._optimizer_config = optimizer.get_config()
         # Keras's callbacks would take an attribute of Keras's name, `inner_optimizer`, for loss scaling.
         self.wrapped = type(optimizer).from_config(self._optimizer_config)
-        for key, value in _SWITCHED_OFF.items():
-            setattr(self.wrapped, key, value)
+        for name in _AROUND_UPDATE:
+            setattr(self.wrapped, name, None)
         self.wrapped.learning_rate = self._shared_learning_rate
 
     def _shared_learning_rate(self) -> Tensor:
@@ -99,6 +94,13 @@ def _rate(config: dict[str, Any]) -> Any:
     """The learning rate of a configuration: a number or a schedule."""
     rate = config["learning_rate"]
     return keras.optimizers.schedules.deserialize(rate) if isinstance(rate, dict) else rate
+
+
+class Measured(NamedTuple):
+    """A transform's state variable for a weight, and its measurement in this step."""
+
+    state: keras.Variable
+    value: Tensor
 
 
 class MeasuredOptimizer(keras.optimizers.Optimizer):
@@ -148,23 +150,15 @@ class MeasuredOptimizer(keras.optimizers.Optimizer):
         """Make the optimizer's variables for these weights."""
         raise NotImplementedError
 
-    def _backend_update_step(
-        self, grads: Sequence[Tensor], trainable_variables: Sequence[keras.Variable], learning_rate: Tensor
-    ) -> None:
+    def _backend_update_step(self, grads: Sequence[Tensor], variables: Sequence[keras.Variable], rate: Tensor) -> None:
         """Keras's hook between clipping and weight decay before, and averaging after."""
         refuse_replicas(self)
-        gradients = {id(v): gradient for v, gradient in zip(trainable_variables, grads, strict=True)}
-        for weight in self._weights(trainable_variables):
+        gradients = {id(variable): gradient for variable, gradient in zip(variables, grads, strict=True)}
+        for weight in self._weights(variables):
             state = self._tracked.states.get(id(weight))
-            self._update(weight, gradients[id(weight)], state, gradients.get(id(state)), learning_rate)
+            measured = Measured(state, gradients[id(state)]) if id(state) in gradients else None
+            self._update(weight, gradients[id(weight)], rate, measured)
 
-    def _update(
-        self,
-        weight: keras.Variable,
-        gradient: Tensor,
-        state: keras.Variable | None,
-        measurement: Tensor | None,
-        learning_rate: Tensor,
-    ) -> None:
-        """Update a weight; `state` and `measurement` are None for a weight that is not measured."""
+    def _update(self, weight: keras.Variable, gradient: Tensor, rate: Tensor, measured: Measured | None) -> None:
+        """Update a weight; `measured` is None for a weight that the transform does not measure."""
         raise NotImplementedError

@@ -10,7 +10,7 @@ from keras import ops
 from minimand._config import config_of
 from minimand._validation import check_float
 from minimand.backend import Tensor
-from minimand.optimizers._base import MeasuredOptimizer
+from minimand.optimizers._base import Measured, MeasuredOptimizer
 
 
 @keras.saving.register_keras_serializable(package="minimand")
@@ -74,24 +74,18 @@ class IVON(MeasuredOptimizer):
     def _make_variables(self, weights: list[keras.Variable]) -> None:
         self._momentums = {id(v): self.add_variable_from_reference(v, "momentum") for v in weights}
 
-    def _update(
-        self,
-        weight: keras.Variable,
-        gradient: Tensor,
-        state: keras.Variable | None,
-        measurement: Tensor | None,
-        learning_rate: Tensor,
-    ) -> None:
+    def _update(self, weight: keras.Variable, gradient: Tensor, rate: Tensor, measured: Measured | None) -> None:
         momentum = self._momentums[id(weight)]
         momentum.assign(self.beta_1 * momentum.value + (1.0 - self.beta_1) * ops.cast(gradient, momentum.dtype))
         count = ops.cast(self.iterations.value + 1, "float32")
         correction = 1.0 - ops.power(ops.cast(self.beta_1, "float32"), count)
         decay = self.decay if self._use_weight_decay(weight) else 0.0
         step = momentum.value / ops.cast(correction, momentum.dtype) + decay * weight.value
-        if state is not None and measurement is not None:
-            state.assign(self._new_hessian(state.value, ops.cast(measurement, state.dtype)))
-            step = step * ((self.hessian_init + self.decay) / (state.value + self.decay))
-        weight.assign(weight.value - ops.cast(learning_rate * step, weight.dtype))
+        if measured is not None:
+            hessian = measured.state
+            hessian.assign(self._new_hessian(hessian.value, ops.cast(measured.value, hessian.dtype)))
+            step = step * ((self.hessian_init + self.decay) / (hessian.value + self.decay))
+        weight.assign(weight.value - ops.cast(rate * step, weight.dtype))
 
     def _new_hessian(self, hessian: Tensor, estimate: Tensor) -> Tensor:
         share = 1.0 - self.beta_2

@@ -204,22 +204,20 @@ class Proximal(OptimizerWrapper):
         self.held_back = self.add_variable((len(variables),), dtype="int32", name="held_back")
         self._warned_of = 0
 
-    def _backend_update_step(
-        self, grads: Sequence[Tensor], trainable_variables: Sequence[keras.Variable], learning_rate: Tensor
-    ) -> None:
+    def _backend_update_step(self, grads: Sequence[Tensor], variables: Sequence[keras.Variable], rate: Tensor) -> None:
         """Keras's hook between clipping and weight decay before, and accumulation after."""
         refuse_replicas(self)
-        self.wrapped.apply(grads, trainable_variables)
-        of_index = {self._get_variable_index(variable): variable for variable in trainable_variables}
+        self.wrapped.apply(grads, variables)
+        of_index = {self._get_variable_index(variable): variable for variable in variables}
         held = [ops.zeros((), "int32")] * self.held_back.shape[0]
         for (_, regularizer), members in zip(self._parts, self._members, strict=True):
             # Keras leaves out variables without a gradient.
             indices = [index for index in members if index in of_index]
-            variables = [of_index[index] for index in indices]
-            values = [variable.value for variable in variables]
-            steps = [self._step_size(index, of_index[index], learning_rate) for index in indices]
-            moved = regularizer.at(self.iterations).proximal_step(variables, values, steps)
-            for index, variable, value, new in zip(indices, variables, values, moved, strict=True):
+            own = [of_index[index] for index in indices]
+            values = [variable.value for variable in own]
+            steps = [self._step_size(index, of_index[index], rate) for index in indices]
+            moved = regularizer.at(self.iterations).proximal_step(own, values, steps)
+            for index, variable, value, new in zip(indices, own, values, moved, strict=True):
                 if len(variable.shape) >= 2:
                     gone = ops.max(ops.abs(new)) == 0
                     held[index] = ops.cast(gone, "int32")
@@ -231,8 +229,8 @@ class Proximal(OptimizerWrapper):
         """Called by a `Trainer`: variables for which `function` is true, the loss's own, are never penalised."""
         self._left_out = function
 
-    def _step_size(self, index: int, variable: keras.Variable, learning_rate: Tensor) -> Tensor:
-        rate = ops.cast(learning_rate, variable.dtype)
+    def _step_size(self, index: int, variable: keras.Variable, rate: Tensor) -> Tensor:
+        rate = ops.cast(rate, variable.dtype)
         return rate if self._own_step_size is None else self._own_step_size(self.wrapped, index, rate)
 
     def collapsed(self) -> dict[str, int]:

@@ -18,7 +18,7 @@ from minimand.gradients._running import (
     updated,
     variance_per_spread,
 )
-from minimand.optimizers._base import MeasuredOptimizer, OptimizerWrapper, refuse_replicas
+from minimand.optimizers._base import Measured, MeasuredOptimizer, OptimizerWrapper, refuse_replicas
 
 # Any optimizer, with smaller updates where the gradient is mostly noise.
 
@@ -81,15 +81,13 @@ class SNRScaling(OptimizerWrapper):
         self.update_count = self.add_variable((), dtype="int32", name="update_count")
         self.means, self.deviations = self.add_optimizer_variables(variables, ("mean", "squared_deviation"))
 
-    def _backend_update_step(
-        self, grads: Sequence[Tensor], trainable_variables: Sequence[keras.Variable], learning_rate: Tensor
-    ) -> None:
+    def _backend_update_step(self, grads: Sequence[Tensor], variables: Sequence[keras.Variable], rate: Tensor) -> None:
         """Keras's hook between clipping and weight decay before, and averaging after."""
         refuse_replicas(self)
-        factors = self._factors(grads, trainable_variables)
-        before = [ops.copy(variable) for variable in trainable_variables]
-        self.wrapped.apply(grads, trainable_variables)
-        for variable, old, factor in zip(trainable_variables, before, factors, strict=True):
+        factors = self._factors(grads, variables)
+        before = [ops.copy(variable) for variable in variables]
+        self.wrapped.apply(grads, variables)
+        for variable, old, factor in zip(variables, before, factors, strict=True):
             variable.assign(old + factor * (variable.value - old))
 
     def _factors(self, grads: Sequence[Tensor], variables: Sequence[keras.Variable]) -> list[Tensor]:
@@ -157,25 +155,16 @@ class _VarianceAware(MeasuredOptimizer):
         clipped = iter(super()._clip_gradients([g for v, g in zip(variables, grads, strict=True) if id(v) in weights]))
         return [next(clipped) if id(v) in weights else g for v, g in zip(variables, grads, strict=True)]
 
-    def _backend_update_step(
-        self, grads: Sequence[Tensor], trainable_variables: Sequence[keras.Variable], learning_rate: Tensor
-    ) -> None:
+    def _backend_update_step(self, grads: Sequence[Tensor], variables: Sequence[keras.Variable], rate: Tensor) -> None:
         """Keras's hook; `iterations` also counts steps that only accumulate a gradient."""
-        super()._backend_update_step(grads, trainable_variables, learning_rate)
+        super()._backend_update_step(grads, variables, rate)
         self.update_count.assign_add(1)
 
-    def _update(
-        self,
-        weight: keras.Variable,
-        gradient: Tensor,
-        state: keras.Variable | None,
-        measurement: Tensor | None,
-        learning_rate: Tensor,
-    ) -> None:
+    def _update(self, weight: keras.Variable, gradient: Tensor, rate: Tensor, measured: Measured | None) -> None:
         mean, count = self._means[id(weight)], self.update_count.value + 1
         gradient = ops.cast(gradient, mean.dtype)
         newest = ops.cast(newest_weight(self.beta, count), mean.dtype)
-        if state is None:
+        if measured is None:
             deviation = self._deviations[id(weight)]
             new_mean, new_deviation = updated(mean.value, deviation.value, gradient, newest)
             deviation.assign(new_deviation)
@@ -186,13 +175,13 @@ class _VarianceAware(MeasuredOptimizer):
         else:
             new_mean = mean.value + newest * (gradient - mean.value)
             # Keras averages accumulated gradients, which divides their variance.
-            noise = ops.cast(measurement, mean.dtype) / (self.gradient_accumulation_steps or 1)
+            noise = ops.cast(measured.value, mean.dtype) / (self.gradient_accumulation_steps or 1)
             if self._along_mean:
-                noise = ops.square(1 - newest) * state.value + ops.square(newest) * noise
-            state.assign(noise)
+                noise = ops.square(1 - newest) * measured.state.value + ops.square(newest) * noise
+            measured.state.assign(noise)
         mean.assign(new_mean)
         step = shrinkage(new_mean, noise) * (new_mean if self._along_mean else gradient)
-        weight.assign(weight.value - ops.cast(learning_rate * step, weight.dtype))
+        weight.assign(weight.value - ops.cast(rate * step, weight.dtype))
 
     def get_config(self) -> dict[str, Any]:
         return config_of(self, super().get_config())
@@ -344,12 +333,10 @@ class AdaBelief(keras.optimizers.Optimizer):
         self.update_count = self.add_variable((), dtype="int32", name="update_count")
         self._means, self._beliefs = self.add_optimizer_variables(variables, ("mean", "belief"))
 
-    def _backend_update_step(
-        self, grads: Sequence[Tensor], trainable_variables: Sequence[keras.Variable], learning_rate: Tensor
-    ) -> None:
+    def _backend_update_step(self, grads: Sequence[Tensor], variables: Sequence[keras.Variable], rate: Tensor) -> None:
         """Keras's hook; `iterations` also counts steps that only accumulate a gradient."""
         self.update_count.assign_add(1)
-        super()._backend_update_step(grads, trainable_variables, learning_rate)
+        super()._backend_update_step(grads, variables, rate)
 
     def update_step(self, gradient: Tensor, variable: keras.Variable, learning_rate: Tensor) -> None:
         """Keras's hook for one variable."""
