@@ -457,19 +457,18 @@ class JointGroupLasso(WeightRegularizer):
             families.append((indices, LabelGroups(labels, shapes)))
         return families
 
-    def _factors(self, groups: LabelGroups, families: _Families, dtype: Any) -> Tensor:
-        factors = factors_of(groups, self.weight_by_size, dtype)
-        if self.reduction == "mean":
-            factors = factors / sum(math.fsum(each.sizes) for _, each in families)
-        return factors
+    def _strength(self, families: _Families, dtype: Any) -> Tensor:
+        """The coefficient for the number of weights in groups."""
+        return self.coefficient((sum(int(groups.sizes.sum()) for _, groups in families),), dtype)
 
     def total(self, variables: Sequence[keras.Variable], values: Sequence[Tensor]) -> Tensor:
         families = self._families(variables)
         result: Any = 0.0
         for indices, groups in families:
             parts = [values[index] for index in indices]
-            result = result + ops.sum(self._factors(groups, families, parts[0].dtype) * norms(groups, parts))
-        return self.coefficient((), result.dtype) * result
+            factors = factors_of(groups, self.weight_by_size, parts[0].dtype)
+            result = result + ops.sum(factors * norms(groups, parts))
+        return self._strength(families, result.dtype) * result
 
     def require_proximal(self) -> None:
         """`proximal_step` is the proximal map."""
@@ -479,13 +478,14 @@ class JointGroupLasso(WeightRegularizer):
     ) -> list[Tensor]:
         families = self._families(variables)
         exact = exact_dtype(values[0])
-        strength = self.coefficient((), exact)
+        strength = self._strength(families, exact)
         current = [ops.cast(value, exact) for value in values]
         steps = [ops.convert_to_tensor(step, exact) * strength for step in steps]
 
         def shrink(family: int, parts: Sequence[Tensor]) -> list[Tensor]:
             indices, groups = families[family]
-            return shrunk(groups, parts, [steps[index] for index in indices], self._factors(groups, families, exact))
+            factors = factors_of(groups, self.weight_by_size, exact)
+            return shrunk(groups, parts, [steps[index] for index in indices], factors)
 
         if len(families) == 1:
             indices, _ = families[0]

@@ -15,8 +15,7 @@ import keras
 import numpy as np
 
 _LAYERS = keras.layers
-DENSE = (_LAYERS.Dense,)
-CONVOLUTIONS = (_LAYERS.Conv1D, _LAYERS.Conv2D, _LAYERS.Conv3D)
+LINEAR = (_LAYERS.Dense, _LAYERS.Conv1D, _LAYERS.Conv2D, _LAYERS.Conv3D)
 DEPTHWISE = (_LAYERS.DepthwiseConv1D, _LAYERS.DepthwiseConv2D)
 _NOT_ELEMENTWISE = ("softmax", "log_softmax", "sparsemax", "glu")
 _ACTIVATIONS = (_LAYERS.Activation, _LAYERS.ReLU, _LAYERS.LeakyReLU, _LAYERS.ELU)
@@ -118,12 +117,10 @@ class Channels:
 
     def _call(self, layer: Any, inputs: Any, outputs: Any, shared: bool) -> list[tuple[np.ndarray, np.ndarray]]:
         """Add the step, and return the channels and constants of its outputs."""
-        handled = None
-        if inputs and len(outputs) == 1 and not shared:
-            handled = self._known(layer, inputs, outputs[0].shape)
+        known = None if shared or not inputs or len(outputs) > 1 else self._known(layer, inputs, outputs[0].shape)
         numbers, constants = [each for each, _ in inputs], inputs[0][1] if inputs else np.zeros(0)
-        if handled is not None:
-            role, *result = handled
+        if known is not None:
+            role, *result = known
             if role == "linear" and not _elementwise(layer.activation):
                 self._require(result[0])
             self.steps.append(Step(role, layer, numbers, result[0], constants, tuple(outputs[0].shape[1:-1])))
@@ -143,7 +140,7 @@ class Channels:
         last = (-1, len(shape) - 1)
         if getattr(layer, "data_format", "channels_last") != "channels_last" or count is None:
             return None
-        if kind in DENSE + CONVOLUTIONS and _is_plain(layer):
+        if kind in LINEAR and _is_plain(layer):
             return "linear", self._new(count), _activated(layer.activation, linear_constants(layer, constants))
         if kind in DEPTHWISE and layer.depth_multiplier == 1 and _elementwise(layer.activation):
             return "scale", numbers, _activated(layer.activation, _depthwise_constants(layer, constants))
@@ -170,9 +167,7 @@ class Channels:
     # The channels that are needed.
 
     def _needed(self) -> np.ndarray:
-        roots = self.roots(np.arange(len(self._parents)))
-        needed = np.zeros(len(roots), bool)
-        needed[roots[np.array(self._required, dtype=int)]] = True
+        roots, needed = self.roots(np.arange(len(self._parents))), self.required
         linear = [step for step in reversed(self.steps) if step.role == "linear"]
         used = [uses(step.layer) & ~foldable(step.layer, step.constants)[:, None] for step in linear]
         while True:

@@ -11,8 +11,6 @@ import numpy as np
 from minimand.regularizers import WeightRegularizer
 from minimand.sparsity._channels import Channels, Step, foldable, window_sums
 
-_SIZES = {"Dense": "units", "Conv1D": "filters", "Conv2D": "filters", "Conv3D": "filters"}
-
 
 def compact(model: keras.Model) -> keras.Model:
     """Return the model without the units, filters and channels that its outputs do not depend on.
@@ -85,7 +83,7 @@ def _resized(layer: Any, steps: dict[str, Step], kept: np.ndarray) -> Any:
     config |= {name: None for name in config if isinstance(getattr(layer, name, None), WeightRegularizer)}
     step = steps.get(layer.name)
     if step is not None and step.role == "linear":
-        config[_SIZES[type(layer).__name__]] = int(kept[step.output].sum())
+        config["units" if isinstance(layer, keras.layers.Dense) else "filters"] = int(kept[step.output].sum())
         config["use_bias"] = layer.use_bias or bool(np.any(_folded(step, kept)))
     if "activation" not in vars(layer):
         return type(layer).from_config(config)

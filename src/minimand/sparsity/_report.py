@@ -9,7 +9,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from minimand.sparsity._channels import CONVOLUTIONS, DENSE, DEPTHWISE, Channels, Step, uses
+from minimand.sparsity._channels import DEPTHWISE, LINEAR, Channels, Step, uses
 
 
 @dataclass(frozen=True)
@@ -163,7 +163,7 @@ def report(model: keras.Model) -> SparsityReport:
     layers = [
         _layer(step, channels.kept)
         for step in channels.steps
-        if type(step.layer) in DENSE + CONVOLUTIONS + DEPTHWISE and step.role != "other"
+        if type(step.layer) in LINEAR + DEPTHWISE and step.role != "other"
     ]
     values = [keras.ops.convert_to_numpy(variable) for variable in model.trainable_variables]
     return SparsityReport(layers, sum(v.size for v in values), sum(int((v == 0).sum()) for v in values))
