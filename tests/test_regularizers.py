@@ -101,7 +101,7 @@ def test_forms_against_loops_with_their_gradients(name, random, float64):
 
 
 def kernels():
-    """Of each kind of layer a weight, and what its axes are."""
+    """A weight of each kind of layer."""
     inputs = {
         "dense": (keras.layers.Dense(3), (5,)),
         "conv1d": (keras.layers.Conv1D(3, 4), (8, 2)),
@@ -163,7 +163,7 @@ def test_configurations_make_equal_regularizers(name, random):
 
 
 def test_anchors_survive_saving_and_training(random, tmp_path):
-    """The distance is to the weights at the time when the regularizer was made, in the model and in a loaded one."""
+    """The anchor is the weights when the regularizer was made, in the model and in a loaded model."""
     x, y = data(random)
     model = network()
     anchors = [v.numpy() for v in model.trainable_variables]
@@ -195,7 +195,7 @@ def test_anchored_kernel_in_stock_keras(random, tmp_path):
 
 
 def test_fisher_information_is_the_mean_square_of_each_examples_gradient(random):
-    """Of logistic regression, (p - y) x, against a loop over examples; exact zeros where an input is zero."""
+    """The gradient of logistic regression is (p - y) x, which is exactly zero where an input is zero."""
     x = random.normal(size=(20, 3)).astype("float32")
     x[:, 2] = 0.0
     y = random.integers(2, size=20)
@@ -217,7 +217,7 @@ def test_fisher_information_of_rows_that_do_not_match_is_told(rows, targets):
 
 
 def test_a_scheduled_strength_goes_by_the_steps_of_the_penalty(random):
-    """SGD on a constant loss: each step subtracts rate * strength(step) * gradient."""
+    """Each step of SGD on a constant loss subtracts rate * strength(step) * gradient."""
     strength = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.0, 0.5])
     trainer = minimand.Trainer(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)]))
     penalty = minimand.transforms.WeightPenalty(Range(strength, -1.0, 1.0))

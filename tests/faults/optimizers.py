@@ -1,4 +1,4 @@
-"""Optimizers that are wrong in one way each."""
+"""Faulty optimizers, each with one fault."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ register = keras.saving.register_keras_serializable(package="faults.optimizers")
 
 
 class Sound(testing.OptimizerSuite):
-    """Of gradient descent."""
+    """The suite of gradient descent."""
 
     part: type = keras.optimizers.SGD
 
@@ -23,7 +23,7 @@ class Sound(testing.OptimizerSuite):
 
 
 class SoundWithState(Sound):
-    """With momentum."""
+    """The suite of gradient descent with momentum."""
 
     stops = False
 
@@ -39,7 +39,7 @@ class SoundWithState(Sound):
 
 
 class Descent(keras.optimizers.SGD):
-    """Gradient descent whose gradient can be changed, by a factor or otherwise."""
+    """Gradient descent with a gradient that a subclass changes."""
 
     factor = 1.0
 
@@ -57,7 +57,7 @@ class Doubled(Descent):
 
 @register
 class DeafToSchedules(Descent):
-    """It takes the first learning rate for all."""
+    """The first learning rate of a schedule is used at every step."""
 
     def __init__(self, learning_rate, **arguments):
         if callable(learning_rate):
@@ -66,7 +66,7 @@ class DeafToSchedules(Descent):
 
 
 def without(name):
-    """One that takes an argument and does nothing with it."""
+    """An optimizer that ignores this argument."""
 
     class Without(Descent):
         def __init__(self, learning_rate, **arguments):
@@ -83,7 +83,7 @@ class Unclipped(Descent):
 
 @register
 class Normalised(Descent):
-    """0 / 0 where there is no gradient."""
+    """A gradient of 0 becomes 0 / 0."""
 
     def changed(self, gradient, variable):
         return gradient / ops.norm(gradient)
@@ -96,7 +96,7 @@ class HidesNaN(Descent):
 
 
 class NotRegistered(Descent):
-    """Keras does not find it when a file is loaded."""
+    """Keras does not find the class when a file is loaded."""
 
 
 @register
@@ -107,7 +107,7 @@ class LeavesBiases(Descent):
 
 @register
 class OfAllEver(Descent):
-    """It decays every weight that any of its kind was built for."""
+    """Every weight that any instance was built for decays."""
 
     seen: list = []  # noqa: RUF012
 
@@ -123,7 +123,7 @@ class OfAllEver(Descent):
 
 @register
 class Forgetful(Descent):
-    """Its argument is not in its configuration."""
+    """The argument is not in the configuration."""
 
     def __init__(self, learning_rate, factor=1.0, **arguments):
         super().__init__(learning_rate, **arguments)
@@ -132,7 +132,7 @@ class Forgetful(Descent):
 
 @register
 class Unrepeatable(Descent):
-    """Its numbers are those of the operating system."""
+    """Random numbers come from the operating system."""
 
     def __init__(self, learning_rate, **arguments):
         super().__init__(learning_rate, **arguments)
@@ -141,7 +141,7 @@ class Unrepeatable(Descent):
 
 @register
 class Counting(Descent):
-    """Its Python counts calls: once where it is compiled, each step where it is not."""
+    """Python counts calls, once if compiled and at each step if not."""
 
     def __init__(self, learning_rate, **arguments):
         super().__init__(learning_rate, **arguments)
@@ -154,7 +154,7 @@ class Counting(Descent):
 
 @register
 class OfThePolicy(Descent):
-    """In mixed precision it goes the other way."""
+    """The step has the wrong sign in mixed precision."""
 
     def __init__(self, learning_rate, **arguments):
         super().__init__(learning_rate, **arguments)
@@ -163,7 +163,7 @@ class OfThePolicy(Descent):
 
 @register
 class OfTheDevices(Descent):
-    """On several devices it is another."""
+    """The step is larger on several devices."""
 
     @property
     def factor(self):

@@ -1,4 +1,4 @@
-"""Regularizers that are wrong in one way each."""
+"""Faulty regularizers, each with one fault."""
 
 import keras
 import numpy as np
@@ -13,7 +13,7 @@ register = keras.saving.register_keras_serializable(package="faults.regularizers
 
 @register
 class Lasso(WeightRegularizer):
-    """sum |w|: the sound one. Its derivative at 0 is 0; that of `abs` is 1 on JAX."""
+    """The sound regularizer sum |w|, with derivative 0 at 0; `abs` has derivative 1 on JAX."""
 
     def penalty(self, weights):
         return ops.sum(weights * ops.sign(weights))
@@ -45,7 +45,7 @@ class Doubled(Lasso):
 
 @register
 class WithoutGradient(Lasso):
-    """The sign is no derivative of anything."""
+    """The gradient is not that of the value."""
 
     def penalty(self, weights):
         return ops.sum(
@@ -75,7 +75,7 @@ class HidesNaN(Lasso):
 
 @register
 class Forgetful(Lasso):
-    """Its argument is not in its configuration."""
+    """The argument is not in the configuration."""
 
     def __init__(self, strength, *, factor=2.0, reduction="sum"):
         super().__init__(strength, reduction=reduction)
@@ -90,7 +90,7 @@ class Forgetful(Lasso):
 
 @register
 class TwiceAsATransform(Lasso):
-    """It is another for a transform than for a layer."""
+    """A transform gets another value than a layer."""
 
     def total(self, variables, values):
         return 2.0 * super().total(variables, values)
@@ -116,7 +116,7 @@ class ProximalHidesNaN(Lasso):
 
 @register
 class HardThreshold(Lasso):
-    """It keeps what is large as it is: a map with jumps, of no convex penalty."""
+    """Large weights stay as they are, so the map has jumps, unlike that of a convex penalty."""
 
     def proximal(self, weights, step):
         return ops.where(ops.abs(weights) > step, weights, 0)

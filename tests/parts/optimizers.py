@@ -31,7 +31,7 @@ def variance_scaled(rate, w, gradients, of_tensor=np.asarray):
 
 
 def variance_aware(form):
-    """Algorithm 1 of the paper, with m and v that start at 0, their corrections, and s = (v - m^2) / (1 - rho)."""
+    """Algorithm 1 of the paper, with m and v from 0, bias corrections, and s = (v - m^2) / (1 - rho)."""
 
     def path(rate, w, gradients):
         m, v, found = np.zeros_like(w), np.zeros_like(w), []
