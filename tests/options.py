@@ -25,7 +25,7 @@ from minimand.losses import (
     TemperatureScaled,
     UncertaintyWeighted,
 )
-from minimand.optimizers import IVON, AdaBelief, Proximal, SNRScaling, VarianceAware
+from minimand.optimizers import IVON, MSVAG, SVAG, AdaBelief, Proximal, SNRScaling
 from minimand.regularizers import (
     L2SP,
     ElasticWeightConsolidation,
@@ -92,7 +92,7 @@ def of_tasks(loss):
 def of_transform(transform):
     optimizer = IVON(0.1) if isinstance(transform, IVONNoise) else None
     if isinstance(transform, MiniBatchVariance):
-        optimizer = VarianceAware(0.1, variance="mini_batch")
+        optimizer = MSVAG(0.1, variance="mini_batch")
     return fitted("numbers", optimizer=optimizer, transforms=[transform])
 
 
@@ -106,7 +106,7 @@ def of_regularizer(regularizer):
 
 def of_optimizer(optimizer):
     transforms = [IVONNoise(seed=1)] if isinstance(optimizer, IVON) else []
-    if getattr(optimizer, "variance", None) == "mini_batch":
+    if isinstance(optimizer, (SVAG, MSVAG)) and optimizer.variance == "mini_batch":
         transforms = [MiniBatchVariance(estimator="exact")]
     return fitted("numbers", optimizer=optimizer, transforms=transforms)
 
@@ -334,8 +334,7 @@ OF_GROUPS = {
     "strength": 0.2,
     "groups": "input",
     "weight_by_size": False,
-    "reduce": "mean",
-    "splits": Where({"groups": "unit"}, 2),
+    "reduction": "mean",
 }
 REGULARIZERS = {
     TotalVariation: Case(
@@ -347,15 +346,15 @@ REGULARIZERS = {
             "order": 2,
             "isotropic": Where({"axis": (0, 1)}, True),
             "periodic": True,
-            "splits": Where({"axis": 1}, 2),
+            "gates": Where({"axis": 1}, 2),
             "shape": (2, 2),
-            "reduce": "mean",
+            "reduction": "mean",
         },
     ),
     Range: Case(
         of_regularizer,
         {"strength": 0.1, "low": -0.1, "high": 0.1},
-        {"strength": 0.2, "low": -0.2, "high": 0.2, "power": 1, "reduce": "mean"},
+        {"strength": 0.2, "low": -0.2, "high": 0.2, "power": 1, "reduction": "mean"},
     ),
     GroupLasso: Case(of_regularizer, {"strength": 0.1}, OF_GROUPS),
     SparseGroupLasso: Case(of_regularizer, {"strength": 0.1, "l1_ratio": 0.5}, {**OF_GROUPS, "l1_ratio": 0.2}),
@@ -366,18 +365,18 @@ REGULARIZERS = {
             "strength": 0.2,
             "groups": {"dense/kernel": np.arange(32).reshape(4, 8) // 8},
             "weight_by_size": False,
-            "reduce": "mean",
+            "reduction": "mean",
         },
     ),
     L2SP: Case(
         of_regularizer,
         {"strength": 0.1, "anchor": np.zeros((4, 8))},
-        {"strength": 0.2, "anchor": np.ones((4, 8)), "reduce": "mean"},
+        {"strength": 0.2, "anchor": np.ones((4, 8)), "reduction": "mean"},
     ),
     ElasticWeightConsolidation: Case(
         of_regularizer,
         {"strength": 0.1, "fisher": np.ones((4, 8)), "anchor": np.zeros((4, 8))},
-        {"strength": 0.2, "fisher": 2 * np.ones((4, 8)), "anchor": np.ones((4, 8)), "reduce": "mean"},
+        {"strength": 0.2, "fisher": 2 * np.ones((4, 8)), "anchor": np.ones((4, 8)), "reduction": "mean"},
     ),
 }
 
@@ -404,9 +403,8 @@ OPTIMIZERS = {
             "metric": "learning_rate",
         },
     ),
-    VarianceAware: Case(
-        of_optimizer, {}, {"learning_rate": 0.2, "beta": 0.5, "form": "svag", "variance": "mini_batch"}
-    ),
+    SVAG: Case(of_optimizer, {}, {"learning_rate": 0.2, "beta": 0.5, "variance": "mini_batch"}),
+    MSVAG: Case(of_optimizer, {}, {"learning_rate": 0.2, "beta": 0.5, "variance": "mini_batch"}),
     SNRScaling: Case(
         of_optimizer, {"optimizer": adam}, {"optimizer": keras.optimizers.SGD, "beta": 0.5, "granularity": "tensor"}
     ),

@@ -160,7 +160,7 @@ ENDS = {
         "strength": NOT_NEGATIVE,
         "axis": ([0, -1, (0, 1), "spatial"], [0.5, (), True]),
         "order": count_from(1),
-        "splits": count_from(1),
+        "gates": count_from(1),
         "shape": ([(1, 4), [2, 2]], [(0, 4), (2.5,), 4]),
     },
     regularizers.Range: {
@@ -169,7 +169,13 @@ ENDS = {
         "high": ([-0.1, 1e9], [math.inf, -0.2]),
         "power": ([1, 2], [0, 3, 1.5]),
     },
-    regularizers.GroupLasso: {"strength": NOT_NEGATIVE, "splits": count_from(1)},
+    regularizers.GroupLasso: {
+        "strength": NOT_NEGATIVE,
+        "groups": (
+            [("gates", 1), ["gates", [4]], ("axes", -1)],
+            [("gates", 0), ("gates", (2, 2)), ("block", 2), "unit"],
+        ),
+    },
     regularizers.SparseGroupLasso: {"strength": NOT_NEGATIVE, "l1_ratio": ([0.0, 1.0], [-1e-9, 1.1])},
     regularizers.JointGroupLasso: {
         "strength": NOT_NEGATIVE,
@@ -190,7 +196,8 @@ ENDS = {
         "weight_decay": NOT_NEGATIVE,
     },
     optimizers.AdaBelief: {"beta_1": SHARE, "beta_2": SHARE, "epsilon": POSITIVE},
-    optimizers.VarianceAware: {"beta": SHARE},
+    optimizers.SVAG: {"beta": SHARE},
+    optimizers.MSVAG: {"beta": SHARE},
     optimizers.SNRScaling: {"beta": SHARE},
 }
 FLAT_ENDS = [
