@@ -29,7 +29,7 @@ suites(testing.TransformSuite, parts.TRANSFORMS)
 def test_every_loss_is_in_the_list():
     public = {getattr(minimand.losses, name) for name in minimand.losses.__all__}
     classes = {part for part in public if isinstance(part, type)}
-    abstract = {minimand.losses.TrainableLoss, minimand.losses.UncertaintyWeighted}
+    abstract = {minimand.losses.TrainableLoss, minimand.losses.UncertaintyWeighted, minimand.losses.Parameter}
     assert classes - abstract == {type(part.make()) for part in parts.LOSSES.values()}
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from minimand._ops import memberships
+from minimand._ops import compute_dtype, one_hot_targets
 from minimand.backend import Tensor
 
 # Rounding, also of half precision, may put a probability this far outside of [0, 1].
@@ -167,7 +167,7 @@ def class_probabilities(owner: str, y_true: Any, probabilities: Any) -> tuple[Te
     """Both as (..., classes); NaN for a target that is not a class, and for a number that is not a probability."""
     (probabilities,) = as_floats(probabilities)
     *shape, count = probabilities.shape
-    members = memberships(owner, ops.convert_to_tensor(y_true), tuple(shape), count, probabilities.dtype)
+    members = one_hot_targets(owner, ops.convert_to_tensor(y_true), tuple(shape), count, probabilities.dtype)
     possible = (probabilities >= -_ROUNDING) & (probabilities <= 1.0 + _ROUNDING)
     return members, ops.where(possible, probabilities, np.nan)
 
@@ -180,5 +180,5 @@ def where_positive(stddev: Tensor) -> Tensor:
 def as_floats(*values: Any) -> list[Tensor]:
     """The values as tensors of float32, or of float64 if one of them is."""
     tensors = [ops.convert_to_tensor(value) for value in values]
-    double = any(str(t.dtype).endswith("float64") for t in tensors)
-    return [ops.cast(t, "float64" if double else "float32") for t in tensors]
+    dtype = compute_dtype(*tensors)
+    return [ops.cast(t, dtype) for t in tensors]

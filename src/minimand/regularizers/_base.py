@@ -11,6 +11,7 @@ import keras
 from keras import ops
 
 from minimand._config import config_of, from_config
+from minimand._ops import compute_dtype
 from minimand._validation import check_choice, check_float
 from minimand.backend import Tensor
 
@@ -105,7 +106,7 @@ class WeightRegularizer(keras.regularizers.Regularizer):
         self.require_proximal()
         own = self.of(_shaped(weights))
         weights = ops.convert_to_tensor(weights)
-        exact = exact_dtype(weights)
+        exact = compute_dtype(weights)
         step = ops.convert_to_tensor(step, exact) * own.coefficient(tuple(weights.shape), exact)
         return ops.cast(own.proximal(ops.cast(weights, exact), step), weights.dtype)
 
@@ -173,8 +174,3 @@ class WeightRegularizer(keras.regularizers.Regularizer):
 def _shaped(weights: Any) -> Any:
     """A tensor, or the given object if it has a shape: a variable also has a path."""
     return weights if hasattr(weights, "shape") else ops.convert_to_tensor(weights)
-
-
-def exact_dtype(weights: Tensor) -> str:
-    """What proximal maps compute in: half precision is not enough for squares and quotients."""
-    return "float64" if keras.backend.standardize_dtype(weights.dtype) == "float64" else "float32"

@@ -10,11 +10,11 @@ import keras
 import numpy as np
 from keras import ops
 
-from minimand._ops import at_least, magnitude, safe_sqrt, soft_threshold
+from minimand._ops import at_least, compute_dtype, safe_abs, safe_sqrt, soft_threshold
 from minimand._selection import match_path
 from minimand._validation import check_bool, check_float
 from minimand.backend import Tensor
-from minimand.regularizers._base import WeightRegularizer, exact_dtype
+from minimand.regularizers._base import WeightRegularizer
 
 # Disjoint groups of the entries of tensors, the parts. `sizes` has the number of entries of each group: a number, or an
 # array of the shape of `sums`.
@@ -353,7 +353,7 @@ class SparseGroupLasso(GroupLasso):
         self.l1_ratio = check_float("SparseGroupLasso", "l1_ratio", l1_ratio, minimum=0.0, maximum=1.0)
 
     def penalty(self, weights: Tensor) -> Tensor:
-        return self.l1_ratio * ops.sum(magnitude(weights)) + (1.0 - self.l1_ratio) * super().penalty(weights)
+        return self.l1_ratio * ops.sum(safe_abs(weights)) + (1.0 - self.l1_ratio) * super().penalty(weights)
 
     def proximal(self, weights: Tensor, step: Any) -> Tensor:
         within = soft_threshold(weights, self.l1_ratio * step)
@@ -477,7 +477,7 @@ class JointGroupLasso(WeightRegularizer):
         self, variables: Sequence[keras.Variable], values: Sequence[Tensor], steps: Sequence[Any]
     ) -> list[Tensor]:
         families = self._families(variables)
-        exact = exact_dtype(values[0])
+        exact = compute_dtype(values[0])
         strength = self._strength(families, exact)
         current = [ops.cast(value, exact) for value in values]
         steps = [ops.convert_to_tensor(step, exact) * strength for step in steps]

@@ -10,7 +10,7 @@ import keras
 from keras import ops
 
 from minimand import backend
-from minimand._ops import magnitude, safe_sqrt
+from minimand._ops import safe_abs, safe_sqrt
 from minimand._validation import check_bool, check_int, check_several
 from minimand.backend import Tensor
 from minimand.regularizers._base import WeightRegularizer
@@ -271,7 +271,7 @@ class TotalVariation(WeightRegularizer):
         weights = ops.reshape(weights, view)
         differences = [self._difference(weights, axis) for axis in axes]
         if not self.isotropic:
-            return sum(ops.sum(magnitude(d)) for d in differences)
+            return sum(ops.sum(safe_abs(d)) for d in differences)
         if not self.periodic:
             padding = [[[0, int(k == axis)] for k in range(len(weights.shape))] for axis in axes]
             differences = [ops.pad(d, p) for d, p in zip(differences, padding, strict=True)]
