@@ -36,7 +36,7 @@ from minimand.losses import (
     TemperatureScaled,
     UncertaintyWeighted,
 )
-from minimand.optimizers import IVON, AdaBelief, Proximal, SNRScaling, VarianceAware
+from minimand.optimizers import IVON, MSVAG, SVAG, AdaBelief, Proximal, SNRScaling
 from minimand.regularizers import (
     L2SP,
     ElasticWeightConsolidation,
@@ -47,6 +47,7 @@ from minimand.regularizers import (
     TotalVariation,
 )
 from minimand.transforms import (
+    Fishr,
     GradientNormPenalty,
     GradientVariancePenalty,
     IVONNoise,
@@ -102,7 +103,7 @@ def of_tasks(loss):
 def of_transform(transform):
     optimizer = IVON(0.1) if isinstance(transform, IVONNoise) else None
     if isinstance(transform, MiniBatchVariance):
-        optimizer = VarianceAware(0.1, variance="mini_batch")
+        optimizer = MSVAG(0.1, variance="mini_batch")
     return fitted("numbers", optimizer=optimizer, transforms=[transform])
 
 
@@ -116,7 +117,7 @@ def of_regularizer(regularizer):
 
 def of_optimizer(optimizer):
     transforms = [IVONNoise(seed=1)] if isinstance(optimizer, IVON) else []
-    if getattr(optimizer, "variance", None) == "mini_batch":
+    if isinstance(optimizer, (SVAG, MSVAG)) and optimizer.variance == "mini_batch":
         transforms = [MiniBatchVariance(estimator="exact")]
     return fitted("numbers", optimizer=optimizer, transforms=transforms)
 
@@ -141,7 +142,6 @@ THRESHOLD = {"loss": "binary_crossentropy", "temperature": 2.0, "momentum": 0.5,
 LIKELIHOOD = {"scale": 1.0, "init": "reference", "scale_init": 2.0, "scale_min": 0.5}
 BARRON = {"alpha": 1.0, "alpha_range": (0.001, 1.5), "alpha_init": 1.0}
 ROBUST = {**LIKELIHOOD, "axis": 1, "shared": True, "groups": [0, 0]}
-EXACT = {"estimator": "exact", "num_groups": 2, "groups": lambda batch: batch.x[:, 0] > 0}
 KERNEL = {"dense/kernel": np.arange(32).reshape(4, 8) % 4}
 
 LOSSES = {
@@ -227,7 +227,6 @@ TRANSFORMS = {
             "select": "all",
             "samples": 2,
             "antithetic": True,
-            "draws": "table",
             "per": "example",
             "start": 2,
             "stop": 2,
@@ -254,7 +253,7 @@ TRANSFORMS = {
     SharpnessAware: Case(
         of_transform,
         {"rho": 0.1},
-        {"rho": 0.2, "adaptive": True, "per_layer": True, "splits": 2, "select": "kernels"},
+        {"rho": 0.2, "adaptive": True, "per_layer": True, "micro_batches": 2, "select": "kernels"},
     ),
     WeightPenalty: Case(of_transform, {"regularizer": "l2"}, {"regularizer": "l1", "select": "all"}),
     GradientNormPenalty: Case(
@@ -267,10 +266,14 @@ TRANSFORMS = {
             "strength": 0.2,
             "estimator": "exact",
             "micro_batches": Where({"estimator": "micro_batch"}, 2),
-            "groups": Where(EXACT, lambda batch: batch.x[:, 1] > 0),
             "select": "kernels",
             "seed": 2,
         },
+    ),
+    Fishr: Case(
+        of_transform,
+        {"strength": 0.1, "domains": lambda batch: batch.x[:, 0] > 0, "num_domains": 2},
+        {"strength": 0.2, "domains": lambda batch: batch.x[:, 1] > 0, "select": "kernels"},
     ),
     MeasureGradient: Case(
         of_transform,
@@ -296,8 +299,7 @@ OF_GROUPS = {
     "strength": 0.2,
     "groups": "input",
     "weight_by_size": False,
-    "reduce": "mean",
-    "splits": Where({"groups": "unit"}, 2),
+    "reduction": "mean",
 }
 REGULARIZERS = {
     TotalVariation: Case(
@@ -309,15 +311,15 @@ REGULARIZERS = {
             "order": 2,
             "isotropic": Where({"axis": (0, 1)}, True),
             "periodic": True,
-            "splits": Where({"axis": 1}, 2),
+            "gates": Where({"axis": 1}, 2),
             "shape": (2, 2),
-            "reduce": "mean",
+            "reduction": "mean",
         },
     ),
     Range: Case(
         of_regularizer,
         {"strength": 0.1, "low": -0.1, "high": 0.1},
-        {"strength": 0.2, "low": -0.2, "high": 0.2, "power": 1, "reduce": "mean"},
+        {"strength": 0.2, "low": -0.2, "high": 0.2, "power": 1, "reduction": "mean"},
     ),
     GroupLasso: Case(of_regularizer, {"strength": 0.1}, OF_GROUPS),
     SparseGroupLasso: Case(of_regularizer, {"strength": 0.1, "l1_ratio": 0.5}, {**OF_GROUPS, "l1_ratio": 0.2}),
@@ -328,18 +330,18 @@ REGULARIZERS = {
             "strength": 0.2,
             "groups": {"dense/kernel": np.arange(32).reshape(4, 8) // 8},
             "weight_by_size": False,
-            "reduce": "mean",
+            "reduction": "mean",
         },
     ),
     L2SP: Case(
         of_regularizer,
         {"strength": 0.1, "anchor": np.zeros((4, 8))},
-        {"strength": 0.2, "anchor": np.ones((4, 8)), "reduce": "mean"},
+        {"strength": 0.2, "anchor": np.ones((4, 8)), "reduction": "mean"},
     ),
     ElasticWeightConsolidation: Case(
         of_regularizer,
         {"strength": 0.1, "fisher": np.ones((4, 8)), "anchor": np.zeros((4, 8))},
-        {"strength": 0.2, "fisher": 2 * np.ones((4, 8)), "anchor": np.ones((4, 8)), "reduce": "mean"},
+        {"strength": 0.2, "fisher": 2 * np.ones((4, 8)), "anchor": np.ones((4, 8)), "reduction": "mean"},
     ),
 }
 
@@ -366,9 +368,8 @@ OPTIMIZERS = {
             "metric": "learning_rate",
         },
     ),
-    VarianceAware: Case(
-        of_optimizer, {}, {"learning_rate": 0.2, "beta": 0.5, "form": "svag", "variance": "mini_batch"}
-    ),
+    SVAG: Case(of_optimizer, {}, {"learning_rate": 0.2, "beta": 0.5, "variance": "mini_batch"}),
+    MSVAG: Case(of_optimizer, {}, {"learning_rate": 0.2, "beta": 0.5, "variance": "mini_batch"}),
     SNRScaling: Case(
         of_optimizer, {"optimizer": adam}, {"optimizer": keras.optimizers.SGD, "beta": 0.5, "granularity": "tensor"}
     ),

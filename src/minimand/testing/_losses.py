@@ -13,9 +13,20 @@ from keras import ops
 
 from minimand._keras import set_keras_mask
 from minimand.losses._base import trainable_losses
-from minimand.testing._numbers import finite_difference, gradient, numpy
-from minimand.testing._suite import fit, network, require, restored, same_numbers, skip, trainer_of, values_of
-from minimand.testing._trained import TrainedSuite
+from minimand.testing._suite import (
+    TrainedSuite,
+    finite_difference,
+    fit,
+    gradient,
+    network,
+    numpy,
+    require,
+    restored,
+    same_numbers,
+    skip,
+    trainer_of,
+    values_of,
+)
 
 _KINDS = ("numbers", "classes", "binary", "embeddings")
 
