@@ -7,28 +7,36 @@ import numpy as np
 
 import minimand
 from minimand.losses import (
+    IRLS,
     LMNN,
     NCA,
     AdaptiveImage,
     AdaptiveRobust,
     AdaptiveStudentT,
-    BatchAdaptive,
     ClassMahalanobis,
-    ConfidenceWeighted,
+    CostThreshold,
     CVaR,
     DeepSVDD,
-    ErrorWeighted,
+    F1Threshold,
+    Focal,
+    GeneralizedCrossEntropy,
     GeneralRobust,
+    GradientHarmonized,
+    GroupDRO,
+    HardExampleMining,
     LearnedClassWeights,
-    LearnedThreshold,
     LogitAdjusted,
     Mahalanobis,
+    PrecisionAtRecallThreshold,
     QuantileThreshold,
+    RecallAtPrecisionThreshold,
+    SelfPaced,
+    StandardizedIRLS,
     TaskUncertainty,
     TemperatureScaled,
     UncertaintyWeighted,
 )
-from minimand.optimizers import IVON, AdaBelief, Proximal, SNRScaling, VarianceAware
+from minimand.optimizers import IVON, MSVAG, SVAG, AdaBelief, Proximal, SNRScaling
 from minimand.regularizers import (
     L2SP,
     ElasticWeightConsolidation,
@@ -39,6 +47,7 @@ from minimand.regularizers import (
     TotalVariation,
 )
 from minimand.transforms import (
+    Fishr,
     GradientNormPenalty,
     GradientVariancePenalty,
     IVONNoise,
@@ -94,7 +103,7 @@ def of_tasks(loss):
 def of_transform(transform):
     optimizer = IVON(0.1) if isinstance(transform, IVONNoise) else None
     if isinstance(transform, MiniBatchVariance):
-        optimizer = VarianceAware(0.1, variance="mini_batch")
+        optimizer = MSVAG(0.1, variance="mini_batch")
     return fitted("numbers", optimizer=optimizer, transforms=[transform])
 
 
@@ -108,7 +117,7 @@ def of_regularizer(regularizer):
 
 def of_optimizer(optimizer):
     transforms = [IVONNoise(seed=1)] if isinstance(optimizer, IVON) else []
-    if getattr(optimizer, "variance", None) == "mini_batch":
+    if isinstance(optimizer, (SVAG, MSVAG)) and optimizer.variance == "mini_batch":
         transforms = [MiniBatchVariance(estimator="exact")]
     return fitted("numbers", optimizer=optimizer, transforms=transforms)
 
@@ -128,12 +137,11 @@ class Where(NamedTuple):
     value: Any
 
 
-WEIGHTED = {"differentiate": True, "normalize": True, "loss": "mae"}
+WEIGHTED = {"normalize": True, "loss": "mae"}
+THRESHOLD = {"loss": "binary_crossentropy", "temperature": 2.0, "momentum": 0.5, "from_logits": True}
 LIKELIHOOD = {"scale": 1.0, "init": "reference", "scale_init": 2.0, "scale_min": 0.5}
 BARRON = {"alpha": 1.0, "alpha_range": (0.001, 1.5), "alpha_init": 1.0}
 ROBUST = {**LIKELIHOOD, "axis": 1, "shared": True, "groups": [0, 0]}
-STANDARDISED = {"weighting": "standardised"}
-EXACT = {"estimator": "exact", "num_groups": 2, "groups": lambda batch: batch.x[:, 0] > 0}
 KERNEL = {"dense/kernel": np.arange(32).reshape(4, 8) % 4}
 
 LOSSES = {
@@ -153,52 +161,30 @@ LOSSES = {
             **BARRON,
         },
     ),
-    BatchAdaptive: Case(
+    GradientHarmonized: Case(of_loss("numbers"), {"loss": "mse"}, {**WEIGHTED, "momentum": 0.5, "bins": 5}),
+    SelfPaced: Case(of_loss("numbers"), {"loss": "mse"}, {**WEIGHTED, "momentum": 0.1, "share": 0.3}),
+    StandardizedIRLS: Case(
         of_loss("numbers"),
         {"loss": "mse"},
-        {
-            **WEIGHTED,
-            "weighting": "self_paced",
-            "momentum": 0.5,
-            "bins": 5,
-            "share": Where({"weighting": "self_paced"}, 0.3),
-            "alpha": Where(STANDARDISED, 1.0),
-            "lam": Where(STANDARDISED, -0.2),
-            "scale": Where(STANDARDISED, 1.0),
-            "differentiate": Where(STANDARDISED, True),
-        },
+        {**WEIGHTED, "momentum": 0.5, "alpha": 1.0, "scale": 1.0, "differentiate": True},
     ),
     CVaR: Case(of_loss("numbers"), {"loss": "mse", "level": 0.5}, {"loss": "mae", "level": 0.7}),
-    ConfidenceWeighted: Case(
-        of_loss("numbers"), {"loss": "mse"}, {**WEIGHTED, "gamma": 1.0, "emphasis": Where({"gamma": 0.5}, "easy")}
-    ),
-    ErrorWeighted: Case(
-        of_loss("numbers"), {"loss": "mse"}, {**WEIGHTED, "alpha": 1.0, "lam": -0.2, "scale": 2.0, "hardest": 0.5}
-    ),
+    Focal: Case(of_loss("numbers"), {"loss": "mse"}, {**WEIGHTED, "gamma": 1.0, "differentiate": False}),
+    GeneralizedCrossEntropy: Case(of_loss("numbers"), {"loss": "mse"}, {"loss": "mae", "q": 0.5}),
+    IRLS: Case(of_loss("numbers"), {"loss": "mse"}, {**WEIGHTED, "alpha": 1.0, "scale": 2.0, "differentiate": True}),
+    HardExampleMining: Case(of_loss("numbers"), {"loss": "mse", "fraction": 0.5}, {**WEIGHTED, "fraction": 0.3}),
     LearnedClassWeights: Case(
+        of_loss("classes"), {"num_classes": 3}, {"loss": Focal("sparse_categorical_crossentropy"), "strength": 2.0}
+    ),
+    GroupDRO: Case(
         of_loss("classes"),
         {"num_classes": 3},
-        {
-            "mode": "uncertainty",
-            "loss": ConfidenceWeighted("sparse_categorical_crossentropy"),
-            "strength": 2.0,
-            "step": Where({"mode": "adversarial"}, 0.5),
-            "tau": Where({"mode": "adversarial"}, 1.0),
-        },
+        {"loss": Focal("sparse_categorical_crossentropy"), "step": 0.5, "tau": 1.0},
     ),
-    LearnedThreshold: Case(
-        of_loss("binary"),
-        {},
-        {
-            "objective": "cost",
-            "loss": "binary_crossentropy",
-            "temperature": 2.0,
-            "costs": Where({"objective": "cost"}, (1.0, 5.0)),
-            "target": Where({"objective": "precision_at_recall", "target": 0.5}, 0.8),
-            "momentum": 0.5,
-            "from_logits": True,
-        },
-    ),
+    F1Threshold: Case(of_loss("binary"), {}, THRESHOLD),
+    CostThreshold: Case(of_loss("binary"), {}, {**THRESHOLD, "false_positive_cost": 2.0, "false_negative_cost": 5.0}),
+    PrecisionAtRecallThreshold: Case(of_loss("binary"), {"recall": 0.5}, {**THRESHOLD, "recall": 0.8}),
+    RecallAtPrecisionThreshold: Case(of_loss("binary"), {"precision": 0.5}, {**THRESHOLD, "precision": 0.8}),
     LogitAdjusted: Case(
         of_loss("classes"), {"frequencies": [5, 3, 1]}, {"frequencies": [1, 1, 2], "tau": 0.5, "from_logits": True}
     ),
@@ -241,7 +227,6 @@ TRANSFORMS = {
             "select": "all",
             "samples": 2,
             "antithetic": True,
-            "draws": "table",
             "per": "example",
             "start": 2,
             "stop": 2,
@@ -268,7 +253,7 @@ TRANSFORMS = {
     SharpnessAware: Case(
         of_transform,
         {"rho": 0.1},
-        {"rho": 0.2, "adaptive": True, "per_layer": True, "splits": 2, "select": "kernels"},
+        {"rho": 0.2, "adaptive": True, "per_layer": True, "micro_batches": 2, "select": "kernels"},
     ),
     WeightPenalty: Case(of_transform, {"regularizer": "l2"}, {"regularizer": "l1", "select": "all"}),
     GradientNormPenalty: Case(
@@ -281,10 +266,14 @@ TRANSFORMS = {
             "strength": 0.2,
             "estimator": "exact",
             "micro_batches": Where({"estimator": "micro_batch"}, 2),
-            "groups": Where(EXACT, lambda batch: batch.x[:, 1] > 0),
             "select": "kernels",
             "seed": 2,
         },
+    ),
+    Fishr: Case(
+        of_transform,
+        {"strength": 0.1, "domains": lambda batch: batch.x[:, 0] > 0, "num_domains": 2},
+        {"strength": 0.2, "domains": lambda batch: batch.x[:, 1] > 0, "select": "kernels"},
     ),
     MeasureGradient: Case(
         of_transform,
@@ -310,8 +299,7 @@ OF_GROUPS = {
     "strength": 0.2,
     "groups": "input",
     "weight_by_size": False,
-    "reduce": "mean",
-    "splits": Where({"groups": "unit"}, 2),
+    "reduction": "mean",
 }
 REGULARIZERS = {
     TotalVariation: Case(
@@ -323,15 +311,15 @@ REGULARIZERS = {
             "order": 2,
             "isotropic": Where({"axis": (0, 1)}, True),
             "periodic": True,
-            "splits": Where({"axis": 1}, 2),
+            "gates": Where({"axis": 1}, 2),
             "shape": (2, 2),
-            "reduce": "mean",
+            "reduction": "mean",
         },
     ),
     Range: Case(
         of_regularizer,
         {"strength": 0.1, "low": -0.1, "high": 0.1},
-        {"strength": 0.2, "low": -0.2, "high": 0.2, "power": 1, "reduce": "mean"},
+        {"strength": 0.2, "low": -0.2, "high": 0.2, "power": 1, "reduction": "mean"},
     ),
     GroupLasso: Case(of_regularizer, {"strength": 0.1}, OF_GROUPS),
     SparseGroupLasso: Case(of_regularizer, {"strength": 0.1, "l1_ratio": 0.5}, {**OF_GROUPS, "l1_ratio": 0.2}),
@@ -342,18 +330,18 @@ REGULARIZERS = {
             "strength": 0.2,
             "groups": {"dense/kernel": np.arange(32).reshape(4, 8) // 8},
             "weight_by_size": False,
-            "reduce": "mean",
+            "reduction": "mean",
         },
     ),
     L2SP: Case(
         of_regularizer,
         {"strength": 0.1, "anchor": np.zeros((4, 8))},
-        {"strength": 0.2, "anchor": np.ones((4, 8)), "reduce": "mean"},
+        {"strength": 0.2, "anchor": np.ones((4, 8)), "reduction": "mean"},
     ),
     ElasticWeightConsolidation: Case(
         of_regularizer,
         {"strength": 0.1, "fisher": np.ones((4, 8)), "anchor": np.zeros((4, 8))},
-        {"strength": 0.2, "fisher": 2 * np.ones((4, 8)), "anchor": np.ones((4, 8)), "reduce": "mean"},
+        {"strength": 0.2, "fisher": 2 * np.ones((4, 8)), "anchor": np.ones((4, 8)), "reduction": "mean"},
     ),
 }
 
@@ -380,9 +368,8 @@ OPTIMIZERS = {
             "metric": "learning_rate",
         },
     ),
-    VarianceAware: Case(
-        of_optimizer, {}, {"learning_rate": 0.2, "beta": 0.5, "form": "svag", "variance": "mini_batch"}
-    ),
+    SVAG: Case(of_optimizer, {}, {"learning_rate": 0.2, "beta": 0.5, "variance": "mini_batch"}),
+    MSVAG: Case(of_optimizer, {}, {"learning_rate": 0.2, "beta": 0.5, "variance": "mini_batch"}),
     SNRScaling: Case(
         of_optimizer, {"optimizer": adam}, {"optimizer": keras.optimizers.SGD, "beta": 0.5, "granularity": "tensor"}
     ),

@@ -9,7 +9,8 @@ from keras import layers, ops
 
 import minimand
 from minimand import backend
-from minimand._objective import Batch
+from minimand._batches import Batch
+from minimand._objective import data_objective_of
 from minimand.gradients import (
     GradientMoments,
     gradient_moments,
@@ -345,7 +346,7 @@ def test_sums_by_group(random, float64):
         each = one_by_one(model, data)
         groups = np.array([0, 1, 1, 2, 0, 1])
         members = (groups[:, None] == np.arange(3)).astype("float64")
-        objective = minimand.gradients.moments._data_objective(model, True)
+        objective = data_objective_of(model, True)
         batch = Batch(*(ops.convert_to_tensor(part) for part in data))
         weights = [v.value for v in model.trainable_variables]
         gradients = ExampleGradients(objective, weights, batch, [True] * len(weights), differentiable=False)

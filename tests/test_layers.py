@@ -1,6 +1,7 @@
-"""A module imports only from lower layers, siblings do not import each other, and frameworks stay in backend/."""
+"""A module imports from its layer and lower ones, without circles; frameworks stay in backend/, Keras's privates in _keras."""
 
 import ast
+import graphlib
 import importlib.util
 import json
 import os
@@ -18,51 +19,87 @@ from tests.helpers import told
 ROOT = Path(minimand.__file__).parent
 MODULES = sorted(ROOT.rglob("*.py"))
 FRAMEWORKS = {"jax", "tensorflow", "torch"}
-# The first entry that a module's path starts with gives its layer.
-LAYERS = {
-    "_classes": 0, "_default_backend": 0, "_ops": 0, "_state": 0, "_scope": 0, "_selection": 0, "_validation": 0,
-    "_structure": 0, "_objective": 0, "_micro_batches": 0, "_layer_calls": 0, "gradients": 1, "backend": 0, "_running_moments": 0, "parametrizations": 0, "predict": 1,
-    "losses": 1, "regularizers": 1, "optimizers": 1, "metrics": 1, "sparsity": 1, "transforms": 2, "_optimizer": 2,
-    "_sampling": 2, "_training_size": 2, "trainer": 3,
-    "testing": 4, "callbacks": 4, "study": 4, "report": 4, "cli": 5, "__init__": 6,
-}  # fmt: skip
-SIBLINGS = {"losses", "gradients", "regularizers", "optimizers", "metrics", "sparsity"}
+# By the first part of a module's path. Parts of one layer may import each other.
+LAYERS = [
+    {"backend", "_batches", "_config", "_default_backend", "_keras", "_objective", "_ops", "_scope", "_selection", "_state",
+     "_validation"},
+    {"losses", "regularizers", "optimizers", "gradients", "metrics", "uncertainty", "sparsity", "parametrizations"},
+    {"transforms", "_optimizer", "_sampling"},
+    {"trainer"},
+    {"study", "callbacks", "testing"},
+    {"cli"},
+    {"__init__"},
+]  # fmt: skip
+LAYER = {part: number for number, parts in enumerate(LAYERS) for part in parts}
+PUBLIC = {"trainer", "uncertainty", "parametrizations", "cli"}
+
+
+def name_of(path):
+    """The module's name; a package's is that of its folder."""
+    parts = ["minimand", *path.relative_to(ROOT).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
 def part_of(path):
     return path.relative_to(ROOT).parts[0].removesuffix(".py")
 
 
-def imports(path):
-    """The absolute names that a file imports, wherever in it."""
-    for node in ast.walk(ast.parse(path.read_text())):
+NAMES = {name_of(path): path for path in MODULES}
+
+
+def imports(nodes):
+    """The absolute names that these statements import, wherever in them."""
+    for node in (inner for outer in nodes for inner in ast.walk(outer)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports are absolute"
+            assert node.level == 0, "imports are absolute"
             yield node.module
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_a_module_imports_only_from_lower_layers(path):
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_a_module_imports_only_from_its_layer_and_lower_ones(path):
     own = part_of(path)
-    for name in imports(path):
+    for name in imports([ast.parse(path.read_text())]):
         parts = name.split(".")
         if parts[0] in FRAMEWORKS:
             assert own == "backend", f"{path} imports {name}"
+        if name.startswith("keras.src"):
+            assert own == "_keras", f"{path} imports {name}, a private name of Keras"
         if parts[0] == "minimand" and len(parts) > 1:
-            other = parts[1] if parts[1] in LAYERS else None
-            if other is None or own == other:
-                continue
-            assert LAYERS[other] <= LAYERS[own], f"{path} imports {name} from a higher layer"
-            assert other != "testing", f"{path} imports {name}, which is for tests"
-            assert not {own, other} <= SIBLINGS, f"{path} imports its sibling {name}"
+            # Names that `minimand` itself makes are what its modules have.
+            other = parts[1] if parts[1] in LAYER else "__init__"
+            if own != other:
+                assert LAYER[other] <= LAYER[own], f"{path} imports {name} from a higher layer"
+                assert other != "testing", f"{path} imports {name}, which is for tests"
 
 
-@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_modules_are_short(path):
-    assert len(path.read_text().splitlines()) <= 400
+def executed(name):
+    """The package's modules that run when the module is imported, before it has run itself."""
+    body = ast.parse(NAMES[name].read_text()).body
+    later = {"FunctionDef", "ClassDef"}
+    run = [n for n in body if type(n).__name__ not in later and not ast.unparse(n).startswith("if TYPE_CHECKING:")]
+    for imported in imports(run):
+        parts = imported.split(".")
+        # A module's packages run before it, unless they have begun to: those that it shares with the importing one.
+        prefixes = [".".join(parts[: count + 1]) for count in range(1, len(parts))]
+        yield from (p for p in prefixes if p in NAMES and p != name and not name.startswith(f"{p}."))
+
+
+def test_no_module_imports_itself_through_others():
+    order = graphlib.TopologicalSorter({name: set(executed(name)) for name in NAMES if name != "minimand"})
+    # Raises a `CycleError` that names the modules of a circle.
+    order.prepare()
+
+
+def test_modules_are_private_unless_listed():
+    """What is public of a package is in its `__init__`."""
+    for path in MODULES:
+        *folders, module = path.relative_to(ROOT).with_suffix("").parts
+        if folders[:1] != ["backend"] and module != "__init__":
+            public = not folders and module in PUBLIC
+            assert module.startswith("_") != public, f"{path} is {'not ' * public}private"
 
 
 def test_import_brings_no_framework_but_the_one_in_use_and_no_extra():

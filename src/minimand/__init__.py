@@ -1,4 +1,4 @@
-"""Minimand changes what a Keras model minimises, where that is evaluated, and how its gradient is used."""
+"""Robust losses, weight noise, sharpness-aware training and structured sparsity for Keras 3."""
 
 from minimand._default_backend import choose_default_backend
 

@@ -1,4 +1,4 @@
-"""A batch of training: its arrays, its parts, and how many examples an epoch has."""
+"""A training batch, its parts, and the number of training examples in an epoch."""
 
 from __future__ import annotations
 
@@ -11,18 +11,20 @@ from keras import ops
 
 
 class Batch(NamedTuple):
-    """What `fit` hands to one training step; each part a tensor, a structure of tensors, or None.
+    """The data of one training step; each field is a tensor, a structure of tensors, or None.
 
-    With a `gradient_weight` c, a tensor (batch,), an objective's value means nothing and its gradient is
-    sum_i c_i g_i / n, where the g_i are the examples' gradients: what each contributes to that of the compiled loss,
-    through the row of outputs that is its own. Terms that no row has a part in (penalties) keep their gradient. The
-    number 0.0 stands for zeros, and leaves the model out. A transform hands it on, but leaves it out of gradients that
-    it takes itself.
+    A transform of your own passes the batch on to the objective that it transforms.
+
+    With a `gradient_weight` c, a tensor (batch,), an objective's value is meaningless and its gradient is
+    sum_i c_i g_i / n. Here g_i is the gradient of example i: its contribution to the gradient of the compiled loss,
+    through its own row of the outputs. Terms that do not depend on any row (penalties) keep their gradient. The number
+    0.0 stands for zeros and skips the model. A transform passes the `gradient_weight` on, but gradients that it takes
+    itself are those of `plain()`.
 
     Attributes:
-        x: inputs.
+        x: inputs (batch, ...).
         y: targets.
-        sample_weight: as in `fit`.
+        sample_weight: weights of the examples, as in `fit`.
         gradient_weight: c.
 
     Examples:
@@ -42,11 +44,8 @@ class Batch(NamedTuple):
         return self._replace(gradient_weight=None)
 
 
-# Structures of arrays, as Keras takes them for inputs.
-
-
 def first_leaf(structure: Any) -> Any:
-    """The first array or tensor: all have the same rows."""
+    """The first array or tensor of a structure whose leaves all have the same rows."""
     return next(leaf for leaf in keras.tree.flatten(structure) if leaf is not None)
 
 
@@ -56,8 +55,8 @@ def first_leaf(structure: Any) -> Any:
 def micro_batches(batch: Batch, count: int) -> tuple[list[Batch], Any, list[Any]]:
     """`(micro-batches, their size, the share of each in the mean)`.
 
-    The number of examples is a tensor where the framework traces with an unknown batch size. Then a batch of fewer
-    than `count` gives its last example again, with share 0.
+    If the framework traces with an unknown batch size, the number of examples is a tensor. Then a batch of fewer than
+    `count` examples repeats its last example, with share 0.
     """
     examples = ops.shape(first_leaf(batch.x))[0]
     if isinstance(examples, int):
@@ -73,8 +72,8 @@ def micro_batches(batch: Batch, count: int) -> tuple[list[Batch], Any, list[Any]
 def split(batch: Batch, count: int) -> list[tuple[Batch, Any]]:
     """`(part, its share of the examples)`: consecutive parts, as equal as possible, that make up the batch.
 
-    Where the framework traces with an unknown batch size, a batch of fewer than `count` examples has parts of share 0,
-    which hold an example that is another's.
+    If the framework traces with an unknown batch size, a batch of fewer than `count` examples has parts of share 0,
+    which repeat an example of another part.
     """
     examples = ops.shape(first_leaf(batch.x))[0]
     bounds = [(k * examples // count, (k + 1) * examples // count) for k in range(count)]
@@ -91,18 +90,18 @@ def _rows(batch: Batch, start: Any, end: Any) -> Batch:
     return keras.tree.map_structure(lambda leaf: leaf[start:end] if hasattr(leaf, "shape") else leaf, batch)
 
 
-# How many examples an epoch of `fit` has.
+# The number of training examples.
 
 
 def training_examples(arguments: Mapping[str, Any]) -> int | None:
-    """The number of training examples that these arguments of `keras.Model.fit` give; None if it is not known."""
+    """The number of training examples in these arguments of `keras.Model.fit`; None if it is unknown."""
     x: Any = arguments.get("x")
     if isinstance(x, keras.utils.PyDataset):
         batches = x.num_batches
         if not batches:
             return None
         return _of_batches(batches, x[0], x[batches - 1])
-    # A tf.data.Dataset; its cardinality is negative where it is infinite or not known.
+    # A tf.data.Dataset, whose cardinality is negative if it is infinite or unknown.
     if hasattr(x, "cardinality"):
         batches = int(x.cardinality())
         return _of_batches(batches, next(iter(x)), next(iter(x.skip(batches - 1)))) if batches > 0 else None
@@ -116,7 +115,7 @@ def training_examples(arguments: Mapping[str, Any]) -> int | None:
 
 
 def _of_batches(count: int, first: Any, last: Any) -> int:
-    """All batches but the last have one size."""
+    """The number of examples; all batches but the last have the size of the first."""
     first, last = (keras.utils.unpack_x_y_sample_weight(batch)[0] for batch in (first, last))
     return (count - 1) * _row_count(first) + _row_count(last)
 

@@ -1,4 +1,4 @@
-"""JAX, where nobody has chosen a backend."""
+"""The default backend is JAX if it is installed and the user has not chosen another backend."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ _BACKENDS = ("jax", "tensorflow", "torch")
 
 
 def choose_default_backend() -> None:
-    """Set KERAS_BACKEND to jax or else to what is installed, unless a backend is chosen already.
+    """Set KERAS_BACKEND to jax, or else to an installed backend, unless the user has chosen a backend.
 
-    Chosen is: by KERAS_BACKEND; by having imported keras; by keras.json, if that names another one than TensorFlow,
-    which Keras writes there by itself.
+    A user chooses a backend by KERAS_BACKEND, by importing keras first, or by keras.json. The entry "tensorflow" in
+    keras.json does not count, because Keras writes it by itself.
 
     Raises:
-        ImportError: the backend is not installed, or none is. To who runs the command, this is a message.
+        ImportError: the chosen backend is not installed, or no backend is. The command exits with the message instead.
     """
     if "keras" in sys.modules:
         return
@@ -27,10 +27,13 @@ def choose_default_backend() -> None:
     if chosen is None and installed:
         os.environ["KERAS_BACKEND"] = installed[0]
     elif chosen is None:
-        _stop("Minimand needs JAX, TensorFlow or PyTorch, and none is installed: pip install 'minimand[jax]'.")
+        _stop(
+            "Minimand needs JAX, TensorFlow or PyTorch. Received: an environment without any of them. "
+            "Run: pip install 'minimand[jax]'"
+        )
     elif chosen in _BACKENDS and chosen not in installed:
-        others = f", or set KERAS_BACKEND to what is: {', '.join(installed)}" if installed else ""
-        _stop(f"The backend {chosen!r} is chosen, but not installed: pip install 'minimand[{chosen}]'{others}.")
+        others = f", or set KERAS_BACKEND to an installed backend: {', '.join(installed)}" if installed else ""
+        _stop(f"The chosen backend {chosen!r} is not installed. Run: pip install 'minimand[{chosen}]'{others}")
 
 
 def _configured() -> str | None:
@@ -43,7 +46,7 @@ def _configured() -> str | None:
 
 
 def _stop(message: str) -> None:
-    # The command cannot catch it: this is run before any module of the package.
+    # The command cannot catch an exception that is raised before any of its modules is imported.
     if Path(sys.argv[0]).stem == "minimand":
         sys.exit(message)
     raise ImportError(message)

@@ -19,10 +19,10 @@ Weights = Sequence[Tensor]
 """Values for the model's trainable variables, in the order of `model.trainable_variables`."""
 
 Objective = Callable[[Weights, Batch], tuple[Tensor, Any]]
-"""`objective(weights, batch)` returns `(loss, aux)`: a scalar, and what the forward pass left behind.
+"""`objective(weights, batch)` returns `(loss, aux)`: a scalar, and the results of the forward pass.
 
-The aux (predictions, batch statistics, seeds) is opaque to a transform, which returns that of the pass that
-counts: the unperturbed one where there are several.
+The aux (predictions, batch statistics, seeds) is opaque to a transform. A transform that takes several passes returns
+the aux of the unperturbed pass.
 """
 
 
@@ -30,9 +30,9 @@ class DataObjective:
     """D: the loss on a batch at the given weights; `(loss, (predictions, values of variables by their id))`.
 
     Args:
-        model: what holds the weights.
-        call: `call(x, training)` gives the model's outputs.
-        loss: `loss(x, y, y_pred, sample_weight, training)` gives a scalar.
+        model: the owner of the weights.
+        call: `call(x, training)` returns the model's outputs.
+        loss: `loss(x, y, y_pred, sample_weight, training)` returns a scalar.
         training: whether layers are in training mode.
         penalties_apart: whether the scalar is without penalties on the weights.
     """
@@ -43,7 +43,7 @@ class DataObjective:
         self.model, self.training = model, training
         self._call, self._loss = call, loss
         self._penalties_apart = penalties_apart
-        # Whether the loss was that of the rows of outputs alone, in the last call.
+        # Whether the loss of the last call depended on nothing but the rows of the outputs.
         self.of_rows_alone = False
 
     def __call__(self, weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
@@ -54,9 +54,9 @@ class DataObjective:
             for variable, weight in zip(self.model.trainable_variables, weights, strict=True):
                 if scope.get_current_value(variable) is not weight:
                     raise NotImplementedError(
-                        "Trainer: transforms do not work with layers that assign a trainable weight when they are "
-                        "called, as SpectralNormalization does: a transform gives the weights values of its own, and "
-                        f"the assignment would be lost. Received: a layer that assigns {variable.path}. Use a "
+                        "Trainer: transforms do not work with layers that assign a trainable weight in their call, "
+                        "such as SpectralNormalization. A transform substitutes values for the weights, so the "
+                        f"assignment would be lost. Received: a layer that assigns {variable.path}. Use a "
                         "kernel_constraint, or leave out the transforms."
                     )
             self.of_rows_alone = self._penalties_apart and not scope.losses
@@ -76,7 +76,7 @@ class DataObjective:
             return self._call(x, training=self.training)
 
     def predictions(self, weights: Weights, batch: Batch) -> tuple[Any, list[Tensor], bool]:
-        """The outputs for a batch, the gradients of the loss by them, and whether layers drew random numbers."""
+        """The outputs for a batch, the gradients of the loss by the outputs, and whether layers drew random numbers."""
         with self._at(weights) as scope:
             seeds = [id(v) for v in self.model.variables if v.name == "seed_generator_state"]
             before = [scope.state_mapping.get(seed) for seed in seeds]
@@ -84,31 +84,13 @@ class DataObjective:
             drawn = any(scope.state_mapping.get(s) is not old for s, old in zip(seeds, before, strict=True))
             return y_pred, self.output_gradients(batch, y_pred), drawn or (self.training and _drops(self.model))
 
-    def kept_gradient(self, weights: Weights, batch: Batch, aux: Any) -> Callable[[Tensor | None], list[Tensor]] | None:
-        """The gradient by some of the weights, for the batch with a `gradient_weight`, from the aux of a call.
-
-        None where the framework does not keep a pass.
-        """
-        pull = backend.pullback(keras.tree.flatten(aux[0]), weights)
-        if pull is None:
-            return None
-
-        @cache
-        def factors() -> list[Tensor]:
-            return self.output_gradients(batch.plain(), aux[0], differentiable=False)
-
-        def gradient(weight: Tensor | None) -> list[Tensor]:
-            return pull(factors() if weight is None else weighted_rows(factors(), weight))
-
-        return gradient
-
     def output_gradients(self, batch: Batch, y_pred: Any, *, differentiable: bool = True) -> list[Tensor]:
-        """The gradient of the loss by each of the outputs."""
+        """The gradient of the loss by each output."""
         outputs = keras.tree.flatten(y_pred)
         masks = [get_keras_mask(output) for output in outputs]
 
         def loss(values: Sequence[Tensor]) -> tuple[Tensor, None]:
-            # The loss reads the masks off the outputs.
+            # The loss reads the mask that each output carries.
             copies = [ops.convert_to_tensor(value) for value in values]
             for copy, mask in zip(copies, masks, strict=True):
                 if mask is not None:
@@ -118,9 +100,42 @@ class DataObjective:
 
         return backend.value_and_gradient(isolated(loss), outputs, differentiable=differentiable)[1]
 
+    def kept_gradient(self, weights: Weights, batch: Batch, aux: Any) -> Callable[[Tensor | None], list[Tensor]] | None:
+        """The gradient by some of the weights, as a function of the `gradient_weight`, from the aux of a call.
+
+        None if the framework does not keep the pass.
+        """
+        vjp = backend.vjp(keras.tree.flatten(aux[0]), weights)
+        if vjp is None:
+            return None
+
+        @cache
+        def factors() -> list[Tensor]:
+            return self.output_gradients(batch.plain(), aux[0], differentiable=False)
+
+        def gradient(weight: Tensor | None) -> list[Tensor]:
+            return vjp(factors() if weight is None else weighted_rows(factors(), weight))
+
+        return gradient
+
+
+class OwnsDataObjective:
+    """Base class of models that make their data objective themselves, as a `Trainer` does."""
+
+    def data_objective(self, training: bool = True) -> DataObjective:
+        """The compiled loss of a batch at given weights."""
+        raise NotImplementedError
+
+
+def data_objective_of(model: Any, training: bool) -> DataObjective:
+    """The data objective of a trainer, or of a plain compiled model."""
+    if isinstance(model, OwnsDataObjective):
+        return model.data_objective(training)
+    return DataObjective(model, model.__call__, model.compute_loss, training=training, penalties_apart=False)
+
 
 def _drops(model: keras.Model) -> bool:
-    """Whether a layer drops inputs: Keras's unseeded dropout on PyTorch has no seed that would tell."""
+    """Whether a layer drops inputs; on PyTorch Keras's unseeded dropout has no seed that would show the drawing."""
     return any(
         hasattr(layer, "seed_generator") and any(getattr(layer, name, 0) for name in ("rate", "dropout"))
         for layer in model._flatten_layers()
@@ -131,16 +146,17 @@ def _product(output: Tensor, factor: Tensor) -> tuple[Tensor, tuple[Tensor, None
     return output * factor, (factor, None)
 
 
-_held_product = backend.custom_derivative(_product)
+_product_with_constant = backend.custom_derivative(_product)
 
 
 def pairing(y_pred: Any, factors: Sequence[Tensor]) -> Tensor:
-    """The sum of outputs times factors, the factors being constants to a first derivative, though not to a second.
+    """The sum of outputs times factors; the factors are constants to a first derivative, but not to a second.
 
-    So its gradient is the vector-Jacobian product of `factors`, and can be differentiated once more.
+    So the gradient is the vector-Jacobian product of `factors`, and can be differentiated again.
     """
     outputs = keras.tree.flatten(y_pred)
-    return sum(ops.sum(_held_product(o, ops.cast(f, o.dtype))) for o, f in zip(outputs, factors, strict=True))
+    pairs = zip(outputs, factors, strict=True)
+    return sum(ops.sum(_product_with_constant(output, ops.cast(factor, output.dtype))) for output, factor in pairs)
 
 
 def weighted_rows(tensors: Sequence[Tensor], weight: Tensor) -> list[Tensor]:

@@ -1,4 +1,4 @@
-"""How the optimizer of a trainer treats the variables of losses and transforms."""
+"""The optimizer of a trainer: weights and the variables of losses and transforms, each treated as they need."""
 
 from __future__ import annotations
 
@@ -8,41 +8,51 @@ from typing import Any
 import keras
 
 from minimand._state import StateLayer
-from minimand.optimizers import IVON, Proximal, SNRScaling
+from minimand._validation import check_float, is_number
+from minimand.optimizers._base import MeasuredOptimizer, OptimizerWrapper
+from minimand.optimizers._proximal import Proximal
+
+
+def training_optimizer(optimizer: Any, loss_learning_rate: Any, state: StateLayer) -> Any:
+    """The optimizer of a trainer: `optimizer`, with another learning rate for the variables in `state` if it is given.
+
+    The variables need not exist yet; `state` is read when the optimizer is built.
+    """
+    proximal = proximal_of(optimizer)
+    if proximal is not None:
+        proximal.leave_out(lambda variable: _holds(state, variable))
+    if loss_learning_rate is None:
+        return optimizer
+    if is_number(loss_learning_rate):
+        check_float("Trainer.compile", "loss_learning_rate", loss_learning_rate, above=0.0)
+    if isinstance(optimizer, MeasuredOptimizer) and optimizer.needs_transform:
+        raise ValueError(
+            "Trainer.compile: `loss_learning_rate` needs an optimizer without a transform of its own. Received: "
+            f"loss_learning_rate={loss_learning_rate!r}, optimizer={type(optimizer).__name__}, which trains the "
+            "weights together with its transform's variables. Leave out `loss_learning_rate`."
+        )
+    if isinstance(optimizer, (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)):
+        raise ValueError(
+            "Trainer.compile: `loss_learning_rate` needs a plain optimizer. "
+            f"Received: optimizer={type(optimizer).__name__}. Pass the optimizer that it wraps "
+            "(Keras adds loss scaling by itself), or give the rates in your own MultiOptimizer."
+        )
+    for_loss = _for_loss(optimizer, loss_learning_rate)
+    for_loss.weight_decay = None
+
+    def select(variable: keras.Variable) -> keras.optimizers.Optimizer:
+        return for_loss if _holds(state, variable) else optimizer
+
+    # Keras lists this one first among `optimizers`, before it knows the variables.
+    select.default_optimizer = optimizer  # type: ignore[attr-defined]
+    return LossVariablesOptimizer(select, name=optimizer.name)
 
 
 class LossVariablesOptimizer(keras.optimizers.MultiOptimizer):
-    """One optimizer for the weights, a second like it, with a learning rate of its own, for the loss's variables.
+    """One optimizer for the weights, and an equal one with another learning rate for the loss's variables.
 
-    Unlike its base class it has a `learning_rate`, that of the weights, so that callbacks keep working.
+    Its `learning_rate` is that of the weights, so that callbacks that set the rate keep working.
     """
-
-    @classmethod
-    def from_optimizer(
-        cls, optimizer: keras.optimizers.Optimizer, learning_rate: Any, state: StateLayer
-    ) -> LossVariablesOptimizer:
-        """Wrap an optimizer; variables found in `state` when the optimizer is built get `learning_rate`."""
-        if isinstance(optimizer, IVON) or getattr(optimizer, "variance", None) == "mini_batch":
-            raise ValueError(
-                "Trainer.compile: `loss_learning_rate` does not go with the optimizer "
-                f"{type(optimizer).__name__}, which keeps variables of its transform together with the weights. "
-                f"Received: loss_learning_rate={learning_rate!r}. Leave it out."
-            )
-        if isinstance(optimizer, (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)):
-            raise ValueError(
-                "Trainer.compile: `loss_learning_rate` needs a plain optimizer. "
-                f"Received: optimizer={type(optimizer).__name__}. Pass the optimizer that it wraps "
-                "(Keras adds loss scaling by itself), or give the rates in your own MultiOptimizer."
-            )
-        for_loss = _for_loss(optimizer, learning_rate)
-        for_loss.weight_decay = None
-
-        def select(variable: keras.Variable) -> keras.optimizers.Optimizer:
-            return for_loss if any(variable is own for own in state.variables) else optimizer
-
-        # Listed first among `optimizers`, before the variables are known: it has the learning rate.
-        select.default_optimizer = optimizer  # type: ignore[attr-defined]
-        return cls(select, name=optimizer.name)
 
     @property
     def learning_rate(self) -> Any:
@@ -55,21 +65,48 @@ class LossVariablesOptimizer(keras.optimizers.MultiOptimizer):
 
 
 def _for_loss(optimizer: keras.optimizers.Optimizer, learning_rate: Any) -> keras.optimizers.Optimizer:
-    """An optimizer like this one, with another learning rate and without proximal steps."""
-    if isinstance(optimizer, Proximal):
-        return _for_loss(optimizer.unwrapped(), learning_rate)
-    config = {**optimizer.get_config(), "name": f"{optimizer.name}_loss"}
-    if isinstance(optimizer, SNRScaling):
-        config["optimizer"] = keras.saving.serialize_keras_object(_for_loss(optimizer.unwrapped(), learning_rate))
-    else:
-        config["learning_rate"] = keras.saving.serialize_keras_object(learning_rate)
-    return type(optimizer).from_config(config)
+    """An optimizer like this one with another learning rate."""
+    if isinstance(optimizer, OptimizerWrapper):
+        return optimizer.for_loss(_for_loss(optimizer.unwrapped(), learning_rate))
+    rate = keras.saving.serialize_keras_object(learning_rate)
+    return type(optimizer).from_config(
+        {**optimizer.get_config(), "name": f"{optimizer.name}_loss", "learning_rate": rate}
+    )
+
+
+def exclude_from_weight_decay(optimizer: Any, variables: Sequence[keras.Variable]) -> None:
+    """Keep weight decay off these variables, in addition to the user's own exclusions."""
+    for plain in _plain_optimizers(optimizer) if variables else ():
+        # Keras's public method replaces earlier exclusions, so they are put back.
+        excluded: set[Any] = getattr(plain, "_exclude_from_weight_decay", set())
+        pattern = getattr(plain, "_exclude_from_weight_decay_pattern", None)
+        plain.exclude_from_weight_decay(var_list=list(variables))
+        plain._exclude_from_weight_decay |= excluded
+        plain._exclude_from_weight_decay_pattern = pattern
+
+
+def proximal_of(optimizer: Any) -> Proximal | None:
+    """The `Proximal` among the optimizers that `optimizer` consists of."""
+    return next((plain for plain in _plain_optimizers(optimizer) if isinstance(plain, Proximal)), None)
+
+
+def _plain_optimizers(optimizer: Any) -> list[Any]:
+    """The optimizers inside Keras's loss scaling and `MultiOptimizer`."""
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        return _plain_optimizers(optimizer.inner_optimizer)
+    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
+        return [plain for inner in optimizer.optimizers for plain in _plain_optimizers(inner)]
+    return [] if optimizer is None else [optimizer]
+
+
+def _holds(state: StateLayer, variable: keras.Variable) -> bool:
+    return any(variable is own for own in state.variables)
 
 
 def portable(config: Any) -> Any:
-    """A configuration whose optimizers every backend knows.
+    """A configuration whose optimizers every backend can load.
 
-    On PyTorch Keras names classes of its own for Adam and others, in files that no other backend can load then.
+    On PyTorch, Keras writes PyTorch classes of Adam and others into files, which no other backend can load.
     """
     if isinstance(config, (list, tuple)):
         return [portable(part) for part in config]
@@ -79,39 +116,3 @@ def portable(config: Any) -> Any:
     if str(config.get("module")).startswith("keras.src.backend.torch.optimizers."):
         config |= {"module": "keras.optimizers", "registered_name": None}
     return config
-
-
-def proximal_of(optimizer: Any) -> Proximal | None:
-    """The optimizer, if it is a `Proximal`, in or without loss scaling and a second one for the loss's variables."""
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        optimizer = optimizer.inner_optimizer
-    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
-        optimizer = next(iter(optimizer.optimizers), None)
-    return optimizer if isinstance(optimizer, Proximal) else None
-
-
-def without_proximal_steps(optimizer: Any, state: StateLayer) -> Any:
-    """The optimizer; if it is a `Proximal`, its regularizer is kept off the variables that `state` will have."""
-    proximal = proximal_of(optimizer)
-    if proximal is not None:
-        proximal.leave_out(lambda variable: any(variable is own for own in state.variables))
-    return optimizer
-
-
-def exclude_from_weight_decay(optimizer: Any, variables: Sequence[keras.Variable]) -> None:
-    """Keep weight decay off these variables, besides what the user excluded."""
-    if optimizer is None or not variables:
-        return
-    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        exclude_from_weight_decay(optimizer.inner_optimizer, variables)
-        return
-    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
-        for inner in optimizer.optimizers:
-            exclude_from_weight_decay(inner, variables)
-        return
-    # The public method replaces earlier exclusions, so those are put back.
-    excluded: set[Any] = getattr(optimizer, "_exclude_from_weight_decay", set())
-    pattern = getattr(optimizer, "_exclude_from_weight_decay_pattern", None)
-    optimizer.exclude_from_weight_decay(var_list=list(variables))
-    optimizer._exclude_from_weight_decay |= excluded
-    optimizer._exclude_from_weight_decay_pattern = pattern

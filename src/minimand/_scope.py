@@ -1,4 +1,4 @@
-"""Giving a layer another call while a function runs."""
+"""Temporary changes while a function runs: values substituted for variables, and attributes of layers."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import keras
 
 from minimand._keras import get_stateless_scope
 
-# Substituting values for variables without touching the variables.
+# Values substituted for variables; the variables do not change.
 
 
 def forked_scope(mapping: Iterable[tuple[keras.Variable, Any]] = ()) -> keras.StatelessScope:
-    """A copy of the current scope with `mapping` laid over it.
+    """A copy of the current scope with the values of `mapping` in addition.
 
-    A nested `StatelessScope` hides the outer one; this one sees the same values. What is assigned in it
-    stays in it, and can be read with `get_current_value`.
+    A nested `StatelessScope` hides the outer scope; this scope sees the values of the outer one. Assignments inside
+    stay inside, and can be read with `get_current_value`.
     """
     outer = get_stateless_scope()
     scope = keras.StatelessScope(collect_losses=True)
@@ -29,10 +29,10 @@ def forked_scope(mapping: Iterable[tuple[keras.Variable, Any]] = ()) -> keras.St
 
 
 def isolated(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, such that the variables that it assigns keep their values.
+    """The function without its side effects: the variables that it assigns keep their values.
 
-    For passes whose side effects must not count (a step advances batch statistics and seeds once) and for
-    functions that a framework traces by itself (a value assigned inside must not leak out of the trace).
+    This is for passes that must not count, since a step advances batch statistics and seeds once, and for functions
+    that a framework traces by itself, since a value assigned inside must not leak out of the trace.
     """
 
     def wrapped(*args: Any) -> Any:
@@ -43,9 +43,9 @@ def isolated(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, such that it returns `(result, assigned)` and assigns nothing; `record` assigns it.
+    """The function, returning `(result, assigned)` in place of assigning variables; `record` assigns them.
 
-    For a pass within a function that is differentiated: what it assigns must leave that function as a result.
+    This is for a pass within a function that is differentiated, which must return assigned values as results.
     """
 
     def wrapped(*args: Any) -> Any:
@@ -62,12 +62,12 @@ def record(assigned: dict[int, Any]) -> None:
         outer.state_mapping.update(assigned)
 
 
-# Giving a layer another call while a function runs.
+# Attributes of layers.
 
 
 @contextlib.contextmanager
 def shadowed(layer: Any, name: str, value: Any) -> Iterator[None]:
-    """Give a layer another attribute, unseen by Keras, which would track or refuse it."""
+    """Give a layer another attribute behind Keras's back, which would track or refuse the value."""
     attributes = vars(layer)
     before = {name: attributes[name]} if name in attributes else {}
     attributes[name] = value

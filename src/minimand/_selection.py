@@ -1,4 +1,4 @@
-"""Choosing weights: kernels, a pattern of names, or a predicate."""
+"""Selected weights: a mask from a pattern or a function, and lists in which the selected weights are replaced."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ Select = str | Callable[[keras.Variable], bool]
 
 
 def selection(variables: Sequence[keras.Variable], select: Select, owner: str) -> list[bool]:
-    """For each variable, whether `select` chooses it.
+    """The mask of the variables that `select` selects.
 
-    `"kernels"` is every variable of rank 2 or more, `"all"` is every variable, any other string is a regular
-    expression searched in the variable's path (`"dense_1/kernel"`), and a callable gets the variable.
+    `"kernels"` selects variables of rank 2 or more, `"all"` selects every variable, any other string is a regular
+    expression that is searched in the variable's path (`"dense_1/kernel"`), and a callable receives the variable.
 
     Raises:
-        ValueError: nothing is chosen, which would make `owner` a silent no-op.
+        ValueError: no variable is selected, so that `owner` would silently do nothing.
     """
     if callable(select):
         mask = [bool(select(variable)) for variable in variables]
@@ -34,8 +34,8 @@ def selection(variables: Sequence[keras.Variable], select: Select, owner: str) -
     if not any(mask):
         paths = ", ".join(variable.path for variable in variables) or "none"
         raise ValueError(
-            f"{owner}: `select` must choose at least one trainable weight of the model. "
-            f"Received: select={select!r}, which chooses none of: {paths}. "
+            f"{owner}: `select` must select at least one trainable weight of the model. "
+            f"Received: select={select!r}, which selects none of: {paths}. "
             'Use "kernels" (rank 2 or more), "all", a regular expression, or a function of the variable.'
         )
     return mask
@@ -54,16 +54,17 @@ def check_select(select: Select, owner: str) -> Select:
         re.compile(select)
     except re.error as error:
         raise ValueError(
-            f"{owner}: `select` must be a valid regular expression. Received: select={select!r} ({error})"
+            f"{owner}: `select` must be a valid regular expression. Received: select={select!r} ({error}). "
+            "Escape special characters, for example with `re.escape`."
         ) from error
     return select
 
 
 def match_path(path: str, candidates: Iterable[str]) -> str | None:
-    """The candidate that is this path, or else the only one that differs from it by outer names alone.
+    """The candidate that equals this path, or else the only candidate that differs from it by leading names alone.
 
-    Keras puts the names of the models around a layer before its own or leaves them out, depending on when its weights
-    were made: `"sequential/dense/kernel"` may be `"dense/kernel"` in the same model loaded from a file.
+    A path has or lacks the names of the models around a layer, depending on when Keras made the weight:
+    `"sequential/dense/kernel"` may be `"dense/kernel"` in the same model loaded from a file.
     """
     candidates = list(candidates)
     if path in candidates:
@@ -73,17 +74,17 @@ def match_path(path: str, candidates: Iterable[str]) -> str | None:
 
 
 def shifted(weights: Sequence[Tensor], mask: Sequence[bool], steps: Iterable[Tensor], sign: int = 1) -> list[Tensor]:
-    """The weights, with a step, in order, added to each of the chosen ones; or subtracted, with the sign -1."""
+    """The weights, with the steps added to the selected ones in order, or subtracted with the sign -1."""
     step: Any = iter(steps)
 
     def moved(weight: Tensor) -> Tensor:
         change = ops.cast(next(step), weight.dtype)
         return weight + change if sign > 0 else weight - change
 
-    return [moved(weight) if c else weight for weight, c in zip(weights, mask, strict=True)]
+    return [moved(weight) if selected else weight for weight, selected in zip(weights, mask, strict=True)]
 
 
 def merged(weights: Sequence[Tensor], mask: Sequence[bool], values: Iterable[Tensor]) -> list[Tensor]:
-    """The weights, with these values, in order, in place of the chosen ones."""
+    """The weights, with these values in place of the selected ones, in order."""
     value: Any = iter(values)
-    return [next(value) if c else weight for weight, c in zip(weights, mask, strict=True)]
+    return [next(value) if selected else weight for weight, selected in zip(weights, mask, strict=True)]

@@ -1,4 +1,4 @@
-"""Where the variables of losses and transforms live."""
+"""Layers that hold the variables of losses and transforms."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ import keras
 
 @keras.saving.register_keras_serializable(package="minimand")
 class StateLayer(keras.layers.Layer):
-    """A layer without a computation, that owns variables and other such layers.
+    """A layer without a computation that owns variables and other such layers.
 
-    Keras trains, saves and jits only what it finds in layers; a variable on a plain object is silently
-    lost. Every variable of a `TrainableLoss` or `Transform` is therefore held by one of these, and a
-    `Trainer` holds one whose `parts` are those of its loss and transforms.
+    Keras trains, saves and compiles only the variables that it finds in layers; a variable on a plain object is
+    silently lost. So each `TrainableLoss` and each `Transform` has a state layer for its variables, and the state layer
+    of a `Trainer` has those of its loss and transforms as `parts`.
     """
 
     def __init__(self, name: str | None = None, **kwargs: Any) -> None:
         super().__init__(name=name, **kwargs)
         self.parts: list[StateLayer] = []
-        # There is nothing to build; unlike `build()`, this leaves room for variables made later.
+        # There is nothing to build. Unlike `build()`, this assignment allows variables that are made later.
         self.built = True
 
     def replace_parts(self, parts: list[StateLayer]) -> None:
-        """Hold these layers and no others (a recompiled trainer must not keep its former loss)."""
+        """Hold these layers and no others, since a recompiled trainer must not keep its former loss."""
         self.parts.clear()
         self.parts.extend(parts)
 

@@ -1,4 +1,4 @@
-"""Checks of arguments: the argument, the rule, what was received."""
+"""Checks of arguments. Each message names the argument, the rule and the received value."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import keras
 
 
 def is_number(value: Any) -> bool:
-    """Whether it is a number, or an array or tensor of one without axes."""
+    """Whether the value is a number, or an array or tensor of rank 0."""
     scalar = getattr(value, "shape", None) == () and hasattr(value, "__float__")
     return (isinstance(value, (int, float)) or scalar) and not isinstance(value, bool)
 
@@ -53,7 +53,7 @@ def check_int(owner: str, name: str, value: Any, *, minimum: int | None = None) 
 
 
 def check_several(owner: str, name: str, value: Any, count: int | None = None) -> list[Any]:
-    """Return the numbers of a sequence or array, `count` if that is given, or raise a `ValueError`."""
+    """Return the numbers of a sequence or array, of length `count` if it is given, or raise a `ValueError`."""
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes)) and not is_number(value):
         numbers = list(value)
         if count is None or len(numbers) == count:
@@ -78,7 +78,7 @@ def check_choice(owner: str, name: str, value: Any, choices: Sequence[str]) -> s
 
 
 def check_rows(owner: str, names: str, data: Any) -> int:
-    """The number of rows, the same in all leaves of a structure of arrays; None is no leaf."""
+    """The number of rows, the same in all leaves of a structure of arrays; None is not a leaf."""
     leaves = [leaf for leaf in keras.tree.flatten(data) if leaf is not None]
     if not leaves or not all(hasattr(leaf, "shape") and len(leaf.shape) > 0 for leaf in leaves):
         kinds = [type(leaf).__name__ for leaf in leaves]

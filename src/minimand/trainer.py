@@ -8,28 +8,32 @@ from typing import Any
 
 import keras
 
-from minimand import backend
+from minimand import _sampling, backend
 from minimand._batches import Batch, training_examples
-from minimand._objective import DataObjective, Objective
-from minimand._optimizer import LossVariablesOptimizer, exclude_from_weight_decay, portable, without_proximal_steps
-from minimand._sampling import WeightSamples
+from minimand._objective import DataObjective, Objective, OwnsDataObjective
+from minimand._optimizer import exclude_from_weight_decay, portable, training_optimizer
+from minimand._selection import Select
 from minimand._state import StateLayer
-from minimand._validation import check_float, is_number
 from minimand.backend import Tensor
-from minimand.losses._base import TrainableLoss
+from minimand.losses._base import trainable_losses
 from minimand.transforms._base import Transform
+from minimand.uncertainty import Sharpness
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class Trainer(backend.TrainStep, WeightSamples, keras.Model):
+class Trainer(backend.TrainStep, OwnsDataObjective, keras.Model):
     """A `keras.Model` that trains the given model on a transformed objective.
 
-    minimise T_k(...T_1(D))(w) + R(w), with D the loss of `compile` on a batch, T_1, ..., T_k the transforms, and
-    R the model's own weight penalties (always at the clean weights w)
+    Use a trainer to train with transforms, or with losses that have trainable variables.
+
+    minimise T_k(...T_1(D))(w) + R(w)
+
+    D is the loss of `compile` on a batch, T_1, ..., T_k are the transforms, and R is the sum of the model's own
+    weight penalties, always at the clean weights w.
 
     `fit`, `evaluate`, `predict`, callbacks and saving are Keras's. The given model holds the trained weights at
-    all times, and needs neither the trainer nor Minimand to be saved, exported or served. `evaluate` and
-    `predict` use the loss and the weights as they are: no transform, no noise.
+    all times, so the given model is saved, exported and served without the trainer and without Minimand. `evaluate`
+    and `predict` use the loss and the weights as they are, without transforms and without noise.
 
     Args:
         model: any `keras.Model` that does not override `train_step` or `compute_loss`.
@@ -37,7 +41,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
 
     Raises:
         TypeError: `model` is not a `keras.Model`.
-        ValueError: `model` has a training step or loss of its own, which the trainer would silently replace.
+        ValueError: `model` overrides `train_step` or `compute_loss`, which the trainer would silently replace.
 
     Source: `docs/architecture.md`.
 
@@ -58,9 +62,9 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         for method in ("train_step", "compute_loss"):
             if getattr(type(model), method) is not getattr(keras.Model, method):
                 raise ValueError(
-                    f"Trainer: `model` must not have its own `{method}`, because the trainer's would replace it "
-                    f"without a word. Received: {type(model).__name__}, which overrides `{method}`. Move what it "
-                    "computes into a loss, `add_loss` or a minimand.transforms.Transform."
+                    f"Trainer: `model` must not override `{method}`, because the trainer would silently replace the "
+                    f"override. Received: {type(model).__name__}, which overrides `{method}`. Move its computation "
+                    "into a loss, `add_loss` or a minimand.transforms.Transform."
                 )
         super().__init__(name=name or f"{model.name}_trainer", dtype=model.dtype_policy)
         self.model = model
@@ -77,8 +81,10 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
 
     @property
     def output_names(self) -> list[str]:
-        """The model's output names (losses and metrics can be given by name where the model has names)."""
+        """The model's output names, by which losses and metrics can be given."""
         return self.model.output_names
+
+    # Compile: compose the objective, and hold the variables of the loss and of the transforms.
 
     def compile(
         self,
@@ -92,53 +98,41 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         """Configure training, as `keras.Model.compile` does, with two more arguments.
 
         Args:
-            optimizer: as in Keras. It trains the loss's and the transforms' variables too, without weight decay.
+            optimizer: as in Keras. The optimizer trains the variables of losses and transforms too, without weight
+                decay.
             loss: as in Keras; losses may have trainable variables (`minimand.losses.TrainableLoss`).
-            transforms: transforms of the objective, the first being applied first: `[A, B]` minimises B(A(L)).
-            loss_learning_rate: learning rate (or schedule) of the loss's and transforms' trainable variables; by
-                default the optimizer's. Keras's callbacks that set rates set both, each from its own.
+            transforms: transforms of the objective; the first is applied first, so `[A, B]` minimises B(A(L)).
+            loss_learning_rate: learning rate > 0 (or schedule) of the trainable variables of losses and transforms;
+                the optimizer's by default. Keras's callbacks that set learning rates scale both rates.
             **kwargs: `metrics`, `loss_weights`, `steps_per_execution`, `jit_compile` and so on, as in Keras.
 
         Raises:
             TypeError: `transforms` is not a sequence of transforms.
-            ValueError: `loss_learning_rate` is not positive, or given with an optimizer that cannot be combined.
+            ValueError: `loss_learning_rate` is not positive, or the optimizer cannot have a second learning rate.
             NotImplementedError: on the first batch, with transforms and several replicas of `tf.distribute`.
         """
-        if not isinstance(transforms, Sequence) or not all(isinstance(t, Transform) for t in transforms):
-            raise TypeError(
-                "Trainer.compile: `transforms` must be a list of minimand.transforms.Transform instances. "
-                f"Received: transforms={transforms!r}"
-            )
-        names = [transform.name for transform in transforms]
-        if len(set(names)) < len(names):
-            raise ValueError(
-                f"Trainer.compile: transforms must have different names. Received: {names}. "
-                "Give each its own with `name=`."
-            )
+        _check_transforms(transforms)
         if isinstance(loss, Mapping):
             loss = dict(loss)
-        losses = _trainable_losses(loss)
-        if is_number(loss_learning_rate):
-            check_float("Trainer.compile", "loss_learning_rate", loss_learning_rate, above=0.0)
+        losses = trainable_losses(loss)
+        optimizer = keras.optimizers.get(optimizer)
+        trained_by = training_optimizer(optimizer, loss_learning_rate, self.objective_state)
         if loss_learning_rate is not None and not losses and not transforms:
             raise ValueError(
-                "Trainer.compile: `loss_learning_rate` needs a loss with variables (minimand.losses.TrainableLoss) or "
-                f"a transform that has some. Received: loss_learning_rate={loss_learning_rate!r}, loss={loss!r}"
+                "Trainer.compile: `loss_learning_rate` needs variables of a loss (minimand.losses.TrainableLoss) or of "
+                f"a transform. Received: loss_learning_rate={loss_learning_rate!r}, loss={loss!r}, transforms=[]. "
+                "Leave out `loss_learning_rate`."
             )
-        optimizer = keras.optimizers.get(optimizer)
-        trained_by = without_proximal_steps(optimizer, self.objective_state)
-        if loss_learning_rate is not None:
-            trained_by = LossVariablesOptimizer.from_optimizer(optimizer, loss_learning_rate, self.objective_state)
         self.transforms = tuple(transforms)
-        self._compiled_functions: dict[tuple[Any, ...], Any] = {}
-        # A set, because one loss may serve several outputs; in the order of appearance.
+        self.compiled_functions: dict[tuple[Any, ...], Any] = {}
+        # One loss may serve several outputs: each state is kept once, in the order of appearance.
         states = [*(loss.state for loss in losses), *(transform.state for transform in self.transforms)]
         self.objective_state.replace_parts(list(dict.fromkeys(states)))
         self._composed: Objective = self.data_objective()
         for transform in self.transforms:
             transform.bind(optimizer)
             self._composed = transform.apply(self._composed)
-            # Which weights there are may have changed since the last time.
+            # The set of trainable weights may have changed since the last `compile`.
             transform.built = False
         if self.model.built:
             self._build_transforms()
@@ -149,8 +143,24 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
             "loss_learning_rate": loss_learning_rate,
         }
 
+    def _build_transforms(self) -> None:
+        for transform in self.transforms:
+            if not transform.built:
+                transform.build(self.model)
+                transform.built = True
+
+    def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        # Variables of a loss need the shape of the targets, variables of a transform need a built model.
+        super()._symbolic_build(iterator=iterator, data_batch=data_batch)
+        self._build_transforms()
+        for loss in trainable_losses(self.loss):
+            loss.check_minimum()
+        exclude_from_weight_decay(self.optimizer, self.objective_state.trainable_variables)
+
+    # Fit and evaluate: Keras's, with metrics and checks of the transforms.
+
     def fit(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.fit`; tells the transforms that need it the number of training examples."""
+        """As `keras.Model.fit`; transforms that need the number of training examples receive it."""
         sized = [transform for transform in self.transforms if transform.needs_examples]
         if sized:
             examples = training_examples(inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments)
@@ -159,20 +169,12 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         return super().fit(*args, **kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.evaluate`; what transforms measure in training is left out."""
+        """As `keras.Model.evaluate`; metrics that transforms measure in training are left out."""
         self._evaluating = True
         try:
             return super().evaluate(*args, **kwargs)
         finally:
             self._evaluating = False
-
-    @property
-    def metrics(self) -> list[keras.metrics.Metric]:
-        """The metrics, as in Keras."""
-        kept_back = self.transforms if self._evaluating else ()
-        measured = {id(metric) for transform in kept_back for metric in transform.state.metrics}
-        # Keras lists those of layers in layers twice.
-        return [metric for metric in dict.fromkeys(super().metrics) if id(metric) not in measured]
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.train_on_batch`."""
@@ -183,20 +185,19 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         for transform in self.transforms:
             transform.check_ready()
 
-    # Variables that appear late: those of the loss need the targets' shape, those of transforms a built model.
+    @property
+    def metrics(self) -> list[keras.metrics.Metric]:
+        """The metrics, as in Keras."""
+        left_out = self.transforms if self._evaluating else ()
+        measured = {id(metric) for transform in left_out for metric in transform.state.metrics}
+        # Keras lists metrics of layers inside layers twice.
+        return [metric for metric in dict.fromkeys(super().metrics) if id(metric) not in measured]
 
-    def _build_transforms(self) -> None:
-        for transform in self.transforms:
-            if not transform.built:
-                transform.build(self.model)
-                transform.built = True
+    def track_loss(self, loss: Tensor, batch_size: Any) -> None:
+        """Add a batch's loss to the running mean that `fit` reports."""
+        self._loss_tracker.update_state(loss, sample_weight=batch_size)
 
-    def _symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
-        super()._symbolic_build(iterator=iterator, data_batch=data_batch)
-        self._build_transforms()
-        for loss in _trainable_losses(self.loss):
-            loss.check_minimum()
-        exclude_from_weight_decay(self.optimizer, self.objective_state.trainable_variables)
+    # The objective.
 
     def evaluate_objective(
         self,
@@ -207,27 +208,37 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
     ) -> tuple[Tensor, tuple[Any, list[Tensor], list[Tensor]]]:
         """The transformed objective in training, as a pure function of all variables' values and a batch.
 
+        Args:
+            trainable_values: values of `trainable_variables`.
+            non_trainable_values: values of `non_trainable_variables`.
+            metrics_values: values of `metrics_variables`.
+            data: the batch `(x, y, sample_weight)`.
+
         Returns:
-            `(loss, (y_pred, new non-trainable values, new metrics values))`; no variable is changed.
+            `(loss, (y_pred, new non-trainable values, new metrics values))`. No variable changes.
         """
-        # Each of these walks through all layers.
+        # Each of these properties walks through all layers.
         trainable, non_trainable = self.trainable_variables, self.non_trainable_variables
         state = [*non_trainable, *self.metrics_variables]
         values = [*trainable_values, *non_trainable_values, *metrics_values]
         with keras.StatelessScope(list(zip([*trainable, *state], values, strict=True))) as scope:
             weights = [scope.get_current_value(variable) for variable in self.model.trainable_variables]
-            loss, (y_pred, evaluated) = self._composed(weights, Batch(*data))
+            loss, (y_pred, assigned) = self._composed(weights, Batch(*data))
             for variable in trainable:
                 if variable.regularizer is not None:
                     penalty = variable.regularizer(variable)
                     loss = loss + keras.ops.cast(keras.ops.sum(penalty), loss.dtype)
-        # What the forward pass assigned comes from the pass that counts, the transforms' own state from here.
+        # The forward pass that counts assigned the model's state; the transforms assigned their own state here.
         own = {id(variable) for transform in self.transforms for variable in transform.variables}
-        new = [scope.get_current_value(v) if id(v) in own else evaluated[id(v)] for v in state]
+        new = [scope.get_current_value(v) if id(v) in own else assigned[id(v)] for v in state]
         return loss, (y_pred, new[: len(non_trainable)], new[len(non_trainable) :])
 
     def data_objective(self, training: bool = True) -> DataObjective:
-        """The loss on a batch at given weights, without transforms and without the model's weight penalties."""
+        """The compiled loss of a batch at given weights, without transforms and without weight penalties.
+
+        Args:
+            training: whether layers are in training mode.
+        """
 
         def loss(x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool) -> Tensor:
             self._penalties_apart = True
@@ -241,8 +252,8 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
     def compute_loss(
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
-        """As `keras.Model.compute_loss`; losses with running statistics change them in training only."""
-        losses = _trainable_losses(self.loss)
+        """As `keras.Model.compute_loss`; running statistics of losses change in training only."""
+        losses = trainable_losses(self.loss)
         for loss in losses:
             loss.training, loss.in_trainer = training, True
         try:
@@ -253,7 +264,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
 
     @property
     def losses(self) -> list[Tensor]:
-        """Scalar losses of `add_loss`, activity and weight regularizers, as in Keras."""
+        """Scalar losses of `add_loss`, activity regularizers and weight regularizers, as in Keras."""
         losses = super().losses
         if self._penalties_apart:
             # Keras lists the weight penalties last, one for each trainable weight that has a regularizer.
@@ -261,9 +272,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
             return losses[: len(losses) - penalties]
         return losses
 
-    def track_loss(self, loss: Tensor, batch_size: Any) -> None:
-        """Add a batch's loss to the running mean that `fit` reports."""
-        self._loss_tracker.update_state(loss, sample_weight=batch_size)
+    # Hand-written loops.
 
     def prepare(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Any, Any, Any]:
         """Make all variables (model, loss, transforms, optimizer) for batches like this one, as `fit` does.
@@ -288,7 +297,10 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
             True
         """
         if not self.compiled:
-            raise ValueError("Trainer.prepare: call `trainer.compile(optimizer, loss)` first.")
+            raise ValueError(
+                "Trainer.prepare: the trainer must be compiled. Received: a trainer without an optimizer and a loss. "
+                "Call `trainer.compile(optimizer, loss)` first."
+            )
         data = keras.tree.map_structure(
             lambda leaf: None if leaf is None else keras.ops.convert_to_tensor(leaf), (x, y, sample_weight)
         )
@@ -298,14 +310,15 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
     def value_and_gradient(self, x: Any, y: Any = None, sample_weight: Any = None) -> tuple[Tensor, list[Tensor]]:
         """The objective on a batch and its gradient, for a hand-written loop.
 
+        As in a training step, batch statistics and seeds advance.
+
         Args:
             x: inputs of a batch, as for `train_on_batch`.
             y: targets.
             sample_weight: weights of the examples.
 
         Returns:
-            `(loss, gradients)`: a scalar and tensors aligned with `trainer.trainable_variables`. As in a training
-            step, batch statistics and seeds advance.
+            `(loss, gradients)`: a scalar, and tensors aligned with `trainer.trainable_variables`.
 
         Raises:
             ValueError: the trainer is not compiled, or the batch is empty.
@@ -318,7 +331,10 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
             >>> trainer.optimizer.apply(gradients, trainer.trainable_variables)
         """
         if any(tuple(part.shape)[:1] == (0,) for part in keras.tree.flatten((x, y)) if hasattr(part, "shape")):
-            raise ValueError("Trainer.value_and_gradient: a batch must have at least one row. Received: none")
+            raise ValueError(
+                "Trainer.value_and_gradient: `x` and `y` must have at least one row. Received: arrays without rows. "
+                "Skip empty batches."
+            )
         data = self.prepare(x, y, sample_weight)
         self._check_ready()
         state = [*self.non_trainable_variables, *self.metrics_variables]
@@ -334,10 +350,97 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
             variable.assign(value)
         return loss, gradients
 
+    # Weights drawn at random.
+
+    def predict_samples(self, x: Any, samples: int = 64, *, seed: int | None = None, batch_size: int = 256) -> Any:
+        """Predictions of functions that are drawn from the transforms' noise: each function predicts all rows.
+
+        Use the samples for predictive intervals, with `minimand.uncertainty.summary`.
+
+        f(x; w_k), k = 1, ..., samples, where the transforms draw w_k around the trained weights
+
+        Layers are in inference mode, as in `predict`. The samples do not depend on `batch_size`.
+
+        Args:
+            x: inputs (rows, ...): an array or tensor, or a structure of them.
+            samples: number of functions >= 1.
+            seed: integer; the same seed gives the same functions. None draws unpredictable functions.
+            batch_size: number of rows >= 1 that are evaluated at once.
+
+        Returns:
+            An array (samples, rows, ...), or a structure of arrays like the model's outputs.
+
+        Raises:
+            ValueError: no transform draws weights, the trainer is not compiled, or a number is out of its range.
+            TypeError: `x` has leaves that are not arrays.
+
+        Source: as Monte-Carlo prediction in Blundell et al., "Weight uncertainty in neural networks", ICML 2015.
+
+        Examples:
+            >>> import keras, numpy as np, minimand
+            >>> trainer = minimand.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
+            >>> trainer.compile("adam", "mse", transforms=[minimand.transforms.WeightNoise(0.1)])
+            >>> trainer.predict_samples(np.ones((8, 3)), 5).shape
+            (5, 8, 1)
+        """
+        return _sampling.predict_samples(self, x, samples, seed, batch_size)
+
+    def sharpness(
+        self,
+        x: Any,
+        y: Any = None,
+        sample_weight: Any = None,
+        *,
+        samples: int = 64,
+        stddev: float = 1e-3,
+        select: Select = "all",
+        seed: int | None = None,
+        batch_size: int = 256,
+    ) -> Sharpness:
+        """An estimate of the trace of the loss's Hessian: how sharp the minimum is.
+
+        Use the estimate to compare minima of one network that were found with different transforms.
+
+        tr H ~ mean over k of (L(w + s e_k) + L(w - s e_k) - 2 L(w)) / s^2, e_k random signs
+
+        L is the mean loss of the batches in evaluation, without weight penalties. The bias is of the order s^2; if
+        s is too small, rounding raises the standard error.
+
+        Args:
+            x: inputs (rows, ...): an array or tensor, or a structure of them.
+            y: targets.
+            sample_weight: weights of the examples.
+            samples: number of pairs >= 2.
+            stddev: size s > 0 of the steps.
+            select: weights that vary: `"all"`, `"kernels"` (rank 2 or more), a regular expression of paths, or a
+                function of the variable.
+            seed: integer, or None.
+            batch_size: number of rows >= 1 that are evaluated at once.
+
+        Returns:
+            `minimand.uncertainty.Sharpness(trace, standard_error)`.
+
+        Raises:
+            ValueError: the trainer is not compiled, a number is out of its range, or `select` matches no weight.
+            TypeError: the data have leaves that are not arrays.
+
+        Source: Hutchinson, "A stochastic estimator of the trace of the influence matrix", Communications in Statistics
+        18 (1989), with the product of Hessian and vector by differences.
+
+        Examples:
+            >>> import keras, numpy as np, minimand
+            >>> model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)])
+            >>> trainer = minimand.Trainer(model)
+            >>> trainer.compile("adam", "mse")
+            >>> round(trainer.sharpness(np.full((8, 1), 2.0), np.zeros((8, 1)), stddev=0.1).trace)  # 2 x^2
+            8
+        """
+        return _sampling.sharpness(self, (x, y, sample_weight), samples, stddev, select, seed, batch_size)
+
     # Files.
 
     def export(self, *args: Any, **kwargs: Any) -> Any:
-        """As `keras.Model.export`, of the given model, which is what is served."""
+        """As `keras.Model.export`; exports the given model."""
         return self.model.export(*args, **kwargs)
 
     def get_config(self) -> dict[str, Any]:
@@ -355,7 +458,7 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         config = super().get_compile_config()
         if config:
             config |= {k: keras.saving.serialize_keras_object(v) for k, v in self._user_compile_config.items()}
-            states = [loss.built_state() for loss in _trainable_losses(self.loss)]
+            states = [loss.built_state() for loss in trainable_losses(self.loss)]
             config["loss_states"] = keras.saving.serialize_keras_object(states)
         return portable(config)
 
@@ -364,14 +467,14 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         config = keras.saving.deserialize_keras_object(config)
         states = config.pop("loss_states")
         self.compile(**config)
-        for loss, state in zip(_trainable_losses(self.loss), states, strict=True):
+        for loss, state in zip(trainable_losses(self.loss), states, strict=True):
             loss.restore_built_state(state)
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
             exclude_from_weight_decay(self.optimizer, self.objective_state.trainable_variables)
 
     def save_own_variables(self, store: Any) -> None:
-        """Keras does not save seeds; without them a resumed run would draw other noise."""
+        """Save the seeds too, which Keras leaves out: a resumed run must draw the noise that comes next."""
         super().save_own_variables(store)
         for index, seed in enumerate(self._seeds()):
             store[f"seed_{index}"] = seed.numpy()
@@ -383,8 +486,9 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         stored = [key for key in keys if key.startswith("seed_")]
         if len(stored) != len(seeds):
             raise ValueError(
-                f"Trainer: the file was saved by a trainer with {len(stored)} random seeds, but this one has "
-                f"{len(seeds)}. Compile it with the same transforms, or load the weights into `trainer.model`."
+                f"Trainer: the file must come from a trainer with {len(seeds)} random seeds, as this trainer has. "
+                f"Received: a file with {len(stored)} random seeds. Compile this trainer with the same transforms as "
+                "the saved trainer, or load the weights into `trainer.model`."
             )
         super().load_own_variables({key: store[key] for key in keys if key not in stored})
         for index, seed in enumerate(seeds):
@@ -395,6 +499,15 @@ class Trainer(backend.TrainStep, WeightSamples, keras.Model):
         return [variable for variable in self.variables if id(variable) not in weights]
 
 
-def _trainable_losses(loss: Any) -> list[TrainableLoss]:
-    """Those among the losses given to `compile`, in whatever structure."""
-    return [leaf for leaf in keras.tree.flatten(loss) if isinstance(leaf, TrainableLoss)]
+def _check_transforms(transforms: Any) -> None:
+    if not isinstance(transforms, Sequence) or not all(isinstance(t, Transform) for t in transforms):
+        raise TypeError(
+            "Trainer.compile: `transforms` must be a list of minimand.transforms.Transform instances. "
+            f"Received: transforms={transforms!r}"
+        )
+    names = [transform.name for transform in transforms]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"Trainer.compile: `transforms` must have different names. Received: {names}. "
+            "Give each transform a name of its own with `name=`."
+        )

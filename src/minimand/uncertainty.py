@@ -1,16 +1,41 @@
-"""What samples of predictions say: their mean, their spread, and where the uncertainty comes from."""
+"""Summaries of sampled predictions: mean, quantiles, and aleatoric and epistemic uncertainty."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import Any
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
 
 from minimand._validation import check_choice, check_float
+
+__all__ = ["Sharpness", "summary"]
+
+
+class Sharpness(NamedTuple):
+    """An estimate of the trace of the loss's Hessian, and the standard error of the estimate.
+
+    `Trainer.sharpness` returns it; compare two traces in units of their standard errors.
+
+    Attributes:
+        trace: the estimate of tr H, in units of the loss over squared weights.
+        standard_error: standard error of `trace`, >= 0.
+
+    Source: Hutchinson, "A stochastic estimator of the trace of the influence matrix", Communications in Statistics
+    18 (1989).
+
+    Examples:
+        >>> from minimand.uncertainty import Sharpness
+        >>> flat, sharp = Sharpness(1.0, 0.1), Sharpness(8.0, 0.5)
+        >>> sharp.trace - flat.trace > 3 * (flat.standard_error + sharp.standard_error)
+        True
+    """
+
+    trace: float
+    standard_error: float
 
 
 def summary(
@@ -22,32 +47,36 @@ def summary(
 ) -> dict[str, np.ndarray]:
     """Predictive mean, standard deviation, quantiles or entropies, and the aleatoric and epistemic parts.
 
+    Use the summary to report predictions from `Trainer.predict_samples`, and to tell noise of the targets (aleatoric)
+    from what more data would settle (epistemic).
+
     Regression: Var = s^2 (aleatoric, the noise of the targets) + Var_k[f_k] (epistemic).
     Classification: H(mean_k p_k) = mean_k H(p_k) (aleatoric) + mutual information (epistemic), in nats.
 
     Args:
-        samples: predicted functions (samples, rows, ...), as `Trainer.predict_samples` returns them; in
-            classification class probabilities, with the classes last.
+        samples: predicted functions (samples, rows, ...), as `Trainer.predict_samples` returns them; class
+            probabilities in classification, with the classes last.
         task: `"regression"` or `"classification"`.
-        quantiles: probabilities in [0, 1] of the quantiles of regression. They are those of the samples alone where
-            `noise_stddev` is 0, else those of the equal mixture of normal laws around the samples, by bisection.
-        noise_stddev: regression: standard deviation s >= 0 of the targets around a function; broadcasts with a sample.
+        quantiles: probabilities in [0, 1] of the quantiles in regression. The distribution is that of the samples if
+            `noise_stddev` is 0, else the equal mixture of normal laws around the samples, solved by bisection.
+        noise_stddev: standard deviation s >= 0 of the targets around a function in regression; broadcasts with a
+            sample.
 
     Returns:
-        A dictionary of float64 arrays. Regression: `mean`, `stddev`, `quantiles` (quantiles, rows, ...), and the
-        standard deviations `aleatoric` and `epistemic`. Classification: `mean` (rows, ..., classes) and, for each
+        A dictionary of float64 arrays. In regression: `mean`, `stddev`, `quantiles` (quantiles, rows, ...), and the
+        standard deviations `aleatoric` and `epistemic`. In classification: `mean` (rows, ..., classes) and, for each
         row, `stddev` of the most probable class's probability, `entropy`, `aleatoric` and `mutual_information`,
-        which is the `epistemic` part.
+        which is the epistemic part.
 
     Raises:
-        ValueError: `task` is unknown, there are no samples, in classification `samples` are not probabilities, a
+        ValueError: `task` is unknown, there are no samples, `samples` are not probabilities in classification, or a
             quantile or `noise_stddev` is out of its range.
 
     Source: Depeweg et al., "Decomposition of uncertainty in Bayesian deep learning", ICML 2018, section 2.
 
     Examples:
         >>> import numpy as np, minimand
-        >>> minimand.predict.summary(np.array([[1.0], [3.0]]), "regression")["mean"]
+        >>> minimand.uncertainty.summary(np.array([[1.0], [3.0]]), "regression")["mean"]
         array([2.])
     """
     check_choice("summary", "task", task, ("regression", "classification"))
@@ -72,7 +101,7 @@ def summary(
 
 
 def _quantile(samples: np.ndarray, noise: np.ndarray, probability: float) -> np.ndarray:
-    """Where the mean of the normal distribution functions around the samples is `probability`."""
+    """The point at which the mean of the normal distribution functions around the samples is `probability`."""
     of_samples = np.quantile(samples, probability, axis=0)
     if not noise.any():
         return of_samples
@@ -96,8 +125,8 @@ def _classification(probabilities: np.ndarray) -> dict[str, np.ndarray]:
     sums = probabilities.sum(axis=-1)
     if probabilities.min() < 0 or not np.allclose(sums, 1.0, atol=1e-3):
         raise ValueError(
-            "summary: in classification `samples` must be probabilities, which are >= 0 and add up to 1 along the last "
-            f"axis. Received: values from {probabilities.min():g}, sums from {sums.min():g} to {sums.max():g}. "
+            "summary: `samples` must be probabilities in classification, >= 0 and with sum 1 along the last axis. "
+            f"Received: values from {probabilities.min():g}, sums from {sums.min():g} to {sums.max():g}. "
             "Apply a softmax to logits."
         )
     mean = probabilities.mean(axis=0)
@@ -108,7 +137,7 @@ def _classification(probabilities: np.ndarray) -> dict[str, np.ndarray]:
         "stddev": np.take_along_axis(probabilities, top, axis=-1)[..., 0].std(axis=0),
         "entropy": entropy,
         "aleatoric": aleatoric,
-        # Not negative, by concavity; rounding may make it so.
+        # The difference is >= 0 by concavity, up to rounding.
         "mutual_information": np.maximum(entropy - aleatoric, 0.0),
     }
 

@@ -7,7 +7,8 @@ from typing import cast
 
 import keras
 
-from minimand.backend._protocol import Backend, Tensor
+from minimand.backend._protocol import Backend
+from minimand.backend._protocol import Tensor as Tensor
 
 _SUPPORTED = ("jax", "tensorflow", "torch")
 
@@ -22,37 +23,16 @@ _module = cast(Backend, importlib.import_module(f"minimand.backend.{name}"))
 TrainStep = _module.TrainStep
 value_and_gradient = _module.value_and_gradient
 pure_value_and_gradient = _module.pure_value_and_gradient
-pullback = _module.pullback
+vjp = _module.vjp
 custom_derivative = _module.custom_derivative
 tap = _module.tap
 noise = _module.noise
 vmap = _module.vmap
-summed = _module.summed
+sum_over_rows = _module.sum_over_rows
 jit = _module.jit
-put = _module.put
+scatter_update = _module.scatter_update
 devices = _module.devices
 replicas = _module.replicas
 seed_unseeded_layers = _module.seed_unseeded_layers
 keep_compiled_programs = _module.keep_compiled_programs
 many_fits = _module.many_fits
-
-__all__ = [
-    "Tensor",
-    "TrainStep",
-    "custom_derivative",
-    "devices",
-    "jit",
-    "keep_compiled_programs",
-    "many_fits",
-    "name",
-    "noise",
-    "pullback",
-    "pure_value_and_gradient",
-    "put",
-    "replicas",
-    "seed_unseeded_layers",
-    "summed",
-    "tap",
-    "value_and_gradient",
-    "vmap",
-]

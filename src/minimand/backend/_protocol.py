@@ -1,4 +1,4 @@
-"""What Minimand needs of a framework."""
+"""The functions that Minimand needs of a framework."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ Tensor = Any
 
 
 class Backend(Protocol):
-    """The whole interface to a framework; each module beside this one implements it.
+    """The whole interface to a framework; the modules jax, tensorflow and torch beside this one implement it.
 
-    A backend is a module with these functions and the class `TrainStep`, a mixin placed before
-    `keras.Model` that makes Keras's own train step minimise `self.evaluate_objective`.
+    A backend is a module with these functions and the class `TrainStep`, a mixin placed before `keras.Model`
+    that makes Keras's own train step minimise `self.evaluate_objective`.
     """
 
     TrainStep: type
@@ -30,35 +30,35 @@ class Backend(Protocol):
     ) -> tuple[tuple[Tensor, Any], list[Tensor]]:
         """`((value, aux), gradients)` of a function of a list of tensors that returns `(scalar, aux)`.
 
-        The gradients are dense, have the values' shapes, are zero where the scalar does not depend on a value,
-        and, unless `differentiable` is False, can be differentiated again.
+        The gradients are dense, have the values' shapes, and are zero where the scalar does not depend on a value.
+        They can be differentiated again, unless `differentiable` is False.
         """
         ...
 
     def pure_value_and_gradient(
         self, function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor]
     ) -> tuple[tuple[Tensor, Any], list[Tensor]]:
-        """The same for a function without side effects, whose aux is a structure of tensors.
+        """As `value_and_gradient`, for a function without side effects whose aux is a structure of tensors.
 
-        Where that helps, the gradients can be differentiated again at a lower price.
+        If the framework allows it, a second derivative costs less.
         """
         ...
 
-    def pullback(
+    def vjp(
         self, outputs: Sequence[Tensor], values: Sequence[Tensor]
     ) -> Callable[[Sequence[Tensor]], list[Tensor]] | None:
-        """The vector-Jacobian product of a pass from values to outputs that has taken place, as often as wanted.
+        """The vector-Jacobian product of the pass that made the outputs from the values; it can be called repeatedly.
 
-        From the gradients by the outputs to those by the values, which cannot be differentiated. None where the
-        framework does not keep a pass, but finds out itself that a second one is the same.
+        The product maps gradients by the outputs to gradients by the values, which cannot be differentiated.
+        None if the framework does not keep a pass; such a framework's compiler merges equal passes instead.
         """
         ...
 
     def custom_derivative(self, function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> Callable[..., Tensor]:
-        """The function, entry by entry, of which `function(*tensors)` gives the value and the partial derivatives.
+        """An elementwise function, from a function that returns its value and its partial derivatives.
 
-        The tensors broadcast; value and derivatives have the broadcast shape, and None is a derivative that is zero.
-        One pass gives both; only for a second derivative are the given derivatives themselves differentiated.
+        The tensors broadcast. Value and derivatives have the broadcast shape; the derivative None is zero. One pass
+        gives both. Only a second derivative differentiates the given derivatives.
         """
         ...
 
@@ -69,53 +69,47 @@ class Backend(Protocol):
         inputs: Sequence[Tensor],
         side: Callable[[Sequence[Tensor], Tensor], Sequence[Tensor]],
     ) -> Tensor:
-        """The output itself; where it is differentiated, the shadows get a gradient from the side.
+        """The output itself, with a hook in the backward pass that gives gradients to the shadows.
 
-        That is `side(inputs, gradient by the output)`, of their shapes, in place of their true one, 0. It can be
-        differentiated again.
+        The gradient of the shadows is `side(inputs, gradient by the output)`, of their shapes, in place of their true
+        gradient 0. This gradient can be differentiated again.
         """
         ...
 
     def noise(self, law: str, shapes: Sequence[tuple[int, ...]], seed: Tensor, scale: Any = 1.0) -> list[Tensor]:
         """Tensors of these shapes, of independent float32 numbers of mean 0 and standard deviation `scale`, a scalar.
 
-        `law` is `"normal"` (drawn from 65,536 equally probable quantiles), `"uniform"` or `"rademacher"` (the two
-        signs); `seed` is what `keras.random.SeedGenerator.next` returns. The generator is the fastest sound one. Of a
-        single shape, dimensions may be tensors.
+        Each framework uses its fastest sound generator. A single shape may have tensors as dimensions.
+
+        Args:
+            law: `"normal"` (drawn from 65,536 equally probable quantiles), `"uniform"` or `"rademacher"` (random
+                signs).
+            shapes: shapes of the tensors.
+            seed: two integers, as `keras.random.SeedGenerator.next` returns.
+            scale: the standard deviation.
         """
         ...
 
     def vmap(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function, compiled where the framework does, for each entry of its first argument, a tensor.
+        """The function mapped over the rows of its first argument, a tensor; compiled if the framework compiles.
 
-        `vmap(function)(first, *rest)` is the stack of `function(entry, *rest)`, leaf by leaf; it has no gradient.
+        `vmap(function)(first, *rest)` is the stack of `function(row, *rest)`, leaf by leaf. It has no gradient.
         """
         ...
 
-    def summed(self, function: Callable[[Any], Sequence[Tensor]], rows: Any, chunk: int) -> list[Tensor]:
+    def sum_over_rows(self, function: Callable[[Any], Sequence[Tensor]], rows: Any, chunk: int) -> list[Tensor]:
         """The sum of `function(row)`, a list of tensors, over the rows of a structure of tensors (n >= 1, ...).
 
-        At most `chunk` of the terms are held at once. It can be differentiated.
+        At most `chunk` terms are in memory at once. The sum can be differentiated.
         """
         ...
 
     def jit(self, function: Callable[..., Any]) -> Callable[..., Any]:
-        """The function of structures of tensors, compiled where the framework does; for calls outside of a step."""
+        """The function of structures of tensors, compiled if the framework compiles; for calls outside of a step."""
         ...
 
-    def put(self, array: Tensor, positions: Tensor, values: Tensor) -> Tensor:
-        """The array (n,) with values (k,) at positions (k,), for loops: its memory may be used again. No gradient."""
-        ...
-
-    def seed_unseeded_layers(self, seed: int) -> None:
-        """Set the generator that Keras's layers without a seed draw from, where that is the framework's own.
-
-        `keras.utils.set_random_seed` does, but imports every framework that is installed.
-        """
-        ...
-
-    def keep_compiled_programs(self, folder: Path) -> None:
-        """Keep them there for other processes, where the framework takes long to compile and the user keeps none."""
+    def scatter_update(self, array: Tensor, positions: Tensor, values: Tensor) -> Tensor:
+        """The array (n,) with values (k,) at positions (k,). It has no gradient, and may reuse the array's memory."""
         ...
 
     def devices(self) -> list[str]:
@@ -123,5 +117,16 @@ class Backend(Protocol):
         ...
 
     def replicas(self) -> int:
-        """Number of copies of a model that the current step trains, each on its part of the batch (`tf.distribute`)."""
+        """Number of copies of the model that the current step trains, each on a part of the batch (`tf.distribute`)."""
+        ...
+
+    def seed_unseeded_layers(self, seed: int) -> None:
+        """Seed the framework's own generator, if Keras's layers without a seed draw from it.
+
+        `keras.utils.set_random_seed` would also import every other framework that is installed.
+        """
+        ...
+
+    def keep_compiled_programs(self, folder: Path) -> None:
+        """Keep compiled programs in the folder for other processes, unless the user keeps them elsewhere."""
         ...

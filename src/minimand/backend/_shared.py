@@ -1,4 +1,4 @@
-"""Random numbers of mean 0 and variance 1, from 32 or 16 random bits each: what the backends share."""
+"""Functions that two or three backends share: counted steps, the eager step, loops, and random numbers."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from keras import ops
 
 from minimand._batches import first_leaf
 
-# Steps counted outside of them, for transforms that act in one of every so many.
+# JAX and PyTorch count steps outside of the step, so that a transform that acts in every k-th step costs nothing else.
 
 
-def periodic(trainer: Any) -> list[Any]:
+def counting(trainer: Any) -> list[Any]:
     """The trainer's transforms that count steps."""
-    return [transform for transform in trainer.transforms if hasattr(transform, "start_counting")]
+    return [transform for transform in trainer.transforms if transform.counts_steps]
 
 
 @contextlib.contextmanager
 def counted(transforms: Sequence[Any]) -> Iterator[tuple[bool, ...]]:
-    """Count a step, which runs within; yields which of the transforms act in it."""
+    """Count the step that runs inside; yields which of the transforms act in it."""
     try:
         yield tuple(transform.tick() for transform in transforms)
     finally:
@@ -33,11 +33,11 @@ def counted(transforms: Sequence[Any]) -> Iterator[tuple[bool, ...]]:
             transform.stop_counting()
 
 
-# What TensorFlow and PyTorch share: steps that assign in place, and maps that are loops.
+# TensorFlow and PyTorch assign variables in place, and map by a loop.
 
 
 def minimise(trainer: Any, data: Any, differentiate: Any) -> dict[str, Any]:
-    """One step: evaluate and differentiate the objective, then, and only then, assign.
+    """One training step: evaluate and differentiate the objective, and assign only after both have succeeded.
 
     `differentiate(function, values)` returns `(aux, gradients)` of a function returning `(scaled loss, aux)`.
     """
@@ -57,16 +57,16 @@ def minimise(trainer: Any, data: Any, differentiate: Any) -> dict[str, Any]:
         if value is not before:
             variable.assign(value)
     trainer.optimizer.apply(gradients, variables)
-    trainer.track_loss(loss, keras.ops.shape(first_leaf(x))[0])
+    trainer.track_loss(loss, ops.shape(first_leaf(x))[0])
     return trainer.compute_metrics(x, y, y_pred, sample_weight=sample_weight)
 
 
 def stacked(results: list[Any]) -> Any:
-    """Results of one structure as one, each leaf with a leading axis."""
-    return keras.tree.map_structure(lambda *leaves: keras.ops.stack(leaves), *results)
+    """Results of one structure as one structure; each leaf gets a leading axis."""
+    return keras.tree.map_structure(lambda *leaves: ops.stack(leaves), *results)
 
 
-# Random numbers of mean 0 and variance 1, from 32 or 16 random bits each: what the backends share.
+# Random numbers of mean 0 and variance 1, from 32 or 16 random bits each.
 
 
 @functools.cache
@@ -92,15 +92,6 @@ def hashed_noise(law: str, shapes: Sequence[tuple[int, ...]], seed: Any) -> list
     return parts
 
 
-def _numbers(law: str, bits: Any) -> Any:
-    if law == "normal":
-        return ops.take(normal_quantiles(), ops.cast(ops.right_shift(bits, 16), "int32"))
-    if law == "rademacher":
-        return 1.0 - 2.0 * ops.cast(ops.cast(ops.right_shift(bits, 31), "int32"), "float32")
-    centred = ops.cast(ops.cast(ops.right_shift(bits, 8), "int32"), "float32") - (2.0**23 - 0.5)
-    return centred * (math.sqrt(12) / 2**24)
-
-
 def _pcg3d(index: Any, seed: Any) -> Any:
     a, c = np.uint32(1664525), np.uint32(1013904223)
     seed = ops.cast(seed, "uint32")
@@ -110,3 +101,12 @@ def _pcg3d(index: Any, seed: Any) -> Any:
     z = z + x * y
     x, y, z = (v ^ ops.right_shift(v, 16) for v in (x, y, z))
     return x + y * z
+
+
+def _numbers(law: str, bits: Any) -> Any:
+    if law == "normal":
+        return ops.take(normal_quantiles(), ops.cast(ops.right_shift(bits, 16), "int32"))
+    if law == "rademacher":
+        return 1.0 - 2.0 * ops.cast(ops.cast(ops.right_shift(bits, 31), "int32"), "float32")
+    centred = ops.cast(ops.cast(ops.right_shift(bits, 8), "int32"), "float32") - (2.0**23 - 0.5)
+    return centred * (math.sqrt(12) / 2**24)

@@ -1,4 +1,4 @@
-"""JAX."""
+"""The interface to JAX."""
 
 from __future__ import annotations
 
@@ -16,21 +16,29 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 from minimand._scope import shadowed
 from minimand.backend import _many_fits as many_fits  # noqa: F401
 from minimand.backend._protocol import Tensor
-from minimand.backend._shared import counted, hashed_noise, periodic
+from minimand.backend._shared import counted, counting, hashed_noise
 
-# JAX: gradients whose own derivative is a forward pass and one backward pass.
+_CACHED_BYTES = 2**30
+
+
+def value_and_gradient(
+    function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor], *, differentiable: bool = True
+) -> tuple[tuple[Tensor, Any], list[Tensor]]:
+    return jax.value_and_grad(function, has_aux=True)(
+        list(values) if differentiable else [jax.lax.stop_gradient(value) for value in values]
+    )
 
 
 def pure_value_and_gradient(
     function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor]
 ) -> tuple[tuple[Tensor, Any], list[Tensor]]:
-    """As in the protocol.
+    """As in the protocol, with a second derivative that is a forward pass and one backward pass.
 
-    The derivative of g = grad L along a gradient u by it, H u, is the gradient of the slope L' u. So it takes plain
-    convolutions and their gradients, where the gradient of a backward pass takes convolutions whose layout XLA has no
-    fast code for on the CPU (a network of two, with and without pooling, took 2.5 and 6 times as long).
+    The product H u of the Hessian with a direction u is the gradient of the slope L' u. It takes plain convolutions and
+    their gradients; the gradient of a backward pass takes convolutions in layouts that XLA has no fast code for on
+    the CPU (networks of two convolutions, with and without pooling, took 2.5 and 6 times as long).
 
-    What can be differentiated backwards only goes the way through the backward pass.
+    A function with a `custom_vjp` has no forward derivative, so its backward pass is differentiated.
     """
     values = list(values)
     program, shape = jax.make_jaxpr(function, return_shape=True)(values)
@@ -61,20 +69,7 @@ def pure_value_and_gradient(
     return value_and_own_gradient(values, program.consts)
 
 
-# JAX.
-
-_CACHED_BYTES = 2**30
-
-
-def value_and_gradient(
-    function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor], *, differentiable: bool = True
-) -> tuple[tuple[Tensor, Any], list[Tensor]]:
-    return jax.value_and_grad(function, has_aux=True)(
-        list(values) if differentiable else [jax.lax.stop_gradient(value) for value in values]
-    )
-
-
-def pullback(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def vjp(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     return None
 
 
@@ -93,14 +88,14 @@ def custom_derivative(function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
 
 
 def _broadcast(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Along leading axes by a product with ones, so that the transpose, a sum over them, is a product too.
+    """Broadcast along leading axes by a product with ones, so that the transpose, a sum over them, is a product too.
 
-    XLA on the CPU merges a plain sum with the computation of its terms, into a loop that is several times slower.
+    XLA on the CPU merges a plain sum with the computation of its terms into a loop that is several times slower.
     """
     size = math.prod(shape[len(shape) - tensor.ndim :])
     if tensor.ndim == len(shape) or tensor.size != size:
         return jax.numpy.broadcast_to(tensor, shape)
-    # XLA takes a product of a column and a number apart again; not so if the number is a sum of eight eighths.
+    # XLA takes the product of a column and a number apart again, but not if the number is a sum of eight eighths.
     terms = 8 if size == 1 else 1
     means = jax.numpy.full((math.prod(shape) // max(size, 1), terms), 1 / terms, tensor.dtype)
     rows = jax.numpy.broadcast_to(tensor.reshape(1, size), (terms, size))
@@ -132,7 +127,7 @@ def vmap(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(lambda first, *rest: jax.vmap(lambda entry: function(entry, *rest))(first))
 
 
-def summed(function: Callable[[Any], Sequence[Tensor]], rows: Any, chunk: int) -> list[Tensor]:
+def sum_over_rows(function: Callable[[Any], Sequence[Tensor]], rows: Any, chunk: int) -> list[Tensor]:
     def of(part: Any) -> list[Tensor]:
         return [jax.numpy.sum(term, axis=0) for term in jax.vmap(lambda row: list(function(row)))(part)]
 
@@ -152,7 +147,7 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(function)
 
 
-def put(array: Tensor, positions: Tensor, values: Tensor) -> Tensor:
+def scatter_update(array: Tensor, positions: Tensor, values: Tensor) -> Tensor:
     return array.at[positions].set(values)
 
 
@@ -178,30 +173,30 @@ def keep_compiled_programs(folder: Path) -> None:
         }
         for name, value in settings.items():
             jax.config.update(name, value)
-            # For processes that this one starts.
+            # The processes that this one starts read the environment.
             os.environ.setdefault(name.upper(), str(value))
 
 
 class TrainStep:
-    """Keras's JAX train step differentiates this function; its four lists of state are the arguments."""
+    """Keras's JAX train step, which differentiates `compute_loss_and_updates`, minimising the composed objective."""
 
     def _get_jax_state(self: Any, **wanted: bool) -> tuple[list[Tensor], ...]:
-        # Keras empties the variables while it trains, and forgets the values if the first step raises. From here, its
-        # own `finally` puts them back.
+        # Keras empties the variables while it trains, and loses the values if the first step raises. Keras's own
+        # `finally` restores the values that are kept here.
         state = super()._get_jax_state(**wanted)  # type: ignore[misc]
         if wanted.pop("purge_model_variables", False):
             self._jax_state = dict(zip((name for name in wanted if wanted[name]), state, strict=True))
         return state
 
     def make_train_function(self: Any, force: bool = False) -> None:
-        # A conditional in a compiled step slows all of it down, by up to 70 %: each step is compiled for what it does.
-        transforms = periodic(self)
+        # A conditional slows a compiled step by up to 70 %, so each combination of due transforms has its own step.
+        transforms = counting(self)
         for transform in transforms:
             transform.start_counting()
         if not transforms:
             super().make_train_function(force)  # type: ignore[misc]
         elif force or self.train_function is None:
-            # Made now, since in training Keras empties the variables that tell how they are distributed.
+            # All steps are made now, since in training Keras empties the variables that hold their distribution.
             every = itertools.product((False, True), repeat=len(transforms))
             steps = {due: self._compiled_train_step() for due in every}
 
@@ -212,7 +207,7 @@ class TrainStep:
             self.train_function = self._make_function(step)
 
     def _compiled_train_step(self: Any) -> Callable[..., Any]:
-        """Keras's, of a function of its own, since JAX would take what it has compiled for an equal one."""
+        """Keras's compiled step, of a new function, since JAX reuses the program that it compiled for an equal one."""
         made: list[Any] = []
         train_step = self.train_step
         own = shadowed(self, "train_step", lambda state, data: train_step(state, data))

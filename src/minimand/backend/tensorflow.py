@@ -1,4 +1,4 @@
-"""TensorFlow."""
+"""The interface to TensorFlow."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def value_and_gradient(
 pure_value_and_gradient = value_and_gradient
 
 
-def pullback(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def vjp(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> None:
     return None
 
 
@@ -70,7 +70,7 @@ def _sum_to(value: Tensor, tensor: Tensor) -> Tensor:
     return tf.reshape(tf.reduce_sum(value, axes), tf.shape(tensor))
 
 
-# Without XLA each operation of the hash passes over memory: nine times as long. On macOS XLA may be missing.
+# Without XLA each operation of the hash passes over memory, at nine times the price. On macOS XLA may be missing.
 _hashed_noise = tf.function(hashed_noise, jit_compile=platform.system() != "Darwin")
 
 
@@ -83,7 +83,7 @@ def vmap(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda first, *rest: stacked([compiled(entry, *rest) for entry in first])
 
 
-def summed(function: Callable[[Any], Sequence[Tensor]], rows: Any, chunk: int) -> list[Tensor]:
+def sum_over_rows(function: Callable[[Any], Sequence[Tensor]], rows: Any, chunk: int) -> list[Tensor]:
     def add(total: list[Tensor], row: Any) -> list[Tensor]:
         return [a + b for a, b in zip(total, function(row), strict=True)]
 
@@ -95,7 +95,7 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     return tf.function(function, reduce_retracing=True)
 
 
-def put(array: Tensor, positions: Tensor, values: Tensor) -> Tensor:
+def scatter_update(array: Tensor, positions: Tensor, values: Tensor) -> Tensor:
     return tf.tensor_scatter_nd_update(array, positions[:, None], values)
 
 
@@ -127,7 +127,7 @@ class TrainStep:
     """Keras's TensorFlow train step, minimising the composed objective where there are transforms."""
 
     def _maybe_symbolic_build(self: Any, iterator: Any = None, data_batch: Any = None) -> None:
-        # Keras makes variables while it traces the first step here; those of losses and transforms must exist before.
+        # Keras makes variables while it traces the first step; variables of losses and transforms must exist before.
         if self._distribute_strategy is None and self.objective_state.parts:
             self._symbolic_build(iterator=iterator, data_batch=data_batch)
         else:
@@ -138,7 +138,7 @@ class TrainStep:
             return super().train_step(data)  # type: ignore[misc]
         if replicas() > 1:
             raise NotImplementedError(
-                "Trainer: transforms do not work with tf.distribute, where each replica would add its own penalty. "
+                "Trainer: `transforms` do not work with tf.distribute, because each replica would add its own penalty. "
                 f"Received: transforms={[transform.name for transform in self.transforms]!r} on {replicas()} replicas. "
                 "Train on one device, or on JAX with keras.distribution."
             )

@@ -1,4 +1,4 @@
-"""PyTorch."""
+"""The interface to PyTorch."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import keras
 import numpy as np
 import torch
-from keras.src.backend.torch.core import get_device
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from minimand._keras import torch_device
 from minimand.backend._protocol import Tensor
-from minimand.backend._shared import counted, minimise, normal_quantiles, periodic, stacked
+from minimand.backend._shared import counted, counting, minimise, normal_quantiles, stacked
 
 many_fits = None
 
@@ -26,7 +26,7 @@ def value_and_gradient(
     with torch.enable_grad():
         attached = [differentiable and value.requires_grad for value in values]
         values = [v if kept else v.detach().requires_grad_() for v, kept in zip(values, attached, strict=True)]
-        # The other implementations of attention cannot be differentiated twice.
+        # PyTorch's other implementations of attention cannot be differentiated twice.
         with sdpa_kernel(SDPBackend.MATH) if differentiable else contextlib.nullcontext():
             value, aux = function(values)
         if not value.requires_grad:
@@ -40,17 +40,17 @@ def value_and_gradient(
 pure_value_and_gradient = value_and_gradient
 
 
-def pullback(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], list[Tensor]] | None:
+def vjp(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], list[Tensor]] | None:
     if not all(tensor.requires_grad for tensor in (*outputs, *values)):
         return None
 
-    def pull(cotangents: Sequence[Tensor]) -> list[Tensor]:
+    def product(cotangents: Sequence[Tensor]) -> list[Tensor]:
         found = torch.autograd.grad(
             outputs, values, cotangents, retain_graph=True, allow_unused=True, materialize_grads=True
         )
         return list(found)
 
-    return pull
+    return product
 
 
 class _Elementwise(torch.autograd.Function):
@@ -66,7 +66,7 @@ class _Elementwise(torch.autograd.Function):
         half = len(ctx.saved_tensors) // 2
         tensors, derivatives = ctx.saved_tensors[:half], ctx.saved_tensors[half:]
         if torch.is_grad_enabled():
-            # A second derivative is wanted (`create_graph`); the saved derivatives have no history.
+            # A second derivative is wanted (`create_graph`), but the saved derivatives have no history.
             derivatives = ctx.function(*tensors)[1]
         wanted = zip(ctx.needs_input_grad[1:], tensors, derivatives, strict=True)
         return None, *(
@@ -100,7 +100,7 @@ def tap(
     return _Tap.apply(output, side, len(shadows), *shadows, *inputs)
 
 
-# The quantile of (k + 1/2) / 65536 is sqrt(2) erfinv of (2 k + 1) / 65536 - 1; the factor that makes the variance 1.
+# The quantile at (k + 1/2) / 65536 is sqrt(2) erfinv((2 k + 1) / 65536 - 1); this factor also makes the variance 1.
 _NORMAL_SCALE = float(normal_quantiles()[-1] / torch.erfinv(torch.tensor(1 - 2.0**-16)))
 
 
@@ -112,13 +112,13 @@ def noise(law: str, shapes: Sequence[tuple[int, ...]], seed: Tensor, scale: Any 
 
 
 def _flat_noise(law: str, count: int, seed: Tensor, scale: Any) -> Tensor:
-    device = get_device()
+    device = torch_device()
     if device == "meta":
         return torch.empty(count, device=device)
     words = [word & 0xFFFFFFFF for word in seed.tolist()]
     if device != "cpu":
         return _device_noise(law, count, device, words).mul_(scale)
-    # PyTorch's own generator draws one number at a time on a CPU, which takes longer than all of this.
+    # PyTorch's own generator draws one number at a time on a CPU, which takes longer than these steps together.
     bits = np.random.SFC64(words)
 
     def centred(dtype: Any) -> Tensor:
@@ -153,7 +153,7 @@ def vmap(function: Callable[..., Any]) -> Callable[..., Any]:
     return each
 
 
-def summed(function: Callable[[Any], Sequence[Tensor]], rows: Any, chunk: int) -> list[Tensor]:
+def sum_over_rows(function: Callable[[Any], Sequence[Tensor]], rows: Any, chunk: int) -> list[Tensor]:
     count = len(next(leaf for leaf in keras.tree.flatten(rows) if leaf is not None))
     totals = list(function(keras.tree.map_structure(lambda leaf: leaf[0], rows)))
     for index in range(1, count):
@@ -166,8 +166,8 @@ def jit(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def put(array: Tensor, positions: Tensor, values: Tensor) -> Tensor:
-    # In place: PyTorch would copy all of it for each of many small changes.
+def scatter_update(array: Tensor, positions: Tensor, values: Tensor) -> Tensor:
+    # In place: otherwise PyTorch would copy the whole array for each of many small changes.
     return array.index_copy_(0, positions.long(), values)
 
 
@@ -198,12 +198,12 @@ class TrainStep:
     """Keras's PyTorch train step, minimising the composed objective where there are transforms."""
 
     def make_train_function(self: Any, force: bool = False) -> Any:
-        for transform in periodic(self):
+        for transform in counting(self):
             transform.start_counting()
         return super().make_train_function(force)  # type: ignore[misc]
 
     def train_step(self: Any, data: Any) -> dict[str, Tensor]:
         if not self.transforms:
             return super().train_step(data)  # type: ignore[misc]
-        with torch.no_grad(), counted(periodic(self)):
+        with torch.no_grad(), counted(counting(self)):
             return minimise(self, data, _differentiate)
