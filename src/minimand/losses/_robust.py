@@ -349,7 +349,7 @@ class GeneralRobust(keras.losses.Loss):
         return mean_over_last_axis(general_robust(y_pred - y_true, self.alpha, self.scale))
 
     def get_config(self) -> dict[str, Any]:
-        return config_of(self, super().get_config())
+        return config_of(self, {**super().get_config(), "dtype": self.dtype})
 
 
 # The base of likelihoods of residuals with a learned shape and scale.
@@ -462,10 +462,9 @@ class ResidualLikelihood(TrainableLoss):
         axis: int | Sequence[int],
         shared: bool,
         groups: Sequence[int] | None,
-        name: str,
         **kwargs: Any,
     ) -> None:
-        super().__init__(name=name, **kwargs)
+        super().__init__(**kwargs)
         owner, shape_name = type(self).__name__, self.density.shape_name
         self.fixed_shape = shape
         self.init = check_choice(owner, "init", init, ("robust", "reference"))
@@ -613,7 +612,8 @@ class ResidualLikelihood(TrainableLoss):
         # The attributes with the names of these arguments hold the learned values.
         name = self.density.shape_name
         given = {name: self.fixed_shape, f"{name}_range": self.shape_range, f"{name}_init": self.shape_init}
-        return config_of(self, {**keras.losses.Loss.get_config(self), **given, "scale": self.fixed_scale})
+        config = {**keras.losses.Loss.get_config(self), "dtype": self.dtype, **given, "scale": self.fixed_scale}
+        return config_of(self, config)
 
 
 # Barron's likelihood.
@@ -664,8 +664,7 @@ class AdaptiveRobust(ResidualLikelihood):
             batch's, is not allowed.
         shared: whether all positions share one shape and scale.
         groups: for each position along `axis` (a single one) the number, from 0, of the shape and scale it shares.
-        name: name of the loss, prefix of its variables' paths.
-        **kwargs: `reduction` and `dtype`, as in `keras.losses.Loss`.
+        **kwargs: `reduction`, `name` and `dtype`, as in `keras.losses.Loss`.
 
     Returns:
         As a call: for targets and predictions (batch, ..., d), the reduced loss. `.alpha` and `.scale` are NumPy
@@ -704,13 +703,12 @@ class AdaptiveRobust(ResidualLikelihood):
         axis: int | Sequence[int] = -1,
         shared: bool = False,
         groups: Sequence[int] | None = None,
-        name: str = "adaptive_robust",
         **kwargs: Any,
     ) -> None:
         if alpha is not None:
             alpha = check_shape("AdaptiveRobust", alpha, minimum=0.0)
         super().__init__(
-            alpha, alpha_range, alpha_init, init, scale, scale_init, scale_min, axis, shared, groups, name, **kwargs
+            alpha, alpha_range, alpha_init, init, scale, scale_init, scale_min, axis, shared, groups, **kwargs
         )
 
     @property
@@ -768,8 +766,7 @@ class AdaptiveStudentT(ResidualLikelihood):
         axis: the axis, or axes, of the predictions along which each position has its own parameters.
         shared: whether all positions share one n and c.
         groups: for each position along `axis` (a single one) the number, from 0, of the parameters it shares.
-        name: name of the loss, prefix of its variables' paths.
-        **kwargs: `reduction` and `dtype`, as in `keras.losses.Loss`.
+        **kwargs: `reduction`, `name` and `dtype`, as in `keras.losses.Loss`.
 
     Returns:
         As a call: for targets and predictions (batch, ..., d), the reduced loss. `.df` and `.scale` are NumPy arrays
@@ -808,14 +805,11 @@ class AdaptiveStudentT(ResidualLikelihood):
         axis: int | Sequence[int] = -1,
         shared: bool = False,
         groups: Sequence[int] | None = None,
-        name: str = "adaptive_student_t",
         **kwargs: Any,
     ) -> None:
         df = None if df is None else check_float("AdaptiveStudentT", "df", df, above=0.0)
         df_init = check_float("AdaptiveStudentT", "df_init", df_init, above=0.0)
-        super().__init__(
-            df, df_range, df_init, init, scale, scale_init, scale_min, axis, shared, groups, name, **kwargs
-        )
+        super().__init__(df, df_range, df_init, init, scale, scale_init, scale_min, axis, shared, groups, **kwargs)
 
     @property
     def df(self) -> Any:
