@@ -6,6 +6,7 @@ import minimand
 from minimand import testing
 from minimand.testing._trained import TrainedSuite
 from tests import parts
+from tests.backend_suite import BackendSuite
 
 # TensorFlow traces each `fit` for minutes in all: there a fifth of the losses is trained, and all are compared.
 TRAINED = [name for name in dir(TrainedSuite) if name.startswith("test_")]
@@ -26,7 +27,7 @@ suites(testing.OptimizerSuite, parts.OPTIMIZERS)
 suites(testing.TransformSuite, parts.TRANSFORMS)
 
 
-class TestBackend(testing.BackendSuite):
+class TestBackend(BackendSuite):
     pass
 
 

@@ -6,6 +6,7 @@ import keras
 import pytest
 
 from minimand import testing
+from tests.backend_suite import BackendSuite
 from tests.faults import backends, losses, optimizers, regularizers, transforms
 
 SUITES = {
@@ -13,7 +14,7 @@ SUITES = {
     testing.RegularizerSuite: regularizers,
     testing.TransformSuite: transforms,
     testing.OptimizerSuite: optimizers,
-    testing.BackendSuite: backends,
+    BackendSuite: backends,
 }
 # All others are as fast as they can be on PyTorch, where nothing is compiled.
 NEED_A_COMPILER = ("test_compiled_and_eager_training_agree", "test_two_devices_train_as_one")

@@ -6,10 +6,11 @@ import keras
 from keras import ops
 
 import minimand
-from minimand import backend, testing
+from minimand import backend
+from tests.backend_suite import BackendSuite
 
 
-class Sound(testing.BackendSuite):
+class Sound(BackendSuite):
     """Of the one in use."""
 
 
@@ -82,7 +83,10 @@ FAULTS = {
         "by the value",
     ),
     "test_the_vjp_is_the_gradient": (faulty(vjp=doubled_vjp), "The vector-Jacobian product"),
-    "test_derivatives_in_closed_form": (faulty(custom_derivative=differentiated_by_the_framework), "constant to a first"),
+    "test_derivatives_in_closed_form": (
+        faulty(custom_derivative=differentiated_by_the_framework),
+        "constant to a first",
+    ),
     "test_a_tap_has_a_gradient_on_the_side": (faulty(tap=lambda output, *rest: output), "shadow's gradient"),
     "test_noise_has_the_stated_law": (
         faulty(noise=lambda law, shapes, seed, scale=1.0: backend.noise(law, shapes, seed, 1.1 * scale)),

@@ -189,7 +189,7 @@ class TrainStep:
         return state
 
     def make_train_function(self: Any, force: bool = False) -> None:
-        # A conditional slows a compiled step by up to 70 %, so each combination of due transforms has a step of its own.
+        # A conditional slows a compiled step by up to 70 %, so each combination of due transforms has its own step.
         transforms = counting(self)
         for transform in transforms:
             transform.start_counting()

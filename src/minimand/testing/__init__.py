@@ -1,6 +1,5 @@
-"""Conformance suites: what Minimand's own losses, regularizers, transforms, optimizers and backends go through."""
+"""Conformance suites, which Minimand's own losses, regularizers, transforms and optimizers pass too."""
 
-from minimand.testing._backends import BackendSuite
 from minimand.testing._losses import LossSuite
 from minimand.testing._numbers import finite_difference, gradient
 from minimand.testing._optimizers import OptimizerSuite
@@ -8,7 +7,6 @@ from minimand.testing._regularizers import RegularizerSuite
 from minimand.testing._transforms import LeastSquares, TransformSuite
 
 __all__ = [
-    "BackendSuite",
     "LeastSquares",
     "LossSuite",
     "OptimizerSuite",

@@ -1,4 +1,4 @@
-"""The contract of a backend."""
+"""The contract of a backend, as a suite: each function of the protocol, and the train step."""
 
 from __future__ import annotations
 
@@ -20,26 +20,7 @@ _KURTOSIS = {"normal": 3.0, "uniform": 1.8, "rademacher": 1.0}
 
 
 class BackendSuite(Suite):
-    """The contract of a module like those in `minimand.backend`, as tests that pytest collects.
-
-    Each function of the protocol against what it says: derivatives of all orders, noise of the stated laws, loops, and
-    a train step that without transforms, and with one that changes nothing, is Keras's.
-
-    A subclass whose name begins with `Test` may give `backend`; by default it is the one in use.
-
-    Attributes:
-        backend: a module with the functions and the class of `minimand.backend._protocol.Backend`.
-
-    Source: `minimand.backend._protocol.Backend`.
-
-    Examples:
-        >>> from minimand import testing
-        >>> class TestBackend(testing.BackendSuite):
-        ...     pass
-        >>> suite = TestBackend()
-        >>> suite.setup_method()
-        >>> suite.test_value_aux_and_gradient()
-    """
+    """Tests of a module with the functions of `minimand.backend._protocol.Backend`: by default the one in use."""
 
     backend: Backend = cast(Backend, minimand.backend)
 
