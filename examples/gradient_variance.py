@@ -29,8 +29,8 @@ def fitted(*transforms):
 
 # %% [markdown]
 # **In the logs.** The noise scale is the batch size at which noise makes up half of
-# the gradient. The noise scale grows while the network learns. In the end no gradient
-# differs from its noise, and the noise scale is inf.
+# the gradient. The noise scale grows while the network learns, and is inf if a gradient
+# cannot be told from its noise.
 
 # %%
 _, history = fitted(transforms.MeasureGradient(every=1, estimator="exact"))
