@@ -41,7 +41,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point: what a user can mend is told in a line, with exit code 2."""
-    from minimand.study._errors import StudyError
+    from minimand.study._settings import StudyError
 
     try:
         app()

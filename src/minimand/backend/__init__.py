@@ -34,7 +34,7 @@ devices = _module.devices
 replicas = _module.replicas
 seed_unseeded_layers = _module.seed_unseeded_layers
 keep_compiled_programs = _module.keep_compiled_programs
-many_fits = _module.many_fits
+step_programs = _module.step_programs
 
 __all__ = [
     "Tensor",
@@ -43,7 +43,6 @@ __all__ = [
     "devices",
     "jit",
     "keep_compiled_programs",
-    "many_fits",
     "name",
     "noise",
     "pullback",
@@ -51,6 +50,7 @@ __all__ = [
     "put",
     "replicas",
     "seed_unseeded_layers",
+    "step_programs",
     "summed",
     "tap",
     "value_and_gradient",

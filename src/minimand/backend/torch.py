@@ -17,7 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from minimand.backend._protocol import Tensor
 from minimand.backend._shared import counted, minimise, normal_quantiles, periodic, stacked
 
-many_fits = None
+step_programs = None
 
 
 def value_and_gradient(

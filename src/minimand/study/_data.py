@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from minimand.study._errors import StudyError
+from minimand.study._settings import StudyError
 
 BUILT_IN = {
     "diabetes": "regression",

@@ -16,7 +16,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from minimand.study._errors import StudyError
+from minimand.study._settings import StudyError
 
 ModelFunction = Callable[[int, int], keras.Model]
 
