@@ -175,7 +175,8 @@ def check_name(name: Any) -> None:
     """Raise a `StudyError` unless the name of a candidate can name files."""
     if not isinstance(name, str) or not name.replace("-", "").replace("_", "").isalnum():
         raise StudyError(
-            f"A candidate's name must consist of letters, digits, '-' and '_', because it names files. Received: {name!r}"
+            f"A candidate's name must consist of letters, digits, '-' and '_', because it names files. "
+            f"Received: {name!r}. Rename the candidate."
         )
 
 
@@ -205,7 +206,7 @@ _CANDIDATES = (
     Candidate(
         "adaptive-robust",
         "robust loss that learns its shape and scale",
-        # With one-hot targets most residuals can be 0. Without a bound the scale shrinks to 0, and one class is learned.
+        # Most residuals of one-hot targets can be 0. Without a bound the scale shrinks to 0, and one class is learned.
         loss=Part("AdaptiveRobust", {"scale_min": 0.1}),
         loss_learning_rate=0.02,
         search={"loss_learning_rate": (2e-3, 2e-1)},
@@ -391,8 +392,8 @@ def _place(candidate: Candidate, table: dict[str, Any], path: str) -> tuple[dict
     found = isinstance(component, dict) and "type" in component and last != "type"
     if not found and path != "loss_learning_rate":
         raise StudyError(
-            f"candidate {candidate.name!r}: the search path {path!r} leads to no component. Give loss_learning_rate, or "
-            "a path from loss, transforms.NUMBER (from 0) or optimizer to an argument, such as transforms.0.stddev."
+            f"candidate {candidate.name!r}: the search path {path!r} leads to no component. Give "
+            "loss_learning_rate, or a path from loss, transforms.NUMBER (from 0) or optimizer to an argument, such as transforms.0.stddev."
         )
     return component, last
 

@@ -14,14 +14,17 @@ from minimand.study._candidates import Candidate
 from minimand.study._metrics import Metric
 from minimand.study._training import FINISHED, Run
 
+# The level of significance, after Holm's correction; intervals have 1 minus it.
+_LEVEL = 0.05
+
 # Statistics of differences on overlapping splits.
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean paired difference to the baseline, its confidence interval, and its p-value (after Holm's correction in rows).
+    """Mean paired difference to the baseline, its confidence interval, and its p-value.
 
-    A value that so few or such equal differences leave unknown is NaN.
+    The p-value of a `Row` is after Holm's correction. A value that few or equal differences leave unknown is NaN.
     """
 
     mean: float
@@ -36,7 +39,7 @@ class Difference:
         return "unknown" if math.isnan(self.low) else f"{self.low:+.3g} to {self.high:+.3g}"
 
 
-def corrected_resampled_t(differences: np.ndarray, test_over_train: float, confidence: float = 0.95) -> Difference:
+def corrected_resampled_t(differences: np.ndarray, test_over_train: float) -> Difference:
     """Student's t-test for repeated random splits, whose training sets overlap.
 
     t = mean / sqrt((1/k + n_test/n_train) s^2), with k - 1 degrees of freedom
@@ -48,7 +51,6 @@ def corrected_resampled_t(differences: np.ndarray, test_over_train: float, confi
     Args:
         differences: (k,) paired differences, one for each split; k >= 2.
         test_over_train: n_test / n_train.
-        confidence: level of the interval.
 
     Source: Nadeau and Bengio, "Inference for the generalization error", Machine Learning 52 (2003), section 4.
     """
@@ -61,7 +63,7 @@ def corrected_resampled_t(differences: np.ndarray, test_over_train: float, confi
     if np.ptp(differences) <= 1e-9 * np.abs(differences).max():
         return Difference(mean, math.nan, math.nan, 1.0 if mean == 0.0 else 2.0 ** (1 - count), count)
     error = math.sqrt((1 / count + test_over_train) * float(differences.var(ddof=1)))
-    half = float(stats.t.ppf((1 + confidence) / 2, count - 1)) * error
+    half = float(stats.t.ppf(1 - _LEVEL / 2, count - 1)) * error
     p_value = float(2 * stats.t.sf(abs(mean) / error, count - 1))
     return Difference(mean, mean - half, mean + half, p_value, count)
 
@@ -104,28 +106,20 @@ class Comparison:
         candidates: in the order of the table.
         runs: runs of all candidates. Diverged runs are counted and left out. A candidate with more of them than the
             baseline is not better.
-        metrics: metrics to show.
         metric: the metric that the verdict is about.
         test_over_train: rows of a test set over rows of a training set, for the overlap of the splits.
-        level: level of significance, after Holm's correction for the number of candidates.
     """
 
     def __init__(
-        self,
-        candidates: Sequence[Candidate],
-        runs: Sequence[Run],
-        metrics: Sequence[Metric],
-        metric: Metric,
-        test_over_train: float,
-        level: float = 0.05,
+        self, candidates: Sequence[Candidate], runs: Sequence[Run], metric: Metric, test_over_train: float
     ) -> None:
         self.metric = metric
-        self.rows = _rows(candidates, runs, metrics, test_over_train)
+        self.rows = _rows(candidates, runs, test_over_train)
         baseline, *others = self.rows
         better = [
             row
             for row in others
-            if self._difference(row).p_value < level and self._loss(row) < 0 and row.diverged <= baseline.diverged
+            if self._difference(row).p_value < _LEVEL and self._loss(row) < 0 and row.diverged <= baseline.diverged
         ]
         self.better = sorted(better, key=self._loss)
         self.winner = self.better[0].candidate if better else baseline.candidate
@@ -160,8 +154,8 @@ class Comparison:
                 verdict += f" These are better too: {', '.join(row.candidate.name for row in rest)}."
         else:
             verdict = (
-                f"Nothing beats the baseline on {title}. None of {len(others)} candidates is better by more than chance "
-                f"explains on {baseline.runs} splits."
+                f"Nothing beats the baseline on {title}. None of {len(others)} candidates is better by more than "
+                f"chance explains on {baseline.runs} splits."
             )
             known = [row for row in others if math.isfinite(self._difference(row).p_value)]
             if known:
@@ -177,9 +171,7 @@ class Comparison:
         return verdict
 
 
-def _rows(
-    candidates: Sequence[Candidate], runs: Sequence[Run], metrics: Sequence[Metric], test_over_train: float
-) -> list[Row]:
+def _rows(candidates: Sequence[Candidate], runs: Sequence[Run], test_over_train: float) -> list[Row]:
     """A row for each candidate, the baseline first; p-values are after Holm's correction."""
     by_name: dict[str, list[Run]] = {candidate.name: [] for candidate in candidates}
     for run in runs:
@@ -192,13 +184,13 @@ def _rows(
         name, own = candidate.name, finished[candidate.name]
         common = sorted(set(own) & set(finished[first]))
         means, differences = {}, {}
-        for key in (metric.key for metric in metrics):
+        for key in runs[0].test:
             means[key] = float(np.mean([run.test[key] for run in own.values()])) if own else math.nan
             paired = np.array([own[seed].test[key] - finished[first][seed].test[key] for seed in common])
             differences[key] = corrected_resampled_t(paired, test_over_train)
         count = len(by_name[name])
         rows.append(Row(candidate, means, differences, seconds[name] / seconds[first], count, count - len(own)))
-    for key in (metric.key for metric in metrics):
+    for key in runs[0].test:
         adjusted = holm([row.differences[key].p_value for row in rows[1:]])
         for row, p_value in zip(rows[1:], adjusted, strict=True):
             row.differences[key] = dataclasses.replace(row.differences[key], p_value=p_value)

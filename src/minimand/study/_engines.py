@@ -27,10 +27,23 @@ Train = Callable[[Sequence[Work], OnEpochs], Iterator[list[Run]]]
 
 
 class Engine(Protocol):
-    """Trains pieces of work anywhere and in any order; each counts once, whatever happens to a worker."""
+    """The interface of an engine, which trains pieces of work anywhere and in any order.
+
+    Implement it to train on machines of your own. Each piece of work must count once, whatever happens to a worker.
+
+    Examples:
+        >>> import contextlib
+        >>> from minimand.study import LocalEngine
+        >>> class Announced:
+        ...     @contextlib.contextmanager
+        ...     def at_work(self, problem):
+        ...         print("Training", problem.data.name)
+        ...         with LocalEngine().at_work(problem) as train:
+        ...             yield train
+    """
 
     def at_work(self, problem: Problem) -> AbstractContextManager[Train]:
-        """A context whose value trains works of this problem; it can be called often until the context ends."""
+        """A context whose value, `train(works, on_epochs)`, yields lists of runs; it may be called several times."""
         ...
 
 
@@ -106,52 +119,43 @@ class ProcessesEngine:
     @contextlib.contextmanager
     def at_work(self, problem: Problem) -> Iterator[Train]:
         """As `Engine.at_work`."""
-        pool = _Pool(problem, self.workers)
+        executor: ProcessPoolExecutor | None = None
+
+        def train(works: Sequence[Work], on_epochs: OnEpochs) -> Iterator[list[Run]]:
+            nonlocal executor
+            left, deaths = list(works), 0
+            while left:
+                executor = executor or self._executor(problem)
+                try:
+                    futures: dict[Future[list[Run]], Work] = {executor.submit(_train, work): work for work in left}
+                    for future in as_completed(futures):
+                        runs = future.result()
+                        deaths = 0
+                        left.remove(futures[future])
+                        for run in runs:
+                            on_epochs(run.candidate, len(run.epochs))
+                        yield runs
+                except BrokenProcessPool as error:
+                    executor.shutdown(wait=True, kill_workers=True)
+                    executor = None
+                    deaths += 1
+                    if deaths == _DEATHS:
+                        raise StudyError(
+                            f"Processes died {_DEATHS} times in a row while training, probably because memory ran out. "
+                            f"Use fewer --workers. Finished runs are kept. The last error: {error}"
+                        ) from error
+
         try:
-            yield pool.train
+            yield train
         finally:
-            pool.close()
+            if executor is not None:
+                executor.shutdown(wait=True, kill_workers=True)
 
-
-class _Pool:
-    """Processes that hold a problem."""
-
-    def __init__(self, problem: Problem, workers: int) -> None:
-        self._problem, self._workers = problem, workers
-        self._executor: ProcessPoolExecutor | None = None
-
-    def train(self, works: Sequence[Work], on_epochs: OnEpochs) -> Iterator[list[Run]]:
-        left = list(works)
-        deaths = 0
-        while left:
-            if self._executor is None:
-                # Each process has one core, and uses the framework of this one.
-                threads = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
-                environment = {**dict.fromkeys(threads, "1"), "KERAS_BACKEND": keras.backend.backend()}
-                initial = {"initializer": _begin, "initargs": (self._problem,)}
-                self._executor = ProcessPoolExecutor(self._workers, env=environment, **initial)
-            try:
-                futures: dict[Future[list[Run]], Work] = {self._executor.submit(_train, work): work for work in left}
-                for future in as_completed(futures):
-                    runs = future.result()
-                    deaths = 0
-                    left.remove(futures[future])
-                    for run in runs:
-                        on_epochs(run.candidate, len(run.epochs))
-                    yield runs
-            except BrokenProcessPool as error:
-                self.close()
-                deaths += 1
-                if deaths == _DEATHS:
-                    raise StudyError(
-                        f"Processes died {_DEATHS} times in a row while training, probably because memory ran out. "
-                        f"Use fewer --workers. Finished runs are kept. The last error: {error}"
-                    ) from error
-
-    def close(self) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, kill_workers=True)
-            self._executor = None
+    def _executor(self, problem: Problem) -> ProcessPoolExecutor:
+        """Processes that hold the problem; each has one core and the framework of this process."""
+        threads = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+        environment = {**dict.fromkeys(threads, "1"), "KERAS_BACKEND": keras.backend.backend()}
+        return ProcessPoolExecutor(self.workers, env=environment, initializer=_begin, initargs=(problem,))
 
 
 _problem: Problem
@@ -193,9 +197,7 @@ class RayEngine:
         try:
             import ray
         except ImportError as error:
-            raise StudyError(
-                "--engine ray needs the package 'ray'. Install it: pip install 'minimand[ray]'"
-            ) from error
+            raise StudyError("--engine ray needs the package 'ray'. Install it: pip install 'minimand[ray]'") from error
         self._ray, self._resources = ray, {"num_cpus": cpus, "num_gpus": gpus}
 
     @contextlib.contextmanager

@@ -38,7 +38,18 @@ _STYLE = {
 
 
 class Svg(str):
-    """The text of a figure, which notebooks show as the figure."""
+    """The text of a figure, which notebooks show as the figure.
+
+    `results_figure` returns it. Write it to a file, or put it into a page of your own.
+
+    Args:
+        *args, **kwargs: as in `str`.
+
+    Examples:
+        >>> from minimand.study import Svg
+        >>> Svg("<svg></svg>") + "<p>A figure.</p>"
+        '<svg></svg><p>A figure.</p>'
+    """
 
     def _repr_html_(self) -> str:
         return str(self)
@@ -51,8 +62,8 @@ def results_figure(results: Results, name: str, candidate: str | None = None) ->
 
     Args:
         results: from `Study.run` or `load_results`.
-        name: `"differences"`, `"cost"` or `"curves"`. With a candidate, `"logs"` (everything that it logs by epoch, such
-            as a learned shape) or `"sensitivity"` (the trials' scores by each number that was searched).
+        name: `"differences"`, `"cost"` or `"curves"`. With a candidate, `"logs"` (its logs by epoch, such as a learned
+            shape) or `"sensitivity"` (the trials' scores by each number that was searched).
         candidate: name of the candidate that the figure is about.
 
     Returns:

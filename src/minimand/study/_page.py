@@ -3,36 +3,16 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jinja2
 
 from minimand.study._candidates import Candidate
-from minimand.study._comparison import Row
 from minimand.study._figures import results_figure
 from minimand.study._metrics import selection_metric
 from minimand.study._results import Results, whole_file
-from minimand.study._training import DIVERGED, FINISHED
-
-_DIFFERENCES = (
-    "Each dot is one split: the candidate's test result minus the baseline's on the same split, from the same initial "
-    "weights and order of batches. The diamond is the mean. The bar is its 95 % interval by the corrected resampled "
-    "t-test (Nadeau and Bengio 2003), which allows for the overlap of the training sets."
-)
-_COST = (
-    "The same means and intervals by the time of an epoch of training. Keras's fit adds the same overhead to each step "
-    "of every candidate, which brings the times closer together."
-)
-_CURVES = (
-    "The line is the median over the seeds, and the band lies between the quartiles. Test results are those of each "
-    "run's best epoch."
-)
-_FIGURES = (
-    ("differences", "Differences to the baseline", _DIFFERENCES),
-    ("cost", "Accuracy against cost", _COST),
-    ("curves", "Learning curves", _CURVES),
-)
+from minimand.study._training import DIVERGED
 
 
 def write_page(results: Results, folder: Path) -> Path:
@@ -54,47 +34,26 @@ def write_page(results: Results, folder: Path) -> Path:
         >>> import pathlib, tempfile
         >>> from minimand.study import Candidate, Settings, Study, mlp, write_page
         >>> folder = pathlib.Path(tempfile.mkdtemp())
-        >>> study = Study(mlp, "iris", [Candidate("baseline")], Settings(seeds=2, epochs=1), folder=folder, engine="local")
+        >>> arguments = [Candidate("baseline")], Settings(seeds=2, epochs=1)
+        >>> study = Study(mlp, "iris", *arguments, folder=folder, engine="local")
         >>> write_page(study.run(), folder).name
         'index.html'
     """
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("minimand.study", "."), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    mlp = results.model["identity"] == "mlp"
     html = environment.get_template("page.html").render(
         results=results,
         comparison=results.comparison,
         code=code_for(results.comparison.winner, results),
-        figures=[(title, results_figure(results, name), caption) for name, title, caption in _FIGURES],
-        details=[_detail(results, row) for row in results.comparison.rows],
+        figure=partial(results_figure, results),
         left_out=_left_out(results),
         validation=selection_metric(results.task).title,
-        model="mlp (64-64, dropout 0.1)" if mlp else results.model["identity"],
-        notes=_notes(results),
     )
     page = folder / "index.html"
     with whole_file(page) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return page
-
-
-def _detail(results: Results, row: Row) -> dict[str, Any]:
-    """Everything that the page says about one candidate."""
-    name, numbers = row.candidate.name, []
-    if tuned := results.tuning.get(name):
-        trials, chosen = tuned["trials"], tuned["chosen"]
-        best = {} if chosen is None else trials[chosen]["numbers"]
-        numbers = [(path, ends, trials[0]["numbers"][path], best.get(path)) for path, ends in tuned["ranges"].items()]
-    zeros = [run.zeros for run in results.runs if run.candidate == name and run.status == FINISHED]
-    return {
-        "row": row,
-        "code": row.candidate.code(results.task),
-        "numbers": numbers,
-        "zeros": sum(zeros) / len(zeros) if zeros else 0.0,
-        "logs": results_figure(results, "logs", name),
-        "sensitivity": results_figure(results, "sensitivity", name),
-    }
 
 
 def _left_out(results: Results) -> list[str]:
@@ -105,8 +64,8 @@ def _left_out(results: Results) -> list[str]:
         seeds = [str(run.seed) for run in results.runs if run.candidate == name and run.status == DIVERGED]
         if seeds:
             left_out.append(
-                f"{name}: {len(seeds)} of {row.runs} runs diverged (seeds {', '.join(seeds)}). They are in no mean and no "
-                "difference. A candidate with more of them than the baseline is not called better."
+                f"{name}: {len(seeds)} of {row.runs} runs diverged (seeds {', '.join(seeds)}). They are in no mean and "
+                "in no difference. A candidate with more of them than the baseline is not called better."
             )
         trials = results.tuning.get(name, {}).get("trials", [])
         diverged = sum(trial["score"] is not None and not math.isfinite(trial["score"]) for trial in trials)
@@ -118,15 +77,6 @@ def _left_out(results: Results) -> list[str]:
         if trials and results.tuning[name]["chosen"] is None:
             left_out.append(f"{name}: no trial could be chosen, so the candidate was judged as it was given.")
     return [*results.data["notes"], *left_out]
-
-
-def _notes(results: Results) -> dict[str, list[str]]:
-    """Unusual circumstances of the training, and the candidates that they concern."""
-    notes: dict[str, list[str]] = {}
-    for run in results.runs:
-        if run.note and run.candidate not in notes.setdefault(run.note, []):
-            notes[run.note].append(run.candidate)
-    return notes
 
 
 def code_for(candidate: Candidate, results: Results) -> str:

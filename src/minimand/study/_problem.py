@@ -56,7 +56,7 @@ class Problem:
         return [tuple(part) for part in by_features.values()]
 
     def order(self, seed: int, epoch: int) -> np.ndarray:
-        """(steps, batch) indices of training rows; each epoch is reshuffled, and an incomplete last batch is dropped."""
+        """(steps, batch) training rows. Each epoch is reshuffled; an incomplete last batch is dropped."""
         rows = len(self.fold(seed).x_train)
         batch = min(self.settings.batch_size, rows)
         order = np.random.default_rng([seed, 2, epoch]).permutation(rows)
@@ -123,7 +123,7 @@ class Problem:
 
 @dataclass
 class _Made:
-    """A trainer, the seed that it was built for, its values, and whether other seeds share those not drawn by a seed."""
+    """A trainer, its seed, its values, and whether other seeds share the values that no generator draws."""
 
     trainer: Trainer
     seed: int

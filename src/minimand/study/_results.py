@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import html
-import importlib.metadata
 import json
 import os
 import platform
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -62,9 +62,7 @@ class Results:
         self.candidates = tuple(Candidate.from_dict(*each) for each in description["candidates"].items())
         self.metrics = metrics_of(self.task)
         self.metric = metric_of(self.task, self.settings.metric)
-        self.comparison = Comparison(
-            self.candidates, self.runs, self.metrics, self.metric, description["test_over_train"]
-        )
+        self.comparison = Comparison(self.candidates, self.runs, self.metric, description["test_over_train"])
         self.verdict = self.comparison.verdict
 
     def _repr_html_(self) -> str:
@@ -104,22 +102,14 @@ def results_table(results: Results) -> pl.DataFrame:
 
 def versions() -> dict[str, str]:
     """The versions of everything that trains in this process."""
-    backend = keras.backend.backend()
+    name = keras.backend.backend()
     return {
         "minimand": minimand.__version__,
         "keras": keras.__version__,
-        "backend": f"{backend} {installed_version(backend) or ''}",
+        "backend": f"{name} {sys.modules[name].__version__}",
         "python": platform.python_version(),
         "machine": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
     }
-
-
-def installed_version(package: str) -> str | None:
-    """The version of a package or of its build for CPUs; None if neither is installed."""
-    for name in (package, f"{package}-cpu"):
-        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-            return importlib.metadata.version(name)
-    return None
 
 
 # The folder.
@@ -135,6 +125,7 @@ class Storage:
         identity: everything that distinguishes this study from others.
 
     Attributes:
+        folder, identity: as given.
         name: a name that no other folder has.
 
     Raises:
@@ -142,7 +133,7 @@ class Storage:
     """
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
-        self.folder = folder
+        self.folder, self.identity = folder, identity
         runs, described = folder / "runs", folder / "study.json"
         try:
             # A study that was killed at its very start leaves these and nothing else.
@@ -167,7 +158,7 @@ class Storage:
 
     @contextlib.contextmanager
     def alone(self, on_wait: Callable[[], None]) -> Iterator[None]:
-        """Keep other processes out; if another one is in the folder, call `on_wait` and wait until it is done or dead."""
+        """Keep other processes out; if one is in the folder, call `on_wait` and wait until it is done or dead."""
         lock = FileLock(self.folder / "lock")
         try:
             lock.acquire(blocking=False)
@@ -278,6 +269,6 @@ def whole_file(path: Path) -> Iterator[Path]:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         raise StudyError(
-            f"{path} cannot be written: {error.strerror or error}. Everything stored before is kept. Make room, and run "
-            "the same study again to resume it."
+            f"{path} cannot be written: {error.strerror or error}. Everything stored before is kept. Make room, and "
+            "run the same study again to resume it."
         ) from error

@@ -76,7 +76,7 @@ class Study:
         settings_of_runs = dataclasses.asdict(self.settings)
         # More seeds and another metric go on with the runs that are stored.
         del settings_of_runs["seeds"], settings_of_runs["metric"]
-        self._identity = {
+        identity = {
             "data": self.data.digest(),
             "name": self.data.name,
             "task": self.data.task,
@@ -85,7 +85,7 @@ class Study:
             "model": model_identity(self.build_model),
             "tuning": tuning and [tuning.trials, tuning.splits],
         }
-        self.storage = Storage(Path(folder or Path("studies") / self.data.name), self._identity)
+        self.storage = Storage(Path(folder or Path("studies") / self.data.name), identity)
         self._results: Results | None = None
 
     def _checked(self, candidates: Sequence[Candidate]) -> tuple[tuple[Candidate, ...], dict[str, str]]:
@@ -139,17 +139,7 @@ class Study:
             if self.tuning:
                 from minimand.study._tuning import tune
 
-                tuned = tune(
-                    self.problem,
-                    candidates,
-                    self.tuning,
-                    folder=self.storage.folder,
-                    place=self.storage.name,
-                    identity=self._identity,
-                    train=train,
-                    on_epochs=on_epochs,
-                    on_wait=on_wait,
-                )
+                tuned = tune(self.problem, candidates, self.tuning, self.storage, train, on_epochs, on_wait)
                 candidates, records = [c for c, _ in tuned], {c.name: record for c, record in tuned}
             every = [(candidate, seed) for candidate in candidates for seed in seeds]
             runs = {(c.name, seed): run for c, seed in every if (run := self.storage.load(c, seed)) is not None}
@@ -188,12 +178,12 @@ class Study:
                 "rows": len(data.target),
                 "features": data.features.width,
                 "classes": len(data.classes),
-                "digest": self._identity["data"],
+                "digest": self.storage.identity["data"],
                 "notes": list(data.notes),
             },
             "settings": dataclasses.asdict(self.settings),
             "model": {
-                "identity": self._identity["model"],
+                "identity": self.storage.identity["model"],
                 "module": "minimand.study" if function is mlp else function.__module__,
                 "name": getattr(function, "__qualname__", ""),
             },

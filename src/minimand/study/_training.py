@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -92,9 +92,7 @@ def train_in_a_loop(problem: Problem, work: Work, on_epochs: OnEpochs, note: str
             yield _train(problem, work.candidate, trainer, seed, on_epochs, note)
 
 
-def _train(
-    problem: Problem, candidate: Candidate, trainer: Trainer, seed: int, on_epochs: OnEpochs, note: str
-) -> Run:
+def _train(problem: Problem, candidate: Candidate, trainer: Trainer, seed: int, on_epochs: OnEpochs, note: str) -> Run:
     backend.seed_unseeded_layers(seed)
     batches = _Batches(problem, seed)
     recorder = _Recorder(batches, lambda: on_epochs(candidate.name, 1))

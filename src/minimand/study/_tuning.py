@@ -15,7 +15,6 @@ import time
 import uuid
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import optuna
@@ -28,6 +27,7 @@ from minimand.study._candidates import Candidate, number_at, search_ranges, with
 from minimand.study._engines import Train, divided
 from minimand.study._metrics import selection_metric
 from minimand.study._problem import Problem
+from minimand.study._results import Storage
 from minimand.study._settings import StudyError, Tuning
 from minimand.study._training import FINISHED, OnEpochs
 
@@ -45,30 +45,26 @@ def tune(
     problem: Problem,
     candidates: Sequence[Candidate],
     tuning: Tuning,
-    *,
-    folder: Path,
-    place: str,
-    identity: Mapping[str, Any],
+    folder: Storage,
     train: Train,
     on_epochs: OnEpochs,
     on_wait: Callable[[], None],
 ) -> list[tuple[Candidate, dict[str, Any]]]:
-    """The candidates with the numbers of their best trials, and `Trials.tuned`'s records; stored trials are not repeated.
+    """Each candidate with the numbers of its best trial, and a record as in `Trials.tuned`.
 
     Args:
         problem: data, network and settings.
         candidates: candidates to tune.
         tuning: number of trials and splits, storage, sampler and pruner.
-        folder: folder of the database, unless `tuning` names a storage.
-        place: as in `SharedStorage`.
-        identity: processes whose studies have equal identities share trials.
+        folder: folder of the study, which holds the database unless `tuning` names a storage. Studies of equal
+            identity share trials.
         train: trains pieces of work.
         on_epochs: `on_epochs(candidate, n)` is called when n more epochs have passed.
         on_wait: called before waiting for trials of other processes.
     """
-    shared = {**identity, "tuning": tuning.splits}
-    url = tuning.storage or f"sqlite:///{folder / 'tuning.db'}"
-    with _quiet_optuna(), contextlib.closing(SharedStorage(url, place)) as storage:
+    shared = {**folder.identity, "tuning": tuning.splits}
+    url = tuning.storage or f"sqlite:///{folder.folder / 'tuning.db'}"
+    with _quiet_optuna(), contextlib.closing(SharedStorage(url, folder.name)) as storage:
         every = [Trials(storage, problem.data.name, candidate, tuning, shared) for candidate in candidates]
         length = tuning.splits * problem.settings.epochs
         for trials in every:
@@ -158,8 +154,8 @@ class SharedStorage:
         except (optuna.exceptions.OptunaError, SQLAlchemyError, OSError, ImportError, ValueError) as error:
             words = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise StudyError(
-                f"--storage {self.url} cannot be used: {words}. Trials stored before are kept. Give the URL of a database "
-                "that can be written (sqlite:///FILE, postgresql://...), or the path of a journal file."
+                f"--storage {self.url} cannot be used: {words}. Trials stored before are kept. Give the URL of a "
+                "database that can be written (sqlite:///FILE, postgresql://...), or the path of a journal file."
             ) from error
 
     def close(self) -> None:
@@ -222,24 +218,21 @@ class Trials:
         self._storage, self._tuning = storage, tuning
         content = json.dumps([identity, candidate.to_dict(), self.ranges], sort_keys=True)
         self._name = f"{name} {candidate.name} {hashlib.sha256(content.encode()).hexdigest()[:12]}"
+        first = {}
+        for path, (low, high) in self.ranges.items():
+            own = number_at(candidate, path)
+            # A number that the candidate leaves to a default begins at the low end.
+            first[path] = low if own is None else min(max(own, low), high)
+        sampler = tuning.sampler or (lambda seed: TPESampler(seed=seed))
         with storage.errors():
             self.study = optuna.create_study(
                 storage=storage.storage,
                 study_name=self._name,
                 direction="minimize",
                 load_if_exists=True,
-                sampler=_Reproducible(self._name, self.given, tuning.sampler or (lambda seed: TPESampler(seed=seed))),
+                sampler=_Reproducible(self._name, first, sampler),
                 pruner=tuning.pruner or optuna.pruners.NopPruner(),
             )
-
-    @property
-    def given(self) -> dict[str, float]:
-        """The candidate's own numbers, clipped to their ranges; the lowest number for one that it leaves to a default."""
-        numbers = {}
-        for path, (low, high) in self.ranges.items():
-            own = number_at(self.candidate, path)
-            numbers[path] = low if own is None else min(max(own, low), high)
-        return numbers
 
     def ask(self, count: int) -> list[Trial]:
         """Up to `count` trials to train: those of processes that died, then new ones, within the budget.
@@ -320,9 +313,9 @@ class Trials:
     def tuned(self) -> tuple[Candidate, dict[str, Any]]:
         """The candidate with the numbers of its best trial, and a record of the tuning.
 
-        The record has the searched `ranges` by path; the `trials`, each with its `numbers` by path and its `score` (the
-        mean over splits, infinite if a run diverged, None if the trial was pruned); and the index of the `chosen` trial,
-        which is None if all diverged and the candidate is as it was given.
+        The record has the searched `ranges` by path, the `trials`, and the index of the `chosen` trial, which is None
+        if all diverged and the candidate is as it was given. A trial has its `numbers` by path and its `score`: the
+        mean over splits, infinite if a run diverged, None if the trial was pruned.
         """
         finished = self.finished()
         scores = [of.value if of.state == TrialState.COMPLETE else None for of in finished]

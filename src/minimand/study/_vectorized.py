@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import re
 import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -41,7 +42,7 @@ def runs_at_once(problem: Problem) -> int:
 def train_at_once(
     problem: Problem, works: Sequence[Work], on_epochs: OnEpochs
 ) -> Generator[list[Run], None, list[tuple[Work, str]]]:
-    """Yields the runs of these works, some at a time; returns the works that JAX cannot train at once, with a reason."""
+    """Yields the runs of works, some at a time; returns works that JAX cannot train at once, with the reason."""
     programs: list[tuple[list[_Traced], _Runs, Future[None]]] = []
     rest: list[tuple[Work, BaseException]] = []
     # Other threads compile while this one traces the next program. No program runs beside a compiler, because its time
@@ -79,15 +80,14 @@ def trace(problem: Problem, work: Work) -> _Traced:
     return _Traced(work, backend.step_programs.TracedStep(trainer, (data.x[0, :rows], data.y[0, :rows])), states)
 
 
-def _groups(
-    problem: Problem, works: Sequence[Work], rest: list[tuple[Work, BaseException]]
-) -> Iterator[list[_Traced]]:
+def _groups(problem: Problem, works: Sequence[Work], rest: list[tuple[Work, BaseException]]) -> Iterator[list[_Traced]]:
     """Groups of works that can share a program; works that cannot be traced go to `rest`, with the error."""
     limit = runs_at_once(problem)
     # Only candidates that are equal but for numbers can share a program.
     by_form: dict[str, list[Work]] = {}
     for work in works:
-        by_form.setdefault(json.dumps(_without_numbers(work.candidate.to_dict())), []).append(work)
+        form = re.sub(r"-?\d[\d.e+-]*", "0", json.dumps(work.candidate.to_dict(), sort_keys=True))
+        by_form.setdefault(form, []).append(work)
     for alike in by_form.values():
         groups: list[list[_Traced]] = []
         for part in [Work(work.candidate, seeds) for work in alike for seeds in problem.alike(work.seeds)]:
@@ -107,14 +107,6 @@ def _groups(
         yield from groups
 
 
-def _without_numbers(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_numbers(part) for key, part in sorted(value.items())}
-    if isinstance(value, (list, tuple)):
-        return [_without_numbers(part) for part in value]
-    return 0 if isinstance(value, (int, float)) and not isinstance(value, bool) else str(value)
-
-
 # Judgement after each epoch.
 
 
@@ -129,7 +121,7 @@ class FitData(NamedTuple):
 
 
 class Best(NamedTuple):
-    """The network of each run at its best epoch, the score and the number of that epoch, and whether the run goes on."""
+    """Each run's network at its best epoch, the score and the number of that epoch, and whether the run goes on."""
 
     network: Any
     score: Tensor
