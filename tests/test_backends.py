@@ -1,12 +1,4 @@
-<<<<<<<< HEAD:tests/backend_suite.py
-"""The contract of a backend, as a suite: each function of the protocol, and the train step."""
-
-from __future__ import annotations
-
-from typing import Any, cast
-========
 """Each function of the backend in use does what the protocol says."""
->>>>>>>> main:tests/test_backends.py
 
 import keras
 import numpy as np
@@ -31,21 +23,8 @@ from minimand.transforms import WeightNoise
 KURTOSIS = {"normal": 3.0, "uniform": 1.8, "rademacher": 1.0}
 
 
-<<<<<<<< HEAD:tests/backend_suite.py
-class BackendSuite(Suite):
-    """Tests of a module with the functions of `minimand.backend._protocol.Backend`: by default the one in use."""
-
-    backend: Backend = cast(Backend, minimand.backend)
-
-    def _gradient(self, function: Any, *values: Any) -> list[np.ndarray]:
-        return gradient_by(self.backend.value_and_gradient, function, *values)
-
-    def _differentiable(self) -> list[Any]:
-        return [self.backend.value_and_gradient, self.backend.pure_value_and_gradient]
-========
 DIFFERENTIATE = [backend.value_and_gradient, backend.pure_value_and_gradient]
 
->>>>>>>> main:tests/test_backends.py
 
 class TestBackend(Suite):
     # Derivatives.
