@@ -1,16 +1,14 @@
-"""Run the studies of docs/studies/README.md on JAX, and write their verdicts into its table (needs the extra tune).
+"""Makes the table docs/studies/README.md, on JAX: `python docs/studies.py FOLDER [NAME ...]` (needs the extra tune).
 
-    python docs/studies.py FOLDER [NAME ...]
-
-FOLDER holds concrete.npz and energy.npz with arrays X and y: UCI's Concrete Compressive Strength and Energy Efficiency
-(heating load). The pages of the studies are written to build/studies/NAME/index.html.
+FOLDER holds concrete.npz and energy.npz, with arrays X and y: UCI's Concrete Compressive Strength and Energy Efficiency
+(heating load). The pages of the studies are written to FOLDER/NAME.html. With names, only their rows change.
 """
 
 import json
 import os
-import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -28,29 +26,42 @@ STUDIES = {
     "wine": ["wine"],
 }
 TRIALS = 20
-PROJECT = Path(__file__).parent.parent
-TABLE = PROJECT / "docs" / "studies" / "README.md"
+README = Path(__file__).parent / "studies" / "README.md"
+
+
+def command_of(name):
+    return ["minimand", "study", *STUDIES[name], "--tune", str(TRIALS)]
 
 
 def verdict_of(name, npz):
-    """Run a study, and return its verdict."""
-    folder = PROJECT / "build" / "studies" / name
-    folder.mkdir(parents=True, exist_ok=True)
-    arguments = [*STUDIES[name], "--tune", str(TRIALS)]
-    if arguments[0].endswith(".npz"):
-        with np.load(npz / arguments[0]) as arrays:
-            np.savez(folder / arguments[0], X=arrays["X"], y=arrays["y"])
-    command = [sys.executable, "-m", "minimand.cli", "study", *arguments, "--out", ".", "--json"]
-    environment = os.environ | {"KERAS_BACKEND": "jax"}
-    printed = subprocess.run(command, check=True, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True).stdout
-    return json.loads(printed)["verdict"]
+    """Run a study, keep its page, and return its verdict."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = STUDIES[name][0]
+        if file.endswith(".npz"):
+            with np.load(npz / file) as arrays:
+                np.savez(Path(folder) / file, X=arrays["X"], y=arrays["y"])
+        command = [sys.executable, "-m", "minimand.cli", *command_of(name)[1:], "--json"]
+        environment = os.environ | {"KERAS_BACKEND": "jax"}
+        printed = subprocess.run(command, check=True, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+        found = json.loads(printed.stdout)
+        (npz / f"{name}.html").write_text((Path(folder) / found["report"]).read_text())
+    return found["verdict"]
+
+
+def rows_of(lines):
+    """The verdicts of the table by name."""
+    cells = [line.strip("| \n").split(" | ") for line in lines if line.startswith("| ") and line.count("|") == 4]
+    return {name: verdict for name, _, verdict in cells if name in STUDIES}
 
 
 def main(npz, names):
+    lines = README.read_text().splitlines(keepends=True)
+    rows = rows_of(lines)
     for name in names:
-        line = f"| {name} | {verdict_of(name, npz)} |"
-        text = re.sub(rf"^\| {name} \| .*$", lambda _, line=line: line, TABLE.read_text(), flags=re.MULTILINE)
-        TABLE.write_text(text)
+        rows[name] = verdict_of(name, npz)
+        head = "".join(lines[: lines.index("|---|---|---|\n") + 1])
+        table = (f"| {name} | `{' '.join(command_of(name))}` | {rows[name]} |\n" for name in STUDIES if name in rows)
+        README.write_text(head + "".join(table))
 
 
 if __name__ == "__main__":

@@ -132,7 +132,7 @@ def test_a_verdict_without_an_interval_says_so():
     comparison, _ = compare(0, baseline={"shift": 0.0, "spread": 0.0}, same={"shift": -1.0, "spread": 0.0})
     # (1/2)^9 of ten signs.
     assert comparison.winner.name == "same"
-    assert "a difference of -1 (95 % interval unknown, p = 0.002" in comparison.verdict
+    assert "a difference of -1 (its own 95 % interval is unknown, p = 0.002" in comparison.verdict
 
 
 @given(st.lists(st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.01, 1.0])), max_size=6))

@@ -392,8 +392,8 @@ def _place(candidate: Candidate, table: dict[str, Any], path: str) -> tuple[dict
     found = isinstance(component, dict) and "type" in component and last != "type"
     if not found and path != "loss_learning_rate":
         raise StudyError(
-            f"candidate {candidate.name!r}: the search path {path!r} leads to no component. Give "
-            "loss_learning_rate, or a path from loss, transforms.NUMBER (from 0) or optimizer to an argument, such as transforms.0.stddev."
+            f"candidate {candidate.name!r}: the search path {path!r} leads to no component. Give loss_learning_rate, "
+            "or a path from loss, transforms.NUMBER (from 0) or optimizer to an argument: transforms.0.stddev."
         )
     return component, last
 

@@ -147,7 +147,7 @@ class Comparison:
             d = self._difference(best)
             verdict = (
                 f"{best.candidate.name} beats the baseline on {title}: {best.means[key]:.4g} against "
-                f"{baseline.means[key]:.4g}, a difference of {d.mean:+.3g} (95 % interval {d.interval}, "
+                f"{baseline.means[key]:.4g}, a difference of {d.mean:+.3g} (its own 95 % interval is {d.interval}, "
                 f"p = {d.p_value:.2g} {correction})."
             )
             if rest:
@@ -163,7 +163,7 @@ class Comparison:
                 d = self._difference(closest)
                 verdict += (
                     f" The closest is {closest.candidate.name} with a difference of {d.mean:+.3g} "
-                    f"(95 % interval {d.interval}, p = {d.p_value:.2g} {correction})."
+                    f"(its own 95 % interval is {d.interval}, p = {d.p_value:.2g} {correction})."
                 )
         diverged = [f"{row.candidate.name} ({row.diverged} of {row.runs})" for row in self.rows if row.diverged]
         if diverged:

@@ -192,12 +192,12 @@ _FIGURES_OF_CANDIDATES: dict[str, Callable[[Figure, Results, int], None]] = {
 }
 
 
-def _panels(figure: Figure, items: Iterable[Any], **shared: bool) -> list[tuple[Any, Any]]:
+def _panels(figure: Figure, items: Iterable[Any], sharey: bool = False) -> list[tuple[Any, Any]]:
     """Axes in two columns, each with its item."""
     items = list(items)
     rows = math.ceil(len(items) / 2)
     figure.set_figheight(2.6 * rows)
-    every = figure.subplots(rows, 2, squeeze=False, **shared).ravel()
+    every = figure.subplots(rows, 2, squeeze=False, sharey=sharey).ravel()
     for axes in every[len(items) :]:
         axes.set_axis_off()
     return list(zip(every, items, strict=False))

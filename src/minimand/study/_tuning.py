@@ -319,8 +319,8 @@ class Trials:
         """
         finished = self.finished()
         scores = [of.value if of.state == TrialState.COMPLETE else None for of in finished]
-        known = [index for index, score in enumerate(scores) if score is not None and math.isfinite(score)]
-        chosen = min(known, key=lambda index: scores[index], default=None)
+        known = [(score, index) for index, score in enumerate(scores) if score is not None and math.isfinite(score)]
+        _, chosen = min(known, default=(math.inf, None))
         trials = [{"numbers": self.numbers_of(of), "score": s} for of, s in zip(finished, scores, strict=True)]
         candidate = self.candidate if chosen is None else self.candidate_of(finished[chosen])
         return candidate, {"ranges": self.ranges, "trials": trials, "chosen": chosen}
