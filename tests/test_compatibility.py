@@ -8,6 +8,9 @@ import pytest
 from tests import kinds
 from tests.parts import TRANSFORMS
 
+# Each pair of a transform and a kind of model is compiled.
+pytestmark = pytest.mark.slow
+
 # On PyTorch all are tried, which is quick; elsewhere, where each is compiled, every 24th.
 SHARE = 1 if keras.backend.backend() == "torch" else 24
 LOSSES = list(kinds.LOSSES)

@@ -1,6 +1,10 @@
 """Every part of the library through the suite that third parties run."""
 
+import functools
+import inspect
+
 import keras
+import pytest
 
 import minimand
 from minimand import testing
@@ -11,11 +15,23 @@ from tests import parts
 TRAINED = [name for name in dir(TrainedSuite) if name.startswith("test_")]
 
 
+def slow(test):
+    @pytest.mark.slow
+    @functools.wraps(test)
+    def marked(self):
+        test(self)
+
+    return marked
+
+
 def suites(suite, listed):
+    tests = {name: test for name, test in inspect.getmembers(suite, inspect.isfunction) if name.startswith("test_")}
+    training = {name: slow(test) for name, test in tests.items() if "fit(" in inspect.getsource(test)}
     for index, (name, part) in enumerate(listed.items()):
-        attributes = {}
+        # `make test` trains the first part of each list.
+        attributes = dict(training) if index else {}
         if suite is testing.LossSuite and keras.backend.backend() == "tensorflow" and index % 5:
-            attributes = dict.fromkeys(TRAINED)
+            attributes |= dict.fromkeys(TRAINED)
         title = "Test" + "".join(word.title() for word in name.split("_"))
         globals()[title] = parts.suite_of(suite, part, **attributes, __module__=__name__)
 

@@ -8,6 +8,9 @@ import keras
 import numpy as np
 import pytest
 
+# Each test compiles for several devices.
+pytestmark = pytest.mark.slow
+
 COMMON = """
 import keras, minimand, sys, numpy as np
 

@@ -20,6 +20,7 @@ MODULES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -33,7 +34,8 @@ def blocks():
         for index, match in enumerate(
             re.finditer(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
         ):
-            yield pytest.param(match.group(1), id=f"{page.name}-{index}")
+            marks = () if page.name == "README.md" else pytest.mark.slow
+            yield pytest.param(match.group(1), id=f"{page.name}-{index}", marks=marks)
 
 
 @pytest.mark.parametrize("code", list(blocks()))
@@ -60,6 +62,7 @@ def test_a_line_of_code_fits_on_the_page(page):
     assert [line for block in code for line in block.splitlines() if len(line) > 88] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
 def test_examples(script, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -10,6 +10,9 @@ from minimand.study import Candidate, LocalEngine, Part, ProcessesEngine, RayEng
 from minimand.study._engines import engine_named
 from tests.helpers import told
 
+# Each test starts processes.
+pytestmark = pytest.mark.slow
+
 CANDIDATES = (Candidate("baseline"), Candidate("noise", transforms=(Part("WeightNoise", {"stddev": 0.1}),)))
 SETTINGS = Settings(seeds=2, epochs=2)
 

@@ -10,6 +10,9 @@ import pytest
 
 from tests.options import CASES, LOSSES, OPTIMIZERS, REGULARIZERS, TRANSFORMS, Where
 
+# Each option is trained with two values.
+pytestmark = pytest.mark.slow
+
 # They have to be what the data are, and are refused if not.
 STRUCTURAL = {"num_classes", "num_groups", "dim"}
 # `name` and `dtype` are looked at below, `reduction` by the losses' suite.

@@ -23,6 +23,9 @@ from minimand.study import (
 )
 from minimand.study._page import _left_out
 
+# A browser opens the page of a study.
+pytestmark = pytest.mark.slow
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync", "--no-sandbox")
 CANDIDATES = (

@@ -14,6 +14,9 @@ from minimand.study._models import model_function, model_identity
 from minimand.study._problem import Problem
 from tests.helpers import told
 
+# Each test compiles a study.
+pytestmark = pytest.mark.slow
+
 
 def network(features, outputs, width=4):
     layers = [keras.layers.Dense(width), keras.layers.Dense(outputs, activation="softmax")]

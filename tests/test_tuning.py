@@ -20,6 +20,9 @@ from minimand.study._training import FINISHED, Work, train_in_a_loop
 from minimand.study._tuning import SharedStorage, Trials
 from tests.helpers import told
 
+# Each test trains trials.
+pytestmark = pytest.mark.slow
+
 NOISE = Candidate(
     "noise",
     transforms=(Part("WeightNoise", {"stddev": 0.1}),),

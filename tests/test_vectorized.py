@@ -11,6 +11,9 @@ from minimand.study._problem import Problem
 from minimand.study._training import Work, train_in_a_loop
 from minimand.study._vectorized import judge_of, trace
 
+# Each test compiles whole studies.
+pytestmark = pytest.mark.slow
+
 
 def silent(name, epochs):
     pass
