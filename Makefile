@@ -1,4 +1,4 @@
-# make: run the main job. make test, make check, make bench, make docs, make figures, make notebooks: see CONTRIBUTING.md.
+# make: run the main job. make test, make test-all, make check, make bench, make docs, make figures, make notebooks: see CONTRIBUTING.md.
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --no-compile --quiet
 BACKENDS ?= jax
 BENCH ?= step_time
@@ -24,8 +24,10 @@ install_torch := '$(TORCH)' '.[torch]'
 	$(PIP) $(subst '.[,-e '.[,$(install_$*))
 	touch $@
 
-test: .venv/.dev $(foreach backend,jax $(BACKENDS),.venv/.$(backend))
-	@for backend in $(BACKENDS); do echo "== $$backend"; KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 .venv/bin/python -m pytest -n 2 --dist worksteal || exit 1; done
+# The tests without those marked slow: five minutes on two cores. `make test-all BACKENDS="jax tensorflow torch"` runs every test.
+test: SELECT := -m "not slow"
+test test-all: .venv/.dev $(foreach backend,jax $(BACKENDS),.venv/.$(backend))
+	@for backend in $(BACKENDS); do echo "== $$backend"; KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 .venv/bin/python -m pytest -n 2 --dist worksteal $(SELECT) || exit 1; done
 
 check: .venv/.jax .venv/.dev
 	.venv/bin/ruff check .
@@ -35,7 +37,7 @@ check: .venv/.jax .venv/.dev
 bench: $(foreach backend,jax $(BACKENDS),.venv/.$(backend))
 	@for backend in $(BACKENDS); do KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 .venv/bin/python benchmarks/$(BENCH).py || exit 1; done
 
-# The site, in site/: opens from the file system.
+# The site is in site/ and opens from the file system. No page may load anything from elsewhere.
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 	@! grep -rlE '<(script|link)[^>]* (src|href)="https?:' site --include='*.html'
@@ -43,11 +45,15 @@ docs: .venv/.docs
 figures: .venv/.jax
 	@for page in docs/*_figures.py; do .venv/bin/python $$page || exit 1; done
 
-# Of the scripts, which are what is edited.
+# The picture of the README: the page of a study, in the browser CHROMIUM or that of `playwright install chromium`.
+picture: .venv/.jax .venv/.dev
+	.venv/bin/python docs/picture.py
+
+# The scripts are edited, and the notebooks are made from them.
 KERNEL := {"jupytext": null, "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 notebooks: .venv/.docs
 	@mkdir -p examples/notebooks
 	@for example in examples/*.py; do .venv/bin/jupytext --quiet --to ipynb --update --update-metadata '$(KERNEL)' \
 		--output examples/notebooks/$$(basename $$example .py).ipynb $$example || exit 1; done
 
-.PHONY: study test check bench docs figures notebooks
+.PHONY: study test test-all check bench docs figures picture notebooks

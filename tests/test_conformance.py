@@ -1,21 +1,37 @@
 """Every part of the library through the suite that third parties run."""
 
+import functools
+import inspect
+
 import keras
+import pytest
 
 import minimand
 from minimand import testing
-from minimand.testing._trained import TrainedSuite
+from minimand.testing._suite import TrainedSuite
 from tests import parts
 
 # TensorFlow traces each `fit` for minutes in all: there a fifth of the losses is trained, and all are compared.
 TRAINED = [name for name in dir(TrainedSuite) if name.startswith("test_")]
 
 
+def slow(test):
+    @pytest.mark.slow
+    @functools.wraps(test)
+    def marked(self):
+        test(self)
+
+    return marked
+
+
 def suites(suite, listed):
+    tests = {name: test for name, test in inspect.getmembers(suite, inspect.isfunction) if name.startswith("test_")}
+    training = {name: slow(test) for name, test in tests.items() if "fit(" in inspect.getsource(test)}
     for index, (name, part) in enumerate(listed.items()):
-        attributes = {}
+        # `make test` trains the first part of each list.
+        attributes = dict(training) if index else {}
         if suite is testing.LossSuite and keras.backend.backend() == "tensorflow" and index % 5:
-            attributes = dict.fromkeys(TRAINED)
+            attributes |= dict.fromkeys(TRAINED)
         title = "Test" + "".join(word.title() for word in name.split("_"))
         globals()[title] = parts.suite_of(suite, part, **attributes, __module__=__name__)
 
@@ -26,14 +42,10 @@ suites(testing.OptimizerSuite, parts.OPTIMIZERS)
 suites(testing.TransformSuite, parts.TRANSFORMS)
 
 
-class TestBackend(testing.BackendSuite):
-    pass
-
-
 def test_every_loss_is_in_the_list():
     public = {getattr(minimand.losses, name) for name in minimand.losses.__all__}
     classes = {part for part in public if isinstance(part, type)}
-    abstract = {minimand.losses.TrainableLoss, minimand.losses.UncertaintyWeighted}
+    abstract = {minimand.losses.TrainableLoss, minimand.losses.UncertaintyWeighted, minimand.losses.Parameter}
     assert classes - abstract == {type(part.make()) for part in parts.LOSSES.values()}
 
 

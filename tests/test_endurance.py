@@ -11,6 +11,9 @@ from minimand.testing import TransformSuite
 from tests.helpers import data, network
 from tests.parts import TRANSFORMS, suite_of
 
+# Each test trains for long.
+pytestmark = pytest.mark.slow
+
 EAGER = keras.backend.backend() == "torch"
 # Of an eager step fewer, which still tell one object a step from none; of those that are compiled, one of each kind.
 STEPS = 300 if EAGER else 1000

@@ -6,6 +6,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
+# A package is installed.
+pytestmark = pytest.mark.slow
+
 EXTENSION = Path(__file__).parent.parent / "examples" / "extension"
 
 

@@ -13,6 +13,9 @@ from minimand import cli
 from minimand.study import Settings, StudyError, load_data
 from minimand.study._candidates import choose, default_candidates, read_candidates
 
+# Hypothesis draws hundreds of inputs.
+pytestmark = pytest.mark.slow
+
 fuzzed = settings(
     max_examples=150, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

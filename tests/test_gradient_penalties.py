@@ -6,7 +6,7 @@ import pytest
 from keras import layers, ops
 
 from minimand.gradients import GradientMoments, gradient_moments
-from minimand.optimizers import VarianceAware
+from minimand.optimizers import SVAG
 from minimand.transforms import (
     Batch,
     Fishr,
@@ -258,8 +258,8 @@ def batch_normalised():
         (lambda: trainer_of(batch_normalised(), MeasureGradient()), ["batch_normalization", '"micro_batch"']),
         (lambda: trainer_of(small_network(), WeightNoise(0.1), MeasureGradient(estimator="exact")), ["first", '"exact"']),
         (lambda: trainer_of(small_network(), WeightNoise(0.1), GradientVariancePenalty(1.0, estimator="exact")), ["first", '"exact"']),
-        (lambda: trainer_of(small_network(), MiniBatchVariance()), ["MiniBatchVariance", "VarianceAware", "SGD"]),
-        (lambda: trainer_of(small_network(), MiniBatchVariance(), optimizer=VarianceAware(variance="mini_batch"), loss_learning_rate=0.1), ["`loss_learning_rate`", "VarianceAware"]),
+        (lambda: trainer_of(small_network(), MiniBatchVariance()), ["MiniBatchVariance", "MSVAG", "SGD"]),
+        (lambda: trainer_of(small_network(), MiniBatchVariance(), optimizer=SVAG(variance="mini_batch"), loss_learning_rate=0.1), ["`loss_learning_rate`", "SVAG"]),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_told(make, words):

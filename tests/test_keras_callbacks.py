@@ -13,6 +13,9 @@ import minimand
 from minimand.transforms import VariationalWeightNoise, WeightNoise
 from tests.helpers import assert_same, data, network, numpy, weights_of
 
+# Each test trains.
+pytestmark = pytest.mark.slow
+
 callbacks = keras.callbacks
 
 

@@ -13,6 +13,9 @@ from minimand.study import Candidate, LocalEngine, Part, Settings, Study, StudyE
 from tests.helpers import told
 from tests.test_tuning import stored_trials
 
+# Each test starts and kills processes.
+pytestmark = pytest.mark.slow
+
 CANDIDATES = (
     Candidate("baseline"),
     Candidate("noise", transforms=(Part("WeightNoise", {"stddev": 0.1}),)),

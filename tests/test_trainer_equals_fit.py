@@ -9,6 +9,9 @@ import minimand
 from tests.helpers import assert_same, data, dtype_policy, network, weights_of
 from tests.kinds import AddsLoss
 
+# Each test trains twice.
+pytestmark = pytest.mark.slow
+
 BACKEND = keras.backend.backend()
 EPOCHS, BATCH = 2, 16
 

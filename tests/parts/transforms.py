@@ -4,7 +4,7 @@ import keras
 import numpy as np
 from scipy import stats
 
-from minimand.optimizers import IVON, VarianceAware
+from minimand.optimizers import IVON, MSVAG
 from minimand.transforms import (
     Fishr,
     GradientNormPenalty,
@@ -150,7 +150,7 @@ TRANSFORMS = {
         unchanged,
         {
             "changes": None,
-            "optimizer": lambda self, rate: VarianceAware(rate, variance="mini_batch"),
+            "optimizer": lambda self, rate: MSVAG(rate, variance="mini_batch"),
             "refuses": ("batch normalisation",),
         },
     ),

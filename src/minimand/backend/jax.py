@@ -14,7 +14,7 @@ import keras
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from minimand._scope import shadowed
-from minimand.backend import _many_fits as many_fits  # noqa: F401
+from minimand.backend import _step_programs as step_programs  # noqa: F401
 from minimand.backend._protocol import Tensor
 from minimand.backend._shared import counted, counting, hashed_noise
 
@@ -189,7 +189,7 @@ class TrainStep:
         return state
 
     def make_train_function(self: Any, force: bool = False) -> None:
-        # A conditional slows a compiled step by up to 70 %, so each combination of due transforms has a step of its own.
+        # A conditional slows a compiled step by up to 70 %, so each combination of due transforms has its own step.
         transforms = counting(self)
         for transform in transforms:
             transform.start_counting()

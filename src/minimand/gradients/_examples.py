@@ -12,7 +12,7 @@ from keras import ops
 from minimand import backend
 from minimand._batches import Batch, first_leaf, micro_batches
 from minimand._objective import DataObjective, Objective, Weights
-from minimand._ops import at_least_float32
+from minimand._ops import compute_dtype
 from minimand._scope import isolated
 from minimand._selection import merged
 from minimand.backend import Tensor
@@ -46,7 +46,7 @@ class ExampleGradients:
     @property
     def dtype(self) -> str:
         """Name of the type to compute squares in: float64 for float64, else float32."""
-        return keras.backend.standardize_dtype(at_least_float32(self.weights[0]).dtype)
+        return compute_dtype(self.weights[0])
 
     def whole(self) -> tuple[Batch, Tensor]:
         """A batch and a factor: the gradient of the objective on it, times the factor, is sum_i g_i.

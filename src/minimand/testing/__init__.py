@@ -1,14 +1,12 @@
-"""Conformance suites: what Minimand's own losses, regularizers, transforms, optimizers and backends go through."""
+"""Conformance suites that test a loss, regularizer, transform or optimizer of your own as Minimand tests its own."""
 
-from minimand.testing._backends import BackendSuite
 from minimand.testing._losses import LossSuite
-from minimand.testing._numbers import finite_difference, gradient
 from minimand.testing._optimizers import OptimizerSuite
 from minimand.testing._regularizers import RegularizerSuite
+from minimand.testing._suite import finite_difference, gradient
 from minimand.testing._transforms import LeastSquares, TransformSuite
 
 __all__ = [
-    "BackendSuite",
     "LeastSquares",
     "LossSuite",
     "OptimizerSuite",

@@ -19,7 +19,7 @@ from minimand.gradients._exact import check_separable
 from minimand.gradients._examples import ExampleGradients
 from minimand.gradients._moments import ESTIMATORS, estimated_variance, mean_and_variance
 from minimand.gradients._statistics import evidence_sums, ratio
-from minimand.optimizers import VarianceAware
+from minimand.optimizers import MSVAG, SVAG
 from minimand.transforms._base import Batch, Objective, Transform, Weights
 
 
@@ -245,7 +245,6 @@ class GradientStatistics(keras.metrics.Metric):
 
 
 # Optimizers that take the variance of each batch's gradient.
-_OPTIMIZERS = (VarianceAware,)
 
 
 @keras.saving.register_keras_serializable(package="minimand")
@@ -275,7 +274,7 @@ class MiniBatchVariance(Transform):
     Examples:
         >>> import keras, minimand
         >>> trainer = minimand.Trainer(keras.Sequential([keras.Input((3,)), keras.layers.Dense(1)]))
-        >>> optimizer = minimand.optimizers.VarianceAware(0.1, variance="mini_batch")
+        >>> optimizer = minimand.optimizers.MSVAG(0.1, variance="mini_batch")
         >>> trainer.compile(optimizer, "mse", transforms=[minimand.transforms.MiniBatchVariance()])
     """
 
@@ -288,10 +287,9 @@ class MiniBatchVariance(Transform):
         self.noises: dict[str, keras.Variable] = {}
 
     def bind(self, optimizer: keras.optimizers.Optimizer) -> None:
-        if not isinstance(optimizer, _OPTIMIZERS) or optimizer.variance != "mini_batch":
-            names = " or ".join(kind.__name__ for kind in _OPTIMIZERS)
+        if not isinstance(optimizer, (SVAG, MSVAG)) or optimizer.variance != "mini_batch":
             raise ValueError(
-                f'MiniBatchVariance: `optimizer` must be a {names} of minimand.optimizers with variance="mini_batch". '
+                'MiniBatchVariance: `optimizer` must be minimand.optimizers.SVAG or MSVAG with variance="mini_batch". '
                 f"Received: optimizer={type(optimizer).__name__}. Compile with such an optimizer."
             )
         self.optimizer = optimizer

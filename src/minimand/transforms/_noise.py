@@ -13,7 +13,7 @@ from keras import ops
 
 from minimand import backend
 from minimand._keras import AutocastScope
-from minimand._ops import at_least_float32, root
+from minimand._ops import at_least_float32, nonzero_sqrt
 from minimand._scope import forked_scope, isolated, shadowed
 from minimand._selection import shifted
 from minimand.backend import Tensor
@@ -215,7 +215,7 @@ def _local(layer: Any, linear: Any, x: Tensor, stddevs: tuple[Any, Any], shape: 
             variance = variance if bias is None else variance + bias
         else:
             variance = linear(squares, kernel, bias)
-    stddev = root(variance)
+    stddev = nonzero_sqrt(variance)
     (normal,) = backend.noise("normal", [shape], seed)
     return stddev * ops.cast(normal, stddev.dtype)
 

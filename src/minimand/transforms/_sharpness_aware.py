@@ -9,7 +9,7 @@ from keras import ops
 
 from minimand import backend
 from minimand._batches import split
-from minimand._ops import at_least_float32, root
+from minimand._ops import at_least_float32, nonzero_sqrt
 from minimand._scope import isolated, record, recorded
 from minimand._selection import Select, check_select, selection, shifted
 from minimand._validation import check_bool, check_float, check_int
@@ -128,4 +128,4 @@ class SharpnessAware(Transform):
 
 
 def _norm(values: list[Tensor]) -> Tensor:
-    return root(sum(ops.sum(ops.square(value)) for value in values))
+    return nonzero_sqrt(sum(ops.sum(ops.square(value)) for value in values))

@@ -11,7 +11,7 @@ import keras
 from keras import ops
 
 from minimand import backend
-from minimand._ops import at_least_float32, root
+from minimand._ops import at_least_float32, nonzero_sqrt
 from minimand._selection import Select, check_select, selection, shifted
 from minimand._validation import check_bool, check_choice, check_int
 from minimand.backend import Tensor
@@ -138,7 +138,7 @@ class WeightNoise(Transform):
         axes = tuple(range(len(weight.shape) - (self.mode == "filter")))
         count = math.prod(weight.shape[axis] for axis in axes)
         squares = ops.sum(ops.square(at_least_float32(weight)), axis=axes, keepdims=True)
-        return ops.cast(root(squares / count), weight.dtype)
+        return ops.cast(nonzero_sqrt(squares / count), weight.dtype)
 
     def _noise(self, weights: Weights, mask: Sequence[bool], stddev: Any, seed: Tensor) -> list[Tensor]:
         """Noise for each of these weights, s c(w) e."""
