@@ -1,4 +1,4 @@
-# make: run the main job. make test, make check, make bench, make docs, make figures, make notebooks: see CONTRIBUTING.md.
+# make: run the main job. make test, make test-all, make check, make bench, make docs, make figures, make notebooks: see CONTRIBUTING.md.
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --no-compile --quiet
 BACKENDS ?= jax
 BENCH ?= step_time
@@ -24,8 +24,10 @@ install_torch := '$(TORCH)' '.[torch]'
 	$(PIP) $(subst '.[,-e '.[,$(install_$*))
 	touch $@
 
-test: .venv/.dev $(foreach backend,jax $(BACKENDS),.venv/.$(backend))
-	@for backend in $(BACKENDS); do echo "== $$backend"; KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 .venv/bin/python -m pytest -n 2 --dist worksteal || exit 1; done
+# The tests without those marked slow: five minutes on two cores. `make test-all BACKENDS="jax tensorflow torch"` runs every test.
+test: SELECT := -m "not slow"
+test test-all: .venv/.dev $(foreach backend,jax $(BACKENDS),.venv/.$(backend))
+	@for backend in $(BACKENDS); do echo "== $$backend"; KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 .venv/bin/python -m pytest -n 2 --dist worksteal $(SELECT) || exit 1; done
 
 check: .venv/.jax .venv/.dev
 	.venv/bin/ruff check .
@@ -50,4 +52,4 @@ notebooks: .venv/.docs
 	@for example in examples/*.py; do .venv/bin/jupytext --quiet --to ipynb --update --update-metadata '$(KERNEL)' \
 		--output examples/notebooks/$$(basename $$example .py).ipynb $$example || exit 1; done
 
-.PHONY: study test check bench docs figures notebooks
+.PHONY: study test test-all check bench docs figures notebooks

@@ -51,10 +51,10 @@ OURS = {
     "penalty, 4 micro-batches": transformed(lambda: transforms.GradientVariancePenalty(1e-3, estimator="micro_batch")),
     "penalty on the norm": transformed(lambda: transforms.GradientNormPenalty(1e-3)),
     "SNRScaling(Adam)": (plain, lambda: optimizers.SNRScaling("adam")),
-    "M-SVAG": (plain, optimizers.VarianceAware),
+    "M-SVAG": (plain, optimizers.MSVAG),
     "M-SVAG, mini-batch": (
         trainer(lambda: transforms.MiniBatchVariance(estimator="exact")),
-        lambda: optimizers.VarianceAware(variance="mini_batch"),
+        lambda: optimizers.MSVAG(variance="mini_batch"),
     ),
     "AdaBelief": (plain, optimizers.AdaBelief),
 }

@@ -39,18 +39,16 @@ def network():
 
 
 def methods(counts):
-    def learned(mode, **options):
-        return lambda: minimand.losses.LearnedClassWeights(10, mode, SPARSE, **options)
-
+    losses = minimand.losses
     inverse = dict(enumerate(counts.sum() / (10 * counts)))
     return {
         "plain": (lambda: SPARSE, None),
         "class_weight": (lambda: SPARSE, inverse),
-        "LogitAdjusted": (lambda: minimand.losses.LogitAdjusted(counts.tolist()), None),
-        'LearnedClassWeights "barrier"': (learned("barrier"), None),
-        'LearnedClassWeights "uncertainty"': (learned("uncertainty"), None),
-        'LearnedClassWeights "adversarial"': (learned("adversarial"), None),
-        "  the same, tau = 1": (learned("adversarial", tau=1.0), None),
+        "LogitAdjusted": (lambda: losses.LogitAdjusted(counts.tolist()), None),
+        "LearnedClassWeights": (lambda: losses.LearnedClassWeights(10, SPARSE), None),
+        "  strength = 0.5": (lambda: losses.LearnedClassWeights(10, SPARSE, strength=0.5), None),
+        "GroupDRO": (lambda: losses.GroupDRO(10, SPARSE), None),
+        "  tau = 1": (lambda: losses.GroupDRO(10, SPARSE, tau=1.0), None),
     }
 
 

@@ -52,10 +52,6 @@ VARIANTS = {
     "weight_penalty": (trainer(group_penalty), keras.optimizers.Adam),
     "snr_scaling": (plain, lambda: minimand.optimizers.SNRScaling(keras.optimizers.Adam())),
     "weight_noise": (trainer(lambda: minimand.transforms.WeightNoise(0.05)), keras.optimizers.Adam),
-    "noise_of_a_table": (
-        trainer(lambda: minimand.transforms.WeightNoise(0.05, draws="table")),
-        keras.optimizers.Adam,
-    ),
     "noise_per_example": (
         trainer(lambda: minimand.transforms.WeightNoise(0.05, per="example")),
         keras.optimizers.Adam,

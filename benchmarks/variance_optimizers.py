@@ -18,7 +18,7 @@ import minimand  # first: it chooses the default backend
 import keras
 import numpy as np
 
-from minimand.optimizers import AdaBelief, VarianceAware, SNRScaling
+from minimand.optimizers import MSVAG, AdaBelief, SNRScaling
 from minimand.transforms import MiniBatchVariance
 
 SLOW, FAST = np.geomspace(1e-4, 1e-1, 7), np.geomspace(1e-3, 1.0, 7)
@@ -26,8 +26,8 @@ OPTIMIZERS = {
     "SGD": (lambda rate: keras.optimizers.SGD(rate), FAST),
     "SGD, momentum 0.9": (lambda rate: keras.optimizers.SGD(rate, momentum=0.9), SLOW),
     "SNRScaling of it": (lambda rate: SNRScaling(keras.optimizers.SGD(rate, momentum=0.9)), SLOW),
-    "M-SVAG": (lambda rate: VarianceAware(rate), FAST),
-    "M-SVAG, mini-batch": (lambda rate: VarianceAware(rate, variance="mini_batch"), FAST),
+    "M-SVAG": (lambda rate: MSVAG(rate), FAST),
+    "M-SVAG, mini-batch": (lambda rate: MSVAG(rate, variance="mini_batch"), FAST),
     "Adam": (lambda rate: keras.optimizers.Adam(rate), SLOW),
     "SNRScaling of Adam": (lambda rate: SNRScaling(keras.optimizers.Adam(rate)), SLOW),
     "SNRScaling by tensor": (

@@ -76,7 +76,7 @@ def uncertainty(*panels):
     for axes, (title, (optimizer, noise)) in zip(panels, cases.items(), strict=True):
         trainer = fitted(optimizer, noise)
         samples = trainer.predict_samples(grid, 200, seed=1)
-        found = minimand.predict.summary(
+        found = minimand.uncertainty.summary(
             samples, "regression", quantiles=(0.025, 0.975), noise_stddev=np.exp(trainer.loss.log_variance / 2)
         )
         low, high = found["quantiles"][..., 0]

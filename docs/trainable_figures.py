@@ -81,12 +81,11 @@ def threshold(left, right):
     tp, fp = ((scores >= grid) * y).mean(axis=0), ((scores >= grid) * (1 - y)).mean(axis=0)
     recall, precision, f1 = tp / y.mean(), tp / np.maximum(tp + fp, 1e-9), 2 * tp / (tp + fp + y.mean())
     cases = {
-        "soft_f1": ({}, BLUE),
-        "precision_at_recall": ({"target": 0.8}, ORANGE),
-        "recall_at_precision": ({"target": 0.7}, GREEN),
+        "F1": (minimand.losses.F1Threshold("binary_crossentropy"), BLUE),
+        "precision at recall": (minimand.losses.PrecisionAtRecallThreshold(0.8, "binary_crossentropy"), ORANGE),
+        "recall at precision": (minimand.losses.RecallAtPrecisionThreshold(0.7, "binary_crossentropy"), GREEN),
     }
-    for objective, (arguments, colour) in cases.items():
-        loss = minimand.losses.LearnedThreshold(objective, "binary_crossentropy", **arguments)
+    for objective, (loss, colour) in cases.items():
         seen = fitted(loss, scores, y, ["threshold"], batch_size=256, epochs=20)[:, 0]
         right.plot(seen, color=colour, label=objective)
         left.axvline(seen[-1], color=colour, linestyle=":")
@@ -134,9 +133,11 @@ def class_weights(first, second, third):
         logits -= 0.1 * weights * (losses - weights @ losses)
     keys = [f"class_weights_{k}" for k in range(4)]
     traces = {"softmax weights, minimised": np.array(softmax)}
-    for mode, arguments in (("barrier", {}), ("adversarial", {"tau": 1.0})):
-        loss = minimand.losses.LearnedClassWeights(4, mode, **arguments)
-        traces[mode] = fitted(loss, predictions, y, keys, batch_size=4, shuffle=False)
+    for title, loss in (
+        ("LearnedClassWeights", minimand.losses.LearnedClassWeights(4)),
+        ("GroupDRO, tau = 1", minimand.losses.GroupDRO(4, tau=1.0)),
+    ):
+        traces[title] = fitted(loss, predictions, y, keys, batch_size=4, shuffle=False)
     for axes, (title, trace) in zip((first, second, third), traces.items(), strict=True):
         for k, colour in enumerate((SKY, GREEN, ORANGE, RED)):
             axes.plot(trace[:, k], color=colour, label=f"class with loss {losses[k]:g}")
@@ -174,15 +175,15 @@ def metric(left, right):
     left.scatter(*residuals.T, s=6, color=SKY)
     for radius in (1, 2):
         left.plot(*(radius * np.linalg.inv(np.linalg.cholesky(loss.precision)).T @ circle), color=BLUE)
-    left.set(title='"gaussian": residuals at distance 1 and 2', aspect="equal")
+    left.set(title="Mahalanobis: residuals at distance 1 and 2", aspect="equal")
     labels = RANDOM.integers(2, size=200)
     x = np.stack([RANDOM.normal(0, 3, size=200), RANDOM.normal(size=200) * 0.4 + labels], axis=1).astype("float32")
-    loss = minimand.losses.Mahalanobis(2, form="nca", num_classes=2)
+    loss = minimand.losses.NCA(2, 2)
     fitted(loss, x, labels, rate=0.05, batch_size=200, epochs=200)
     right.scatter(*x.T, s=6, c=np.where(labels, ORANGE, BLUE))
     across, along = np.linalg.inv(np.linalg.cholesky(loss.precision)).T @ circle
     right.plot(across, along + 0.5, color="black")
-    right.set(title='"nca": points at equal distance', xlim=(-9, 9))
+    right.set(title="NCA: points at equal distance", xlim=(-9, 9))
 
 
 @figure("trainable-temperature.svg", 1)

@@ -10,8 +10,7 @@ from scipy import optimize
 
 from minimand import backend
 from minimand.testing import finite_difference, gradient
-from minimand.testing._numbers import numpy
-from minimand.testing._suite import dtype_policy
+from minimand.testing._suite import dtype_policy, numpy
 
 __all__ = [
     "assert_same",

@@ -8,7 +8,7 @@ import numpy as np
 from keras import layers
 
 import minimand
-from minimand.losses import AdaptiveRobust, BatchAdaptive, CVaR, GeneralRobust, LearnedClassWeights
+from minimand.losses import AdaptiveRobust, CVaR, GeneralRobust, LearnedClassWeights, SelfPaced
 from minimand.testing import TransformSuite
 from tests.helpers import numpy
 from tests.parts import TRANSFORMS, suite_of
@@ -93,7 +93,7 @@ LOSSES = {
     "robust": lambda: GeneralRobust(0.5),
     "with variables": AdaptiveRobust,
     "with a threshold": lambda: CVaR("mean_squared_error", 0.5),
-    "by batch statistics": lambda: BatchAdaptive("mean_squared_error", "self_paced"),
+    "by batch statistics": lambda: SelfPaced("mean_squared_error"),
     "with class weights": lambda: LearnedClassWeights(2, loss=keras.losses.SparseCategoricalCrossentropy(True)),
 }
 

@@ -7,25 +7,36 @@ import numpy as np
 
 import minimand
 from minimand.losses import (
+    IRLS,
+    LMNN,
+    NCA,
     AdaptiveImage,
     AdaptiveRobust,
     AdaptiveStudentT,
-    BatchAdaptive,
-    ConfidenceWeighted,
+    ClassMahalanobis,
+    CostThreshold,
     CVaR,
     DeepSVDD,
-    ErrorWeighted,
+    F1Threshold,
+    Focal,
+    GeneralizedCrossEntropy,
     GeneralRobust,
+    GradientHarmonized,
+    GroupDRO,
+    HardExampleMining,
     LearnedClassWeights,
-    LearnedThreshold,
     LogitAdjusted,
     Mahalanobis,
+    PrecisionAtRecallThreshold,
     QuantileThreshold,
+    RecallAtPrecisionThreshold,
+    SelfPaced,
+    StandardizedIRLS,
     TaskUncertainty,
     TemperatureScaled,
     UncertaintyWeighted,
 )
-from minimand.optimizers import IVON, AdaBelief, Proximal, SNRScaling, VarianceAware
+from minimand.optimizers import IVON, MSVAG, SVAG, AdaBelief, Proximal, SNRScaling
 from minimand.regularizers import (
     L2SP,
     ElasticWeightConsolidation,
@@ -36,6 +47,7 @@ from minimand.regularizers import (
     TotalVariation,
 )
 from minimand.transforms import (
+    Fishr,
     GradientNormPenalty,
     GradientVariancePenalty,
     IVONNoise,
@@ -91,7 +103,7 @@ def of_tasks(loss):
 def of_transform(transform):
     optimizer = IVON(0.1) if isinstance(transform, IVONNoise) else None
     if isinstance(transform, MiniBatchVariance):
-        optimizer = VarianceAware(0.1, variance="mini_batch")
+        optimizer = MSVAG(0.1, variance="mini_batch")
     return fitted("numbers", optimizer=optimizer, transforms=[transform])
 
 
@@ -105,7 +117,7 @@ def of_regularizer(regularizer):
 
 def of_optimizer(optimizer):
     transforms = [IVONNoise(seed=1)] if isinstance(optimizer, IVON) else []
-    if getattr(optimizer, "variance", None) == "mini_batch":
+    if isinstance(optimizer, (SVAG, MSVAG)) and optimizer.variance == "mini_batch":
         transforms = [MiniBatchVariance(estimator="exact")]
     return fitted("numbers", optimizer=optimizer, transforms=transforms)
 
@@ -125,36 +137,16 @@ class Where(NamedTuple):
     value: Any
 
 
-WEIGHTED = {"differentiate": True, "normalize": True, "loss": "mae"}
-ROBUST = {
-    "scale": 1.0,
-    "init": "reference",
-    "scale_init": 2.0,
-    "scale_min": 0.5,
-    "axis": 1,
-    "shared": True,
-    "groups": [0, 0],
-}
-STANDARDISED = {"weighting": "standardised"}
-EXACT = {"estimator": "exact", "num_groups": 2, "groups": lambda batch: batch.x[:, 0] > 0}
+WEIGHTED = {"normalize": True, "loss": "mae"}
+THRESHOLD = {"loss": "binary_crossentropy", "temperature": 2.0, "momentum": 0.5, "from_logits": True}
+LIKELIHOOD = {"scale": 1.0, "init": "reference", "scale_init": 2.0, "scale_min": 0.5}
+BARRON = {"alpha": 1.0, "alpha_range": (0.001, 1.5), "alpha_init": 1.0}
+ROBUST = {**LIKELIHOOD, "axis": 1, "shared": True, "groups": [0, 0]}
 KERNEL = {"dense/kernel": np.arange(32).reshape(4, 8) % 4}
 
 LOSSES = {
-    GeneralRobust: Case(
-        of_loss("numbers"), {"alpha": 0.5}, {"alpha": 1.0, "scale": 0.7, "lam": Where({"alpha": None}, -0.2)}
-    ),
-    AdaptiveRobust: Case(
-        of_loss("rows"),
-        {},
-        {
-            **ROBUST,
-            "alpha": 1.0,
-            "lam": -0.3,
-            "alpha_range": (0.001, 1.5),
-            "alpha_init": 1.0,
-            "coordinate": Where({"alpha_range": (0.1, 4.0)}, "lambda"),
-        },
-    ),
+    GeneralRobust: Case(of_loss("numbers"), {"alpha": 0.5}, {"alpha": 1.0, "scale": 0.7}),
+    AdaptiveRobust: Case(of_loss("rows"), {}, {**ROBUST, **BARRON}),
     AdaptiveStudentT: Case(of_loss("rows"), {}, {**ROBUST, "df": 3.0, "df_range": (0.5, 9.0), "df_init": 2.0}),
     AdaptiveImage: Case(
         of_loss("images"),
@@ -165,68 +157,41 @@ LOSSES = {
             "levels": Where({"data_format": "channels_first", "color_space": "yuv"}, 1),
             "parameters": "band",
             "data_format": "channels_first",
+            **LIKELIHOOD,
+            **BARRON,
         },
     ),
-    BatchAdaptive: Case(
+    GradientHarmonized: Case(of_loss("numbers"), {"loss": "mse"}, {**WEIGHTED, "momentum": 0.5, "bins": 5}),
+    SelfPaced: Case(of_loss("numbers"), {"loss": "mse"}, {**WEIGHTED, "momentum": 0.1, "share": 0.3}),
+    StandardizedIRLS: Case(
         of_loss("numbers"),
         {"loss": "mse"},
-        {
-            **WEIGHTED,
-            "weighting": "self_paced",
-            "momentum": 0.5,
-            "bins": 5,
-            "share": Where({"weighting": "self_paced"}, 0.3),
-            "alpha": Where(STANDARDISED, 1.0),
-            "lam": Where(STANDARDISED, -0.2),
-            "scale": Where(STANDARDISED, 1.0),
-            "differentiate": Where(STANDARDISED, True),
-        },
+        {**WEIGHTED, "momentum": 0.5, "alpha": 1.0, "scale": 1.0, "differentiate": True},
     ),
     CVaR: Case(of_loss("numbers"), {"loss": "mse", "level": 0.5}, {"loss": "mae", "level": 0.7}),
-    ConfidenceWeighted: Case(
-        of_loss("numbers"), {"loss": "mse"}, {**WEIGHTED, "gamma": 1.0, "emphasis": Where({"gamma": 0.5}, "easy")}
-    ),
-    ErrorWeighted: Case(
-        of_loss("numbers"), {"loss": "mse"}, {**WEIGHTED, "alpha": 1.0, "lam": -0.2, "scale": 2.0, "hardest": 0.5}
-    ),
+    Focal: Case(of_loss("numbers"), {"loss": "mse"}, {**WEIGHTED, "gamma": 1.0, "differentiate": False}),
+    GeneralizedCrossEntropy: Case(of_loss("numbers"), {"loss": "mse"}, {"loss": "mae", "q": 0.5}),
+    IRLS: Case(of_loss("numbers"), {"loss": "mse"}, {**WEIGHTED, "alpha": 1.0, "scale": 2.0, "differentiate": True}),
+    HardExampleMining: Case(of_loss("numbers"), {"loss": "mse", "fraction": 0.5}, {**WEIGHTED, "fraction": 0.3}),
     LearnedClassWeights: Case(
+        of_loss("classes"), {"num_classes": 3}, {"loss": Focal("sparse_categorical_crossentropy"), "strength": 2.0}
+    ),
+    GroupDRO: Case(
         of_loss("classes"),
         {"num_classes": 3},
-        {
-            "mode": "uncertainty",
-            "loss": ConfidenceWeighted("sparse_categorical_crossentropy"),
-            "strength": 2.0,
-            "step": Where({"mode": "adversarial"}, 0.5),
-            "tau": Where({"mode": "adversarial"}, 1.0),
-        },
+        {"loss": Focal("sparse_categorical_crossentropy"), "step": 0.5, "tau": 1.0},
     ),
-    LearnedThreshold: Case(
-        of_loss("binary"),
-        {},
-        {
-            "objective": "cost",
-            "loss": "binary_crossentropy",
-            "temperature": 2.0,
-            "costs": Where({"objective": "cost"}, (1.0, 5.0)),
-            "target": Where({"objective": "precision_at_recall", "target": 0.5}, 0.8),
-            "momentum": 0.5,
-            "from_logits": True,
-        },
-    ),
+    F1Threshold: Case(of_loss("binary"), {}, THRESHOLD),
+    CostThreshold: Case(of_loss("binary"), {}, {**THRESHOLD, "false_positive_cost": 2.0, "false_negative_cost": 5.0}),
+    PrecisionAtRecallThreshold: Case(of_loss("binary"), {"recall": 0.5}, {**THRESHOLD, "recall": 0.8}),
+    RecallAtPrecisionThreshold: Case(of_loss("binary"), {"precision": 0.5}, {**THRESHOLD, "precision": 0.8}),
     LogitAdjusted: Case(
         of_loss("classes"), {"frequencies": [5, 3, 1]}, {"frequencies": [1, 1, 2], "tau": 0.5, "from_logits": True}
     ),
-    Mahalanobis: Case(
-        of_loss("embedded"),
-        {"dim": 2, "form": "class_gaussian", "num_classes": 3},
-        {
-            "rank": 1,
-            "form": "nca",
-            "strength": 0.5,
-            "neighbors": Where({"form": "lmnn"}, 1),
-            "push": Where({"form": "lmnn"}, 0.1),
-        },
-    ),
+    Mahalanobis: Case(of_loss("numbers"), {"dim": 8}, {"rank": 1}),
+    ClassMahalanobis: Case(of_loss("embedded"), {"dim": 2, "num_classes": 3}, {"rank": 1, "strength": 0.5}),
+    NCA: Case(of_loss("embedded"), {"dim": 2, "num_classes": 3}, {"rank": 1, "strength": 0.5}),
+    LMNN: Case(of_loss("embedded"), {"dim": 2, "num_classes": 3}, {"rank": 1, "neighbors": 1, "push": 0.1}),
     QuantileThreshold: Case(of_loss("numbers"), {"level": 0.5, "loss": "mse"}, {"level": 0.7, "loss": "mae"}),
     DeepSVDD: Case(of_loss("embedded"), {}, {"nu": 0.5, "center": [2.0, 1.0]}),
     TaskUncertainty: Case(
@@ -262,7 +227,6 @@ TRANSFORMS = {
             "select": "all",
             "samples": 2,
             "antithetic": True,
-            "draws": "table",
             "per": "example",
             "start": 2,
             "stop": 2,
@@ -289,7 +253,7 @@ TRANSFORMS = {
     SharpnessAware: Case(
         of_transform,
         {"rho": 0.1},
-        {"rho": 0.2, "adaptive": True, "per_layer": True, "splits": 2, "select": "kernels"},
+        {"rho": 0.2, "adaptive": True, "per_layer": True, "micro_batches": 2, "select": "kernels"},
     ),
     WeightPenalty: Case(of_transform, {"regularizer": "l2"}, {"regularizer": "l1", "select": "all"}),
     GradientNormPenalty: Case(
@@ -302,10 +266,14 @@ TRANSFORMS = {
             "strength": 0.2,
             "estimator": "exact",
             "micro_batches": Where({"estimator": "micro_batch"}, 2),
-            "groups": Where(EXACT, lambda batch: batch.x[:, 1] > 0),
             "select": "kernels",
             "seed": 2,
         },
+    ),
+    Fishr: Case(
+        of_transform,
+        {"strength": 0.1, "domains": lambda batch: batch.x[:, 0] > 0, "num_domains": 2},
+        {"strength": 0.2, "domains": lambda batch: batch.x[:, 1] > 0, "select": "kernels"},
     ),
     MeasureGradient: Case(
         of_transform,
@@ -331,8 +299,7 @@ OF_GROUPS = {
     "strength": 0.2,
     "groups": "input",
     "weight_by_size": False,
-    "reduce": "mean",
-    "splits": Where({"groups": "unit"}, 2),
+    "reduction": "mean",
 }
 REGULARIZERS = {
     TotalVariation: Case(
@@ -344,15 +311,15 @@ REGULARIZERS = {
             "order": 2,
             "isotropic": Where({"axis": (0, 1)}, True),
             "periodic": True,
-            "splits": Where({"axis": 1}, 2),
+            "gates": Where({"axis": 1}, 2),
             "shape": (2, 2),
-            "reduce": "mean",
+            "reduction": "mean",
         },
     ),
     Range: Case(
         of_regularizer,
         {"strength": 0.1, "low": -0.1, "high": 0.1},
-        {"strength": 0.2, "low": -0.2, "high": 0.2, "power": 1, "reduce": "mean"},
+        {"strength": 0.2, "low": -0.2, "high": 0.2, "power": 1, "reduction": "mean"},
     ),
     GroupLasso: Case(of_regularizer, {"strength": 0.1}, OF_GROUPS),
     SparseGroupLasso: Case(of_regularizer, {"strength": 0.1, "l1_ratio": 0.5}, {**OF_GROUPS, "l1_ratio": 0.2}),
@@ -363,18 +330,18 @@ REGULARIZERS = {
             "strength": 0.2,
             "groups": {"dense/kernel": np.arange(32).reshape(4, 8) // 8},
             "weight_by_size": False,
-            "reduce": "mean",
+            "reduction": "mean",
         },
     ),
     L2SP: Case(
         of_regularizer,
         {"strength": 0.1, "anchor": np.zeros((4, 8))},
-        {"strength": 0.2, "anchor": np.ones((4, 8)), "reduce": "mean"},
+        {"strength": 0.2, "anchor": np.ones((4, 8)), "reduction": "mean"},
     ),
     ElasticWeightConsolidation: Case(
         of_regularizer,
         {"strength": 0.1, "fisher": np.ones((4, 8)), "anchor": np.zeros((4, 8))},
-        {"strength": 0.2, "fisher": 2 * np.ones((4, 8)), "anchor": np.ones((4, 8)), "reduce": "mean"},
+        {"strength": 0.2, "fisher": 2 * np.ones((4, 8)), "anchor": np.ones((4, 8)), "reduction": "mean"},
     ),
 }
 
@@ -401,9 +368,8 @@ OPTIMIZERS = {
             "metric": "learning_rate",
         },
     ),
-    VarianceAware: Case(
-        of_optimizer, {}, {"learning_rate": 0.2, "beta": 0.5, "form": "svag", "variance": "mini_batch"}
-    ),
+    SVAG: Case(of_optimizer, {}, {"learning_rate": 0.2, "beta": 0.5, "variance": "mini_batch"}),
+    MSVAG: Case(of_optimizer, {}, {"learning_rate": 0.2, "beta": 0.5, "variance": "mini_batch"}),
     SNRScaling: Case(
         of_optimizer, {"optimizer": adam}, {"optimizer": keras.optimizers.SGD, "beta": 0.5, "granularity": "tensor"}
     ),

@@ -181,7 +181,7 @@ def test_one_channel_is_taken_as_it_is(random):
     assert values[0] == values[1]
 
 
-def test_the_scale_starts_from_the_spread_of_coefficients(random):
+def test_the_scale_starts_from_that_of_the_coefficients(random):
     """White noise stays white in an orthonormal basis, so every coefficient has the noise's deviation."""
     loss = AdaptiveImage("haar", color_space="rgb", parameters="band", data_format="channels_last")
     loss.build_once((None, 8, 8, 3), (None, 8, 8, 3))
@@ -224,7 +224,6 @@ def test_trained_saved_and_restored(random, tmp_path):
         (lambda: AdaptiveImage(levels=0), ["`levels`", ">= 1"]),
         (lambda: AdaptiveImage("dct", levels=2), ["`levels`", "wavelets"]),
         (lambda: AdaptiveImage(parameters="image"), ["`parameters`", "image"]),
-        (lambda: AdaptiveImage(axis=1), ["`parameters`", "axis"]),
         (lambda: ready((8, 8, 2)), ["yuv", "2 channels"]),
         (lambda: ready((8, 4, 3), levels=3), ["`levels`", "at most 2"]),
         (lambda: ready((None, 8, 3)), ["known sizes"]),

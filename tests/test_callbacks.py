@@ -1,4 +1,4 @@
-"""Sparsity in the logs and the stop before a kernel is all zero; the report of gradients."""
+"""Sparsity is logged and stops training before a kernel is all zero; GradientReport draws measurements."""
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ from tests.helpers import data, network, numpy, told
 
 
 def test_a_regularisation_path_in_the_logs(random, tmp_path):
-    """An epoch of each strength: its strength, and the share of zeros that the weights have after it."""
+    """Each epoch has another strength, and the logs have that strength and the share of zeros after it."""
     x, y = data(random, rows=80)
     strengths = keras.optimizers.schedules.PiecewiseConstantDecay([4, 9], [0.0, 1.0, 5.0])
     model = network()
@@ -44,7 +44,7 @@ def test_training_stops_when_a_kernel_would_be_zero(random):
 
 
 def test_variables_of_losses_and_transforms_get_no_proximal_step(random):
-    """Learned noise has variables of the kernels' shapes; a Trainer's loss and transforms keep theirs as they are."""
+    """Learned noise has variables of the kernels' shapes, which get no proximal step."""
     x, y = data(random)
     for arguments in ({}, {"loss_learning_rate": 0.01}):
         trainer = minimand.Trainer(network())
@@ -77,7 +77,7 @@ def measured_trainer(**arguments):
 
 
 def test_the_report_holds_what_was_measured(random, tmp_path):
-    """Sums over its tensors are the keys of the logs; the file is a figure."""
+    """The sums over tensors are the logged numbers, and the file is a figure."""
     x, y = data(random, rows=64)
     report = GradientReport(tmp_path / "gradient.png")
     trainer = measured_trainer(every=2, select="kernels")

@@ -6,10 +6,15 @@ import pytest
 from scipy import optimize, special
 
 from minimand.losses import (
+    LMNN,
+    NCA,
+    ClassMahalanobis,
+    CostThreshold,
     CVaR,
     DeepSVDD,
+    F1Threshold,
+    GroupDRO,
     LearnedClassWeights,
-    LearnedThreshold,
     Mahalanobis,
     QuantileThreshold,
     TaskUncertainty,
@@ -69,17 +74,10 @@ def test_a_loss_of_zero_or_less_stays_within_the_bounds(random):
     assert -3 <= loss.log_variance < -2.9
 
 
-@pytest.mark.parametrize(
-    ("arguments", "strength"),
-    [
-        ({"mode": "barrier"}, 1),
-        ({"mode": "barrier", "strength": [0.5, 1, 2]}, [0.5, 1, 2]),
-        ({"mode": "uncertainty"}, 0.5),
-    ],
-)
-def test_class_weights(arguments, strength, labels, logits):
+@pytest.mark.parametrize("strength", [1, 0.5, [0.5, 1, 2]])
+def test_class_weights(strength, labels, logits):
     p = softmax(logits)
-    loss = ready(LearnedClassWeights(3, loss=SPARSE, **arguments), labels, p)
+    loss = ready(LearnedClassWeights(3, SPARSE, strength=strength), labels, p)
     minimise_variables(loss, labels, p)
     np.testing.assert_allclose(loss.class_weights, strength / class_losses(labels, logits), rtol=1e-5)
 
@@ -87,7 +85,7 @@ def test_class_weights(arguments, strength, labels, logits):
 def test_class_weights_of_an_adversary(labels, logits):
     """q_c = p_c exp(L_c / tau), normalised."""
     p = softmax(logits)
-    loss = ready(LearnedClassWeights(3, "adversarial", SPARSE, step=0.2, tau=1.0), labels, p)
+    loss = ready(GroupDRO(3, SPARSE, step=0.2, tau=1.0), labels, p)
     loss.training = True
     for _ in range(80):
         loss(labels, p)
@@ -156,7 +154,7 @@ def test_precision_of_low_rank(random):
 def test_class_centres(labels, random):
     """Against SciPy on the formula in NumPy; the classes are far apart, where plain logits would grow for ever."""
     x = random.normal(size=(60, 2)) + 8 * np.eye(3)[labels][:, :2]
-    loss = ready(Mahalanobis(2, form="class_gaussian", num_classes=3, strength=0.2), labels, x)
+    loss = ready(ClassMahalanobis(2, 3, strength=0.2), labels, x)
 
     def objective(flat):
         factor, centers = flat[:4].reshape(2, 2), flat[4:].reshape(3, 2)
@@ -172,7 +170,7 @@ def test_class_centres(labels, random):
 def test_neighbourhood_components_stay_finite(labels, random):
     """At the minimum strength tr(P) is at most the value at P = 0, and 1 even where all neighbours are right."""
     x = random.normal(size=(60, 3)) + 8 * np.eye(3)[labels]
-    loss = ready(Mahalanobis(3, form="nca", num_classes=3, strength=0.01), labels, x)
+    loss = ready(NCA(3, 3, strength=0.01), labels, x)
     least = minimise_variables(loss, labels, x)
     same = labels[:, None] == labels
     at_zero = 1 - np.mean((same.sum(axis=1) - 1) / 59)
@@ -181,7 +179,7 @@ def test_neighbourhood_components_stay_finite(labels, random):
 
 def test_large_margins_stay_finite(labels, random):
     x = random.normal(size=(60, 3)) + 2 * np.eye(3)[labels]
-    loss = ready(Mahalanobis(3, form="lmnn", num_classes=3), labels, x)
+    loss = ready(LMNN(3, 3), labels, x)
     least = minimise_variables(loss, labels, x)
     others = (labels[:, None] != labels).sum(axis=1)
     assert 0 < least < 0.5 * others.mean()
@@ -227,19 +225,22 @@ def check_at_two(entropy, y, p, expected):
 
 
 @pytest.mark.parametrize(
-    ("objective", "value"),
+    ("make", "costs", "value"),
     [
-        ("soft_f1", lambda tp, fp, p: 1 - 2 * tp / (tp + fp + p)),
-        ("cost", lambda tp, fp, p: 3 * fp + 0.5 * (p - tp)),
+        (F1Threshold, {}, lambda tp, fp, p: 1 - 2 * tp / (tp + fp + p)),
+        (
+            CostThreshold,
+            {"false_positive_cost": 3.0, "false_negative_cost": 0.5},
+            lambda tp, fp, p: 3 * fp + 0.5 * (p - tp),
+        ),
     ],
 )
-def test_decision_threshold(objective, value, random):
+def test_decision_threshold(make, costs, value, random):
     """Against a sweep of the soft objective."""
     y = (random.uniform(size=(400, 1)) < 0.3).astype("float64")
     s = special.expit(random.normal(size=(400, 1)) + 2 * y - 1)
-    costs = {"costs": (3.0, 0.5)} if objective == "cost" else {}
     # Sharper decisions about 400 examples would have several minima.
-    loss = ready(LearnedThreshold(objective, temperature=0.5, **costs), y, s)
+    loss = ready(make(temperature=0.5, **costs), y, s)
     least = minimise_variables(loss, y, s)
     grid = np.linspace(0.001, 0.999, 999)
     soft = special.expit((special.logit(s) - special.logit(grid)) / 0.5)

@@ -1,4 +1,4 @@
-"""Smaller models of random graphs with random zeros: the same outputs, and nothing left that could go."""
+"""Compacted random graphs with random zeros have the same outputs and cannot be compacted further."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ from tests.helpers import numpy
 
 
 def with_zeros(model, random):
-    """Random weights; a third of the units and of the inputs of each kernel, and of the scales, are zero."""
+    """Set random weights; a third of the units, of the inputs of each kernel and of the scales are zero."""
     for variable in model.variables:
         if variable.name == "seed_generator_state":
             continue

@@ -8,12 +8,12 @@ import pytest
 from keras import layers
 from scipy import special
 
-from minimand.losses import LearnedThreshold, Mahalanobis, TemperatureScaled
+from minimand.losses import CostThreshold, Mahalanobis, TemperatureScaled
 from tests.helpers import numpy
 
 
 def threshold():
-    loss = LearnedThreshold("cost", from_logits=True)
+    loss = CostThreshold(from_logits=True)
     loss.build_once((None, 1), (None, 1))
     loss._threshold.assign(0.3)
     return loss, lambda outputs: special.expit(outputs) >= 0.3

@@ -95,7 +95,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 x = np.concatenate([x.reshape(4, 32, 8)[:, :16]] * 2, axis=1).reshape(128, 8)
 
 def weighted():
-    return minimand.losses.BatchAdaptive(minimand.losses.AdaptiveRobust(), "standardised")
+    return minimand.losses.StandardizedIRLS(minimand.losses.AdaptiveRobust())
 
 def tail():
     return minimand.losses.CVaR("mean_squared_error", 0.5)

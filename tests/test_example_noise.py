@@ -99,15 +99,6 @@ def test_each_example_has_the_law_of_noise_on_the_weights(name, random):
     assert_law(noise, blocks(*(0.09 * j @ j.T for j in jacobian(model, x))))
 
 
-@pytest.mark.parametrize("name", ["dense_of_sequences", "einsum", "conv2d", "depthwise"])
-def test_each_position_has_the_right_variance(name, random):
-    """And all are independent."""
-    model = at_least_float32(name)
-    x = random.normal(size=(2, *LAYERS[name][0])).astype("float32")
-    noise = outputs(WeightNoise(0.3, select="all", per="position", seed=1), model, x) - numpy(model(x)).reshape(2, -1)
-    assert_law(noise, np.diag(0.09 * np.sum(jacobian(model, x) ** 2, axis=-1).ravel()))
-
-
 @pytest.mark.parametrize("name", ["dense", "conv1d"])
 @pytest.mark.parametrize("mode", ["relative", "layer", "filter"])
 def test_modes(name, mode, random):
@@ -140,12 +131,12 @@ def test_the_gradient_varies_less_than_with_one_draw_for_the_batch(random):
     """At 128 examples of a linear regression, by a factor that grows with the batch; here at least 10."""
     model = keras.Sequential([keras.Input((4,)), layers.Dense(1, use_bias=False)])
     x, y = random.normal(size=(128, 4)).astype("float32"), random.normal(size=(128, 1)).astype("float32")
-    spread = {}
+    variances = {}
     for per in ("batch", "example"):
         predictions = outputs(WeightNoise(0.3, per=per, seed=1), model, x, draws=300)
         gradients = np.einsum("kno,ni->ki", predictions - y, x) / len(x)
-        spread[per] = gradients.var(axis=0).sum()
-    assert spread["example"] < spread["batch"] / 10
+        variances[per] = gradients.var(axis=0).sum()
+    assert variances["example"] < variances["batch"] / 10
 
 
 def test_antithetic_passes_are_opposite(random):
@@ -205,7 +196,13 @@ def test_learned_noise_on_what_is_summed(random, monkeypatch):
 
 
 @pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
-@pytest.mark.parametrize("make", [WeightNoise, lambda *_, **kwargs: VariationalWeightNoise(**kwargs)])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: WeightNoise(0.1, mode="relative", per="example"),
+        lambda: VariationalWeightNoise(per="example"),
+    ],
+)
 def test_training_is_finite_where_inputs_are_zero(make, policy, random):
     """The root of a sum that is 0 has no derivative; activations and masks of the layer stay."""
     x = np.zeros((32, 6, 6, 1), "float32")
@@ -220,8 +217,7 @@ def test_training_is_finite_where_inputs_are_zero(make, policy, random):
         ]
     )
     trainer = minimand.Trainer(model)
-    trainer.compile("adam", "mae", transforms=[make(0.1, mode="relative", per="example")]
-                    if make is WeightNoise else [make(per="position")])  # fmt: skip
+    trainer.compile("adam", "mae", transforms=[make()])
     before = model.get_weights()
     history = trainer.fit(x, np.zeros((32, 1)), batch_size=16, epochs=2, verbose=0)
     assert np.isfinite(history.history["loss"]).all()
@@ -277,9 +273,7 @@ def test_models_without_a_suitable_kernel_are_refused(model):
     ("make", "words"),
     [
         (partial(WeightNoise, 0.1, per="row"), ["per", "row", "example"]),
-        (partial(WeightNoise, 0.1, per="example", draws="table"), ["draws", "table", "batch"]),
         (partial(WeightNoise, 0.1, per="example", distribution="bernoulli", mode="relative"), ["bernoulli", "batch"]),
-        (partial(WeightNoise, 0.1, per="position", distribution="uniform"), ["position", "normal", "uniform"]),
         (partial(VariationalWeightNoise, per="example", prior=ScaleMixturePrior()), ["ScaleMixturePrior", "batch"]),
         (partial(VariationalWeightNoise, per="step"), ["per", "step"]),
     ],

@@ -1,4 +1,4 @@
-"""Scores and calibration against plain loops, integrals and known laws; Keras metrics against the functions."""
+"""Scores and calibration against loops, integrals and known distributions; metrics against the functions."""
 
 import keras
 import numpy as np
@@ -32,7 +32,7 @@ def test_gaussian_scores(random):
 
 @pytest.mark.parametrize("score", [metrics.gaussian_nll, metrics.gaussian_crps])
 def test_the_truth_has_the_least_expected_score(score):
-    """Of normal predictions for y ~ N(1, 2^2), by quadrature at 2,001 quantiles."""
+    """y ~ N(1, 2^2), and the expectation is a quadrature at 2,001 quantiles."""
     y = stats.norm.ppf((np.arange(2001) + 0.5) / 2001, 1.0, 2.0)[:, None]
     m, s = (grid.ravel() for grid in np.meshgrid([0.5, 1.0, 1.5], [1.6, 2.0, 2.5]))
     expected = numpy(score(y, m, s)).mean(axis=0)
@@ -50,7 +50,7 @@ def test_sample_scores_against_loops(random):
 
 
 def test_fair_scores_of_few_samples_are_unbiased(random):
-    """Of pairs from N(0, 1), the mean over 20,000 is the score of N(0, 1), within 4 standard errors."""
+    """The mean over 20,000 pairs from N(0, 1) is the score of N(0, 1), within 4 standard errors."""
     scores = numpy(metrics.sample_crps(0.3, random.normal(size=(2, 20000))))
     exact = float(numpy(metrics.gaussian_crps(0.3, 0.0, 1.0)))
     assert abs(scores.mean() - exact) < 4 * scores.std() / np.sqrt(20000)
@@ -80,7 +80,7 @@ def test_calibration_errors_against_loops(rows, random):
 
 
 def test_calibration_errors_by_hand():
-    """Ten predictions at 0.9: nine right are calibrated, all wrong are off by 0.9."""
+    """Ten predictions at 0.9 have error 0 if nine are right, and 0.9 if all are wrong."""
     p = np.full((10, 2), [0.9, 0.1])
     for error in (metrics.expected_calibration_error, metrics.adaptive_calibration_error):
         # A bin holds all that is equal only where bins go by width.
@@ -90,7 +90,7 @@ def test_calibration_errors_by_hand():
 
 
 def test_calibrated_classes_have_a_small_error(random):
-    """Classes drawn from the stated probabilities: only sampling error is left, of at most sqrt(15 / n) / 2 on average."""
+    """Classes drawn from the predicted probabilities leave a sampling error of at most sqrt(15 / n) / 2 on average."""
     p = random.dirichlet(np.ones(3), size=20000)
     classes = (random.uniform(size=(20000, 1)) > p.cumsum(axis=1)).sum(axis=1)
     for error in (metrics.expected_calibration_error, metrics.adaptive_calibration_error):
@@ -106,7 +106,7 @@ def test_intervals():
 
 @pytest.mark.parametrize("ties", [False, True])
 def test_the_transform_of_draws_of_the_truth_is_uniform(ties, random):
-    """Kolmogorov-Smirnov at 4,000 targets, below what 1 in 10,000 exceeds; also where values repeat."""
+    """The Kolmogorov-Smirnov statistic of 4,000 targets is below its 99.99 % quantile, also with ties."""
     draws = random.normal(size=(6, 4000))
     draws = np.round(draws) if ties else draws
     transform = numpy(metrics.sample_pit(draws[0], draws[1:], seed=1))
@@ -179,7 +179,7 @@ def test_summary_of_classification(random):
 
 
 def test_positions_count_as_rows_do(random):
-    """Of (rows, steps): classes as indices, with a last axis of 1, and one-hot."""
+    """Classes (rows, steps) may be indices, have a last axis of 1, or be one-hot."""
     flat, flat_p = probabilities_of(random, 24)
     p = flat_p.reshape(4, 6, 3)
     for classes in (flat.reshape(4, 6), flat.reshape(4, 6, 1), np.eye(3)[flat].reshape(4, 6, 3)):
@@ -198,7 +198,7 @@ def test_positions_count_as_rows_do(random):
 
 @pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 6), (4, 6, 1)])
 def test_weights_of_rows_and_of_positions_and_masks(shape, random):
-    """A calibration error of weighted positions is that of positions repeated as often; a mask leaves out."""
+    """A weight counts a position as often as it says, and a mask leaves positions out."""
     classes, p = (each.reshape(4, 6, *each.shape[1:]) for each in probabilities_of(random, 24))
     weights = random.integers(0, 3, size=shape)
     mask = random.integers(0, 2, size=(4, 6)).astype(bool)
@@ -217,7 +217,7 @@ def test_weights_of_rows_and_of_positions_and_masks(shape, random):
 )
 @pytest.mark.parametrize("shape", [(1,), (4,), (5, 2), (5, 3, 3), (5, 1, 1), (1, 3)])
 def test_targets_of_other_rows_or_classes_are_refused(score, shape):
-    """They would broadcast, some of them."""
+    """Some of these shapes would broadcast."""
     with told(ValueError, ["class indices (5,)", "(5, 3)", "3 classes", str(shape)]):
         score(np.zeros(shape, "int32"), np.full((5, 3), 1 / 3))
 
@@ -231,7 +231,7 @@ def test_a_standard_deviation_that_is_not_positive_has_no_score(score, stddev):
 
 
 def test_logits_have_no_score():
-    """Nor has what merely looks like probabilities; rounding is forgiven."""
+    """Numbers outside of [0, 1] have no score either, unless rounding explains them."""
     p = np.array([[2.0, -1.0], [0.3, 1.2], [1.0005, 0.0]])
     np.testing.assert_array_equal(np.isnan(numpy(metrics.brier([0, 1, 0], p))), [True, True, False])
     for error in (metrics.expected_calibration_error, metrics.adaptive_calibration_error):

@@ -1,18 +1,18 @@
-"""Variance-aware optimizers: the estimates are unbiased, the updates the papers', Keras's features keep their meaning."""
+"""The variance estimates are unbiased, and the updates are the papers'."""
 
 import keras
 import numpy as np
 import pytest
 from keras import ops
 
-from minimand.optimizers import AdaBelief, SNRScaling, VarianceAware
+from minimand.optimizers import MSVAG, SVAG, AdaBelief, SNRScaling
 from minimand.testing._optimizers import path_of
 from tests.helpers import numpy, told
 from tests.parts.optimizers import moments
 
 
 def factors(gradients, beta, granularity="weight"):
-    """Gamma after each gradient: what SNRScaling makes of a step of length 1."""
+    """The factor gamma of SNRScaling after each gradient."""
     gradients = np.asarray(gradients, dtype="float32")
     variable = keras.Variable(np.zeros(gradients.shape[1:], "float32"))
     optimizer = SNRScaling(keras.optimizers.SGD(0.0), beta=beta, granularity=granularity)
@@ -22,7 +22,7 @@ def factors(gradients, beta, granularity="weight"):
 
 
 def test_the_variance_estimate_is_unbiased(random):
-    """G ~ N(1, 0.25): within 1 % of the truth at steps 2, 5 and 40 (200,000 weights, standard error below 0.4 %)."""
+    """G ~ N(1, 0.25) at 200,000 weights: steps 2, 5 and 40 are right to 1 % (standard error below 0.4 %)."""
     gradients = random.normal(1.0, 0.5, size=(40, 200_000))
     for t, (_, s, _) in enumerate(moments(gradients, 0.9), start=1):
         if t in (2, 5, 40):
@@ -31,7 +31,7 @@ def test_the_variance_estimate_is_unbiased(random):
 
 @pytest.mark.parametrize("beta", [0.1, 0.5, 0.9, 0.9999])
 def test_factor_is_the_formula(beta, random):
-    """To a few float32 roundings of the factor, also where the mean is a thousand times the deviation."""
+    """The factor is right to a few float32 roundings, also if the mean is a thousand times the deviation."""
     for offset in (0.5, 1000.0):
         gradients = random.normal(offset, 1.0, size=(6, 50)).astype("float32")
         for (mean, s, rho), factor in zip(moments(gradients, beta), factors(gradients, beta), strict=True):
@@ -45,7 +45,7 @@ def test_factor_of_a_tensor_is_that_of_its_sums(random):
 
 
 def test_factor_of_constant_missing_and_extreme_gradients():
-    """No noise: 1. Never a gradient: 1. Squares that overflow or underflow: between 0 and 1, never NaN."""
+    """The factor is 1 without noise or gradient, and in [0, 1] if squares overflow or underflow."""
     for factor in factors([[0.0, 1e-20, 1.0, 1e4, -3.0]] * 300, 0.9):
         np.testing.assert_allclose(factor, 1.0, atol=1e-5)
     for factor in factors([[1e30, 1e-30, 1.0], [-1e30, 0.0, 1e30]] * 3, 0.9):
@@ -63,18 +63,18 @@ def test_constant_gradients_leave_the_inner_optimizer_alone():
 
 
 def test_weight_decay_is_not_scaled():
-    """Alternating gradients: the update vanishes, the decay does not."""
+    """Alternating gradients make the update vanish, but not the decay."""
     gradients = [np.float32([10.0 * (-1) ** t]) for t in range(40)]
     optimizer = SNRScaling(keras.optimizers.SGD(1e-6, weight_decay=1e4), beta=0.99)
     path = path_of(optimizer, gradients)
     np.testing.assert_allclose(path[:, 0], 0.99 ** np.arange(1, 41), rtol=1e-3)
 
 
-# VarianceAware and AdaBelief
+# SVAG, M-SVAG and AdaBelief
 
 
 def test_ada_belief_is_centred(random):
-    """G ~ N(1, 0.25), 200,000 weights: the belief is the variance and the first term's share of the squared mean."""
+    """G ~ N(1, 0.25) at 200,000 weights: the belief is the variance plus the first term's share of the squared mean."""
     variable = keras.Variable(np.zeros(200_000, "float32"))
     optimizer = AdaBelief(0.0, beta_1=0.9, beta_2=0.9)
     optimizer.build([variable])
@@ -85,8 +85,8 @@ def test_ada_belief_is_centred(random):
 
 
 def test_gradients_without_noise():
-    """M-SVAG of constant gradients is gradient descent; where there never was a gradient nothing moves."""
-    path = path_of(VarianceAware(0.1), [np.float32([0.5, -2.0, 0.0])] * 10)
+    """M-SVAG with constant gradients is gradient descent, and a weight without gradient does not move."""
+    path = path_of(MSVAG(0.1), [np.float32([0.5, -2.0, 0.0])] * 10)
     np.testing.assert_allclose(path[:, :2], 1.0 - 0.1 * np.arange(1, 11)[:, None] * [0.5, -2.0], rtol=1e-5)
     np.testing.assert_array_equal(path[:, 2], 1.0)
 
@@ -97,10 +97,9 @@ def test_gradients_without_noise():
         (lambda: SNRScaling(keras.optimizers.SGD(), beta=1.0), ValueError, ["`beta`", "1.0"]),
         (lambda: SNRScaling(keras.optimizers.SGD(), beta=0.0), ValueError, ["`beta`", "> 0", "0.0"]),
         (lambda: SNRScaling("sgd", granularity="layer"), ValueError, ["`granularity`", "'tensor'", "'layer'"]),
-        (lambda: VarianceAware(beta=1.0), ValueError, ["`beta`", "< 1", "1.0"]),
-        (lambda: VarianceAware(form="adam"), ValueError, ["`form`", "'m-svag'", "'adam'"]),
-        (lambda: VarianceAware(variance="exact"), ValueError, ["`variance`", "'running'", "'exact'"]),
-        (lambda: VarianceAware(variance="mini_batch").build([keras.Variable(1.0)]), ValueError, ["MiniBatchVariance"]),
+        (lambda: SVAG(beta=1.0), ValueError, ["`beta`", "< 1", "1.0"]),
+        (lambda: MSVAG(variance="exact"), ValueError, ["`variance`", "'running'", "'exact'"]),
+        (lambda: MSVAG(variance="mini_batch").build([keras.Variable(1.0)]), ValueError, ["MiniBatchVariance"]),
         (lambda: AdaBelief(beta_2=1.0), ValueError, ["`beta_2`", "< 1", "1.0"]),
         (lambda: AdaBelief(epsilon=0.0), ValueError, ["`epsilon`", "> 0", "0.0"]),
         (lambda: SNRScaling(keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD())), TypeError, ["`optimizer`", "LossScaleOptimizer"]),

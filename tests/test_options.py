@@ -11,7 +11,7 @@ import pytest
 from tests.options import CASES, LOSSES, OPTIMIZERS, TRANSFORMS, Where
 
 # They have to be what the data are, and are refused if not.
-STRUCTURAL = {"num_classes", "num_groups", "dim"}
+STRUCTURAL = {"num_classes", "num_domains", "dim"}
 # `name` and `dtype` are looked at below, `reduction` by the losses' suite.
 COMMON = {"name", "dtype", "reduction", "kwargs", "self"}
 

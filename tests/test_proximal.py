@@ -1,4 +1,4 @@
-"""`Proximal` finds the minimum of loss + penalty, with its exact zeros, by whichever optimizer."""
+"""`Proximal` finds the minimum of loss + penalty, with its exact zeros, with any inner optimizer."""
 
 import keras
 import numpy as np
@@ -27,7 +27,7 @@ def distance_to(target):
 
 
 def minimum(x, y, penalty, rate=0.05, steps=20_000):
-    """Of the loss plus the group lasso or sparse group lasso of the rows, by NumPy's proximal gradient."""
+    """The minimum of the loss plus the (sparse) group lasso of the rows, by proximal gradient steps in NumPy."""
     strength, ratio = penalty.strength, getattr(penalty, "l1_ratio", 0.0)
     product, constant = x.T @ x / len(x), x.T @ y / len(x)
     w = np.zeros((FEATURES, OUTPUTS))
@@ -45,7 +45,7 @@ def half_squared_error(y_true, y_pred):
 
 
 def trained(optimizer, x, y, steps):
-    """The weights of a linear model after so many steps, each on all rows."""
+    """The weights of a linear model after `steps` steps, each on all rows."""
     model = keras.Sequential([keras.Input((FEATURES,)), keras.layers.Dense(OUTPUTS, use_bias=False)])
     model.set_weights([np.full((FEATURES, OUTPUTS), 0.1)])
     model.compile(optimizer, half_squared_error)
@@ -84,7 +84,7 @@ def test_every_optimizer_finds_the_minimum_of_loss_and_penalty(name, penalty, ra
 
 
 def test_keras_lasso_and_ridge_have_their_closed_forms():
-    """On 1/2 (w - a)^2 they are sign(a) max(|a| - l1, 0) / (1 + 2 l2)."""
+    """The minimum with 1/2 (w - a)^2 is sign(a) max(|a| - l1, 0) / (1 + 2 l2)."""
     target = np.linspace(-2.0, 2.0, FEATURES * OUTPUTS).reshape(FEATURES, OUTPUTS)
     for regularizer, l1, l2 in (("l1", 0.01, 0.0), (keras.regularizers.L2(0.5), 0.0, 0.5), (keras.regularizers.L1L2(0.3, 0.5), 0.3, 0.5)):  # fmt: skip
         found = trained(Proximal(keras.optimizers.SGD(0.2), regularizer), *distance_to(target), 100)
@@ -95,7 +95,7 @@ def test_keras_lasso_and_ridge_have_their_closed_forms():
 
 
 def test_decoupled_steps_find_the_minimum_for_sgd_and_another_for_adam(random):
-    """At Adam's rest, rate / sqrt(v) g = -rate * subgradient: the strength is that times sqrt(v)."""
+    """Adam stops where rate / sqrt(v) g = -rate * subgradient, so its strength is multiplied by sqrt(v)."""
     x, y = problem(random)
     expected = minimum(x, y, GROUPS)
     by_sgd = Proximal(keras.optimizers.SGD(0.1), GROUPS, metric="learning_rate")
@@ -105,7 +105,7 @@ def test_decoupled_steps_find_the_minimum_for_sgd_and_another_for_adam(random):
 
 
 def test_boxes_and_pieces_are_exact(random):
-    """The minimum of 1/2 (w - a)^2 in a box is a, clipped; total variation of large strength makes rows equal."""
+    """The minimum of 1/2 (w - a)^2 in a box is the clipped a; a large total variation penalty makes rows equal."""
     target = np.linspace(-2.0, 2.0, FEATURES * OUTPUTS).reshape(FEATURES, OUTPUTS)
     boxed = trained(Proximal(keras.optimizers.SGD(0.2), Range(10.0, -0.5, 1.0, power=1)), *distance_to(target), 100)
     np.testing.assert_allclose(boxed, np.clip(target, -0.5, 1.0), atol=1e-6)
@@ -120,7 +120,7 @@ SMALL = np.arange(8) < 4
 
 
 def uneven():
-    """A network half of whose hidden units have weights, and outgoing weights, near zero."""
+    """A network in which half of the hidden units have incoming and outgoing weights near zero."""
     model = network()
     scale = np.where(SMALL, 0.01, 1.0)
     values = model.get_weights()
@@ -155,7 +155,7 @@ def test_zeros_in_stock_compile_survive_a_file_and_go_on(random, tmp_path):
 
 
 def test_joint_groups_take_a_unit_with_its_bias_and_its_outgoing_weights(random):
-    """Joined, all of a unit's weights are a group; apart, the incoming and the outgoing ones are groups that go alone."""
+    """A group has all of a unit's weights if joined, and the incoming or the outgoing ones otherwise."""
     for joined in (False, True):
         model = uneven()
         paths = [variable.path for variable in model.trainable_variables]
@@ -209,7 +209,7 @@ def test_with_a_trainer_its_transforms_and_another_wrapper(random):
 
 
 def test_a_kernel_is_not_made_zero_and_fit_says_so(random):
-    """The step is left out for that kernel alone."""
+    """The step is left out only for that kernel."""
     x, y = data(random)
     model = network()
     model.compile(Proximal(keras.optimizers.SGD(0.1), {"dense/kernel": GroupLasso(100.0), "dense_1": Range(1.0, -1.0, 1.0)}), "mse")  # fmt: skip
@@ -223,7 +223,7 @@ def test_a_kernel_is_not_made_zero_and_fit_says_so(random):
 
 
 def test_initial_weights_stay_if_there_is_no_penalty(random):
-    """Of strength 0 it is the inner optimizer."""
+    """With strength 0, Proximal is the inner optimizer."""
     plain, *_ = fitted(random, keras.optimizers.Adam(0.01))
     proximal, *_ = fitted(np.random.default_rng(0), Proximal(keras.optimizers.Adam(0.01), GroupLasso(0.0)))
     assert_same(weights_of(proximal), weights_of(plain), rtol=1e-5, atol=1e-6)

@@ -1,4 +1,4 @@
-"""Proximal maps: optimality conditions, brute force, and what every proximal map is."""
+"""Proximal maps: optimality conditions, brute force, and the properties of every proximal map."""
 
 import itertools
 import json
@@ -28,24 +28,24 @@ MAPS = {
     "group output": GroupLasso(0.3),
     "group input": GroupLasso(0.3, "input"),
     "group block": GroupLasso(0.3, ("block", (2, 2))),
-    "group unit": GroupLasso(0.3, "unit", splits=2),
+    "group gates": GroupLasso(0.3, ("gates", 2)),
     "group labels": GroupLasso(0.3, LABELS),
     "group unweighted": GroupLasso(0.5, weight_by_size=False),
-    "group mean": GroupLasso(5.0, reduce="mean"),
+    "group mean": GroupLasso(5.0, reduction="mean"),
     "sparse group": SparseGroupLasso(0.4, 0.3),
     "range": Range(0.3, -0.2, 0.4),
     "range exact": Range(0.3, -0.2, 0.4, power=1),
     "tv inputs": TotalVariation(0.3, 0),
     "tv units": TotalVariation(0.3, 1),
     "tv shape": TotalVariation(0.3, 1, shape=(2, 3)),
-    "tv splits": TotalVariation(0.3, -1, splits=2),
+    "tv gates": TotalVariation(0.3, -1, gates=2),
     "distance": L2SP(0.3, np.ones(SHAPE)),
     "elastic": ElasticWeightConsolidation(0.3, np.arange(24.0).reshape(SHAPE), np.ones(SHAPE)),
 }
 
 
 def steps_of(random):
-    """A step for all, and one for each: over four orders of magnitude, as Adam's."""
+    """One step for all weights, and a step for each over four orders of magnitude, as Adam's."""
     return 0.7, np.exp(random.normal(scale=2.0, size=SHAPE))
 
 
@@ -62,7 +62,7 @@ def on_simplex(values, total):
 
 @pytest.mark.parametrize("name", MAPS)
 def test_no_other_weights_are_better(name, random, float64):
-    """By the optimality condition in one direction: along a line to any point the objective does not fall.
+    """The objective does not fall along a line to any other point.
 
     It is convex, so that a slope of the difference quotient below zero, at any distance, would show a better point.
     """
@@ -79,7 +79,7 @@ def test_no_other_weights_are_better(name, random, float64):
 
 
 def gap_of_groups(groups, u, w, step, strength):
-    """How far (w - u) / s is from the subdifferential of strength * sqrt(p) * norm at each group of u."""
+    """The distance of (w - u) / s from the subdifferential of strength * sqrt(p) * norm at each group of u."""
     dual, worst = (w - u) / step, 0.0
     for group in np.unique(groups[groups >= 0]):
         inside = groups == group
@@ -117,7 +117,7 @@ def test_gap_of_groups_in_double_precision(random, float64):
 
 
 def test_a_group_is_zero_exactly_up_to_its_threshold(float64):
-    """Of steps s: if and only if ||w / s|| <= strength sqrt(p)."""
+    """A group is zero if and only if ||w / s|| <= strength sqrt(p), for steps s."""
     direction, step = np.array([[0.6], [0.8]]), np.array([[2.0], [0.5]])
     threshold = np.sqrt(2) / np.sqrt(np.sum((direction / step) ** 2))
     below, above = (numpy(GroupLasso(1.0).prox(f * threshold * direction, step)) for f in (1 - 1e-9, 1 + 1e-6))
@@ -126,7 +126,7 @@ def test_a_group_is_zero_exactly_up_to_its_threshold(float64):
 
 
 def dual_gap_of_variation(u, w, step, strength):
-    """How far the running sums of (w - u) / s are from the subdifferential of strength * sum |difference|."""
+    """The distance of the running sums of (w - u) / s from the subdifferential of strength * sum |difference|."""
     dual = np.cumsum((w - u) / step, axis=-1)
     jumps = np.diff(u, axis=-1)
     # The condition: |dual| <= strength within, -strength * sign(jump) at a jump, 0 at the end.
@@ -146,7 +146,7 @@ def test_total_variation_meets_its_optimality_condition(n, random, float64):
 
 
 def test_total_variation_is_the_dual_quadratic_programs_solution(random, float64):
-    """Against SciPy's bounded least squares on the dual: u = w - s D'z with |z| <= strength."""
+    """SciPy's bounded least squares solves the dual problem, u = w - s D'z with |z| <= strength."""
     w, step = random.normal(size=12), np.exp(random.normal(size=12))
     difference = np.diff(np.eye(12), axis=0)
     root = np.sqrt(step)[:, None] * difference.T
@@ -166,7 +166,7 @@ def test_total_variation_of_large_strength_is_the_weighted_mean(random, float64)
 
 
 def test_total_variation_loses_no_small_steps_next_to_large_weights(random):
-    """prox(w + 1) = prox(w) + 1. The numbers are exact in float32, and so is w + 1: each end is rounded once."""
+    """prox(w + 1) = prox(w) + 1. w and w + 1 are exact in float32, so each end is rounded once."""
     w = np.round(random.normal(size=(4, 400)) * 2.0**8) * 2.0**-20
     variation = TotalVariation(2.0**-11, 1)
     shifted, plain = (numpy(variation.prox(v.astype("float32"), 1.0)).astype("float64") for v in (w + 1.0, w))
@@ -177,7 +177,7 @@ def test_total_variation_loses_no_small_steps_next_to_large_weights(random):
 @settings(max_examples=4, deadline=None)
 @given(seed=st.integers(0, 2**16), near=st.sampled_from([1e-2, 1.0]))
 def test_firmly_nonexpansive(name, seed, near):
-    """In the metric 1 / s: ||prox a - prox b||^2 <= <prox a - prox b, a - b>."""
+    """||prox a - prox b||^2 <= <prox a - prox b, a - b> in the metric 1 / s."""
     random = np.random.default_rng(seed)
     step = steps_of(random)[seed % 2]
     a = random.normal(size=SHAPE)
@@ -234,7 +234,7 @@ def test_projections(random):
 
 
 class Named:
-    """A variable as far as regularizers look."""
+    """The attributes of a variable that regularizers use."""
 
     def __init__(self, path, shape):
         self.path, self.shape = path, shape
@@ -244,7 +244,7 @@ A, B = Named("a", (3, 4)), Named("b", (4,))
 
 
 def test_joint_groups_are_the_groups_of_the_concatenation(random, float64):
-    """Columns of a matrix with entries of a vector are the columns of both stacked."""
+    """The columns of a matrix, each with an entry of a vector, are the columns of the stacked arrays."""
     a, b = random.normal(size=A.shape), random.normal(size=B.shape)
     joint = JointGroupLasso(0.3, {"a": np.arange(4), "b": np.arange(4)})
     stacked, plain = np.vstack([a, b]), GroupLasso(0.3)
@@ -256,7 +256,7 @@ def test_joint_groups_are_the_groups_of_the_concatenation(random, float64):
 
 
 def test_overlapping_joint_groups_meet_their_optimality_condition(random, float64):
-    """Rows and columns of a matrix: the dual is a sum of one element of each subdifferential.
+    """The groups are rows and columns of a matrix, and the dual is a sum of elements of the subdifferentials.
 
     u is best if it is optimal for the smooth problem in its support, and zero groups have a dual that fits: checked by
     the objective along random lines, which is convex.
@@ -281,19 +281,19 @@ def test_overlapping_joint_groups_meet_their_optimality_condition(random, float6
 
 @pytest.mark.parametrize("by_size", [True, False])
 def test_several_families_of_joint_groups_are_a_sum(by_size, random, float64):
-    """Rows of a matrix, and its columns each with an entry of a vector; a mean is the sum by the number of weights."""
+    """The groups are the rows of a matrix, and its columns, each with an entry of a vector."""
     a, b = random.normal(size=A.shape), random.normal(size=B.shape)
     families = [{"a": np.arange(3)[:, None]}, {"a": np.arange(4), "b": np.arange(4)}]
     rows, columns = np.linalg.norm(a, axis=1), np.linalg.norm(np.vstack([a, b]), axis=0)
     expected = 0.3 * (rows.sum() * (2.0 if by_size else 1.0) + columns.sum() * (2.0 if by_size else 1.0))
-    for reduce, count in (("sum", 1), ("mean", 12 + 16)):
-        joint = JointGroupLasso(0.3, families, weight_by_size=by_size, reduce=reduce)
+    for reduction, count in (("sum", 1), ("mean", 12 + 16)):
+        joint = JointGroupLasso(0.3, families, weight_by_size=by_size, reduction=reduction)
         assert float(numpy(joint.total([A, B], [a, b]))) == pytest.approx(expected / count, rel=1e-12)
 
 
 def test_joint_groups_from_their_configuration(random):
     families = [{"a": np.arange(3)[:, None]}, {"a": np.arange(4), "b": np.array([0, 1, -1, 3])}]
-    joint = JointGroupLasso(0.3, families, weight_by_size=False, reduce="mean")
+    joint = JointGroupLasso(0.3, families, weight_by_size=False, reduction="mean")
     again = keras.saving.deserialize_keras_object(json.loads(json.dumps(keras.saving.serialize_keras_object(joint))))
     values = [random.normal(size=each.shape).astype("float32") for each in (A, B)]
     assert float(again.total([A, B], values)) == float(joint.total([A, B], values)) > 0

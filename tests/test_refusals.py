@@ -65,13 +65,11 @@ def count_from(least):
 
 ENDS = {
     losses.GeneralRobust: {
-        "alpha": ([-math.inf, math.inf], ["2"]),
-        "lam": ([-math.inf, 1.0, np.float32(0.5), np.array(0.5)], [1.1, [0.5]]),
+        "alpha": ([-math.inf, math.inf, np.float32(0.5), np.array(0.5)], ["2", [0.5]]),
         "scale": POSITIVE,
     },
     losses.AdaptiveRobust: {
         "alpha": ([0.0, math.inf], [-1e-9]),
-        "lam": ([-1.0, 1.0], [-1.1, 1.1]),
         "scale": POSITIVE,
         "scale_init": ([2e-5], [1e-5]),
         "scale_min": POSITIVE,
@@ -86,41 +84,32 @@ ENDS = {
         "df_range": ([(0.9, 1.1)], [(0.0, 2.0), (1.0, 2.0), (2.0, 0.5), (0.5, math.inf), (0.5,)]),
     },
     losses.AdaptiveImage: {"levels": count_from(1)},
-    losses.BatchAdaptive: {
+    losses.GradientHarmonized: {"momentum": MOMENTUM, "bins": count_from(2)},
+    losses.SelfPaced: {"momentum": MOMENTUM, "share": ([1e-9, 1.0], [0.0, 1.1])},
+    losses.StandardizedIRLS: {
         "momentum": MOMENTUM,
-        "bins": count_from(2),
-        "share": ([1e-9, 1.0], [0.0, 1.1]),
         "alpha": ([2.0, -math.inf], [2.1, math.inf]),
-        "lam": ([0.0, -math.inf], [0.1]),
         "scale": POSITIVE,
     },
     losses.CVaR: {"level": SHARE},
     losses.QuantileThreshold: {"level": SHARE},
-    losses.ConfidenceWeighted: {"gamma": ([1e-9, 7.0], [0.0, -1.0])},
-    losses.ErrorWeighted: {
-        "alpha": ([2.0, -math.inf], [2.1, math.inf]),
-        "lam": ([0.0, -math.inf], [0.1]),
-        "scale": POSITIVE,
-        "hardest": ([1e-9, 1.0], [0.0, 1.1]),
-    },
+    losses.Focal: {"gamma": ([1e-9, 7.0], [0.0, -1.0])},
+    losses.GeneralizedCrossEntropy: {"q": ([1e-9, 1.0], [0.0, 1.1])},
+    losses.IRLS: {"alpha": ([2.0, -math.inf], [2.1, math.inf]), "scale": POSITIVE},
+    losses.HardExampleMining: {"fraction": ([1e-9, 1.0], [0.0, 1.1])},
     losses.LearnedClassWeights: {
-        "strength": ([1e-9, np.float32(1.0), np.array(1.0), np.ones(3)], [0.0, [1.0, 2.0], [1.0, 2.0, 0.0]]),
-        "step": POSITIVE,
-        "tau": ([0.0, 99.9], [-0.1, 100.0]),
+        "strength": ([1e-9, np.float32(1.0), np.array(1.0), np.ones(3)], [0.0, [1.0, 2.0], [1.0, 2.0, 0.0]])
     },
-    losses.LearnedThreshold: {
-        "temperature": POSITIVE,
-        "momentum": MOMENTUM,
-        "target": SHARE,
-        "costs": ([(1.0, 1e-9)], [(1.0, 0.0), (0.0, 1.0), (1.0,), (1.0, 1.0, 1.0)]),
-    },
+    losses.GroupDRO: {"step": POSITIVE, "tau": ([0.0, 99.9], [-0.1, 100.0])},
+    losses.F1Threshold: {"temperature": POSITIVE, "momentum": MOMENTUM},
+    losses.CostThreshold: {"false_positive_cost": POSITIVE, "false_negative_cost": POSITIVE},
+    losses.PrecisionAtRecallThreshold: {"recall": SHARE},
+    losses.RecallAtPrecisionThreshold: {"precision": SHARE},
     losses.LogitAdjusted: {"frequencies": ([[1, 1e-9], np.ones(3)], [[1.0], [1.0, 0.0], []]), "tau": NOT_NEGATIVE},
-    losses.Mahalanobis: {
-        "rank": ([1], [0, 2]),
-        "strength": POSITIVE,
-        "neighbors": count_from(1),
-        "push": SHARE,
-    },
+    losses.Mahalanobis: {"rank": ([1, 7], [0, 8])},
+    losses.ClassMahalanobis: {"rank": ([1], [0, 2]), "strength": POSITIVE},
+    losses.NCA: {"rank": ([1], [0, 2]), "strength": POSITIVE},
+    losses.LMNN: {"rank": ([1], [0, 2]), "neighbors": count_from(1), "push": SHARE},
     losses.DeepSVDD: {"nu": SHARE, "center": ([[0.0, -1.0], np.ones(2)], [[math.inf], ["a"]])},
     losses.TaskUncertainty: {
         "log_variance_range": ([(-1e-9, 1e-9)], [(0.0, 1.0), (-1.0, 0.0), (1.0, -1.0), (-math.inf, 1.0)])
@@ -149,9 +138,10 @@ ENDS = {
         "samples": count_from(1),
     },
     transforms.IVONNoise: {"examples": ([1, 0.5], [0.0, -1]), "samples": count_from(1)},
-    transforms.SharpnessAware: {"rho": POSITIVE, "splits": count_from(1)},
+    transforms.SharpnessAware: {"rho": POSITIVE, "micro_batches": count_from(1)},
     transforms.GradientNormPenalty: {"strength": NOT_NEGATIVE},
     transforms.GradientVariancePenalty: {"strength": NOT_NEGATIVE, "micro_batches": count_from(2)},
+    transforms.Fishr: {"strength": NOT_NEGATIVE, "num_domains": count_from(2)},
     transforms.MeasureGradient: {"every": count_from(1), "micro_batches": count_from(2)},
     transforms.MiniBatchVariance: {"micro_batches": count_from(2)},
     transforms.ScaleMixturePrior: {"wide": POSITIVE, "narrow": POSITIVE, "share": SHARE},
@@ -159,7 +149,7 @@ ENDS = {
         "strength": NOT_NEGATIVE,
         "axis": ([0, -1, (0, 1), "spatial"], [0.5, (), True]),
         "order": count_from(1),
-        "splits": count_from(1),
+        "gates": count_from(1),
         "shape": ([(1, 4), [2, 2]], [(0, 4), (2.5,), 4]),
     },
     regularizers.Range: {
@@ -168,7 +158,13 @@ ENDS = {
         "high": ([-0.1, 1e9], [math.inf, -0.2]),
         "power": ([1, 2], [0, 3, 1.5]),
     },
-    regularizers.GroupLasso: {"strength": NOT_NEGATIVE, "splits": count_from(1)},
+    regularizers.GroupLasso: {
+        "strength": NOT_NEGATIVE,
+        "groups": (
+            [("gates", 1), ["gates", [4]], ("axes", -1)],
+            [("gates", 0), ("gates", (2, 2)), ("block", 2), "unit"],
+        ),
+    },
     regularizers.SparseGroupLasso: {"strength": NOT_NEGATIVE, "l1_ratio": ([0.0, 1.0], [-1e-9, 1.1])},
     regularizers.JointGroupLasso: {
         "strength": NOT_NEGATIVE,
@@ -189,7 +185,8 @@ ENDS = {
         "weight_decay": NOT_NEGATIVE,
     },
     optimizers.AdaBelief: {"beta_1": SHARE, "beta_2": SHARE, "epsilon": POSITIVE},
-    optimizers.VarianceAware: {"beta": SHARE},
+    optimizers.SVAG: {"beta": SHARE},
+    optimizers.MSVAG: {"beta": SHARE},
     optimizers.SNRScaling: {"beta": SHARE},
 }
 FLAT_ENDS = [
@@ -341,12 +338,10 @@ CALLS = {
         (lambda: minimand.sparsity.unit_groups(MODEL, incoming=False), ["`incoming`", "`outgoing`"]),
         (lambda: minimand.sparsity.unit_groups(MODEL), ["unit"]),
     ],
-    "GradientVariancePenalty": [
+    "Fishr": [
         (
-            lambda: compiled(
-                transforms=[transforms.GradientVariancePenalty(1.0, estimator="exact", groups="site", num_groups=2)]
-            ).train_on_batch(ROWS, ROWS[:, :1]),
-            ["`groups`", "'site'", "no names"],
+            lambda: compiled(transforms=[transforms.Fishr(1.0, "site", 2)]).train_on_batch(ROWS, ROWS[:, :1]),
+            ["`domains`", "'site'", "no names"],
         )
     ],
     "Sparsity": [

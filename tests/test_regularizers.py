@@ -65,9 +65,9 @@ FORMS = {
         (6, 4),
         lambda w: total_variation(w.reshape(2, 3, 4), (0, 1)),
     ),
-    "tv splits": (TotalVariation(1.0, -1, splits=4), (3, 8), lambda w: total_variation(w.reshape(3, 4, 2), (2,))),
-    "tv splits, inputs": (TotalVariation(1.0, 0, splits=4), (3, 8), total_variation),
-    "tv mean": (TotalVariation(1.0, 0, reduce="mean"), (4, 3), lambda w: total_variation(w) / 12),
+    "tv gates": (TotalVariation(1.0, -1, gates=4), (3, 8), lambda w: total_variation(w.reshape(3, 4, 2), (2,))),
+    "tv gates, inputs": (TotalVariation(1.0, 0, gates=4), (3, 8), total_variation),
+    "tv mean": (TotalVariation(1.0, 0, reduction="mean"), (4, 3), lambda w: total_variation(w) / 12),
     "range power 1": (Range(1.0, -0.2, 0.4, power=1), (5,), lambda w: out_of_range(w, 1)),
     "block": (GroupLasso(1.0, ("block", (2, 3))), (4, 6), norms(lambda i, s: (i[0] // 2, i[1] // 3))),
     "block of a convolution": (
@@ -75,11 +75,11 @@ FORMS = {
         (2, 4, 3),
         norms(lambda i, s: (i[0], i[1] // 2, i[2])),
     ),
-    "unit": (GroupLasso(1.0, "unit", splits=4), (3, 8), norms(lambda i, s: i[1] % 2)),
+    "gates": (GroupLasso(1.0, ("gates", 4)), (3, 8), norms(lambda i, s: i[1] % 2)),
     "labels": (GroupLasso(1.0, LABELS), (2, 3), norms(lambda i, s: None if LABELS[i] < 0 else LABELS[i])),
     "labels of columns": (GroupLasso(1.0, [0, 0, 7]), (2, 2, 3), norms(lambda i, s: i[-1] // 2)),
     "unweighted": (GroupLasso(1.0, weight_by_size=False), (2, 3), norms(lambda i, s: i[1], weight_by_size=False)),
-    "mean": (GroupLasso(1.0, reduce="mean"), (2, 3), lambda w: norms(lambda i, s: i[1])(w) / 6),
+    "mean": (GroupLasso(1.0, reduction="mean"), (2, 3), lambda w: norms(lambda i, s: i[1])(w) / 6),
     "distance": (L2SP(1.0, np.ones((2, 3))), (2, 3), lambda w: np.sum((w - 1.0) ** 2)),
     "elastic": (
         ElasticWeightConsolidation(1.0, np.arange(6.0).reshape(2, 3), np.ones((2, 3))),
@@ -101,7 +101,7 @@ def test_forms_against_loops_with_their_gradients(name, random, float64):
 
 
 def kernels():
-    """Of each kind of layer a weight, and what its axes are."""
+    """A weight of each kind of layer."""
     inputs = {
         "dense": (keras.layers.Dense(3), (5,)),
         "conv1d": (keras.layers.Conv1D(3, 4), (8, 2)),
@@ -137,10 +137,10 @@ KINDS = {
     ],
     "einsum": [(GroupLasso(1.0, ("axes", 1)), norms(lambda i, s: i[1]))],
     "embedding": [(GroupLasso(1.0, "input"), norms(lambda i, s: i[0])), (TotalVariation(1.0, 0), total_variation)],
-    "lstm": [(GroupLasso(1.0, "unit", splits=4), norms(lambda i, s: i[1] % 2))],
+    "lstm": [(GroupLasso(1.0, ("gates", 4)), norms(lambda i, s: i[1] % 2))],
     "gru": [
-        (GroupLasso(1.0, "unit", splits=3), norms(lambda i, s: i[1] % 2)),
-        (TotalVariation(1.0, 1, splits=3), lambda w: total_variation(w.reshape(3, 3, 2), (2,))),
+        (GroupLasso(1.0, ("gates", 3)), norms(lambda i, s: i[1] % 2)),
+        (TotalVariation(1.0, 1, gates=3), lambda w: total_variation(w.reshape(3, 3, 2), (2,))),
     ],
 }  # fmt: skip
 
@@ -163,7 +163,7 @@ def test_configurations_make_equal_regularizers(name, random):
 
 
 def test_anchors_survive_saving_and_training(random, tmp_path):
-    """The distance is to the weights at the time when the regularizer was made, in the model and in a loaded one."""
+    """The anchor is the weights when the regularizer was made, in the model and in a loaded model."""
     x, y = data(random)
     model = network()
     anchors = [v.numpy() for v in model.trainable_variables]
@@ -195,7 +195,7 @@ def test_anchored_kernel_in_stock_keras(random, tmp_path):
 
 
 def test_fisher_information_is_the_mean_square_of_each_examples_gradient(random):
-    """Of logistic regression, (p - y) x, against a loop over examples; exact zeros where an input is zero."""
+    """The gradient of logistic regression is (p - y) x, which is exactly zero where an input is zero."""
     x = random.normal(size=(20, 3)).astype("float32")
     x[:, 2] = 0.0
     y = random.integers(2, size=20)
@@ -217,7 +217,7 @@ def test_fisher_information_of_rows_that_do_not_match_is_told(rows, targets):
 
 
 def test_a_scheduled_strength_goes_by_the_steps_of_the_penalty(random):
-    """SGD on a constant loss: each step subtracts rate * strength(step) * gradient."""
+    """Each step of SGD on a constant loss subtracts rate * strength(step) * gradient."""
     strength = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.0, 0.5])
     trainer = minimand.Trainer(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, use_bias=False)]))
     penalty = minimand.transforms.WeightPenalty(Range(strength, -1.0, 1.0))
@@ -241,24 +241,24 @@ def test_a_scheduled_strength_goes_by_the_steps_of_the_penalty(random):
         (lambda: TotalVariation(1.0, axis=0)(np.ones((1, 2))), ValueError, ["2 entries", "(1, 2)"]),
         (lambda: TotalVariation(1.0, axis=0, order=2)(np.ones((2, 2))), ValueError, ["3 entries", "(2, 2)"]),
         (lambda: TotalVariation(1.0, axis=0, shape=(2, 2))(np.ones((5, 2))), ValueError, ["`shape`", "(2, 2)", "(5, 2)"]),
-        (lambda: TotalVariation(1.0, axis=1, splits=4)(np.ones((5, 6))), ValueError, ["`splits`", "4", "(5, 6)"]),
+        (lambda: TotalVariation(1.0, axis=1, gates=4)(np.ones((5, 6))), ValueError, ["`gates`", "4", "(5, 6)"]),
         (lambda: TotalVariation(1.0, axis=0, isotropic=True), ValueError, ["isotropic=True", "several axes"]),
         (lambda: TotalVariation(1.0, axis=0, order=2).prox(np.ones(4), 1.0), NotImplementedError, ["order=2"]),
         (lambda: TotalVariation(1.0, "spatial").prox(np.ones((3, 3, 1, 1)), 1.0), NotImplementedError, ["single axis"]),
         (lambda: Range(1.0, 1.0, -1.0), ValueError, ["`low`", "`high`", "-1.0"]),
         (lambda: Range(1.0, float("-inf"), 1.0), ValueError, ["`low`", "-inf"]),
         (lambda: Range(1.0, 0.0, 1.0, power=3), ValueError, ["`power`", "3"]),
-        (lambda: Range(1.0, 0.0, 1.0, reduce="max"), ValueError, ["`reduce`", "'max'"]),
+        (lambda: Range(1.0, 0.0, 1.0, reduction="max"), ValueError, ["`reduction`", "'max'"]),
         (lambda: GroupLasso(1.0, groups="units"), ValueError, ["`groups`", "'output'", "'units'"]),
         (lambda: GroupLasso(1.0, groups=("block", (2,))), ValueError, ["`groups`", "rows", "(2,)"]),
         (lambda: GroupLasso(1.0, groups=[0.5, 1.0]), ValueError, ["integers", "0.5"]),
         (lambda: GroupLasso(1.0, groups=[-1, -1]), ValueError, ["`groups`", "-1"]),
-        (lambda: GroupLasso(1.0, splits=4), ValueError, ["`splits`", "unit"]),
+        (lambda: GroupLasso(1.0, ("gates", 0)), ValueError, ["`groups`", '("gates", number)', "('gates', 0)"]),
         (lambda: GroupLasso(1.0)(np.ones(3)), ValueError, ["rank 2", "(3,)"]),
         (lambda: GroupLasso(1.0, "position")(np.ones((3, 3))), ValueError, ["rank 3", "(3, 3)"]),
         (lambda: GroupLasso(1.0, ("block", (2, 2)))(np.ones((3, 4))), ValueError, ["divide", "(3, 4)"]),
         (lambda: GroupLasso(1.0, ("axes", 2))(np.ones((3, 4))), ValueError, ["axes", "(3, 4)"]),
-        (lambda: GroupLasso(1.0, "unit", splits=4)(np.ones((3, 6))), ValueError, ["`splits`", "(3, 6)"]),
+        (lambda: GroupLasso(1.0, ("gates", 4))(np.ones((3, 6))), ValueError, ["gates", "divide", "(3, 6)"]),
         (lambda: GroupLasso(1.0, [0, 1])(np.ones((3, 3))), ValueError, ["broadcast", "(2,)", "(3, 3)"]),
         (lambda: SparseGroupLasso(1.0, 1.5), ValueError, ["`l1_ratio`", "1.5"]),
         (lambda: L2SP(1.0, np.ones(3))(np.ones(4)), ValueError, ["shape", "(3,)", "(4,)"]),

@@ -36,9 +36,7 @@ def test_samples_are_functions(random):
 def test_samples_repeat_whatever_the_batch_size_and_leave_no_trace(random):
     x, y = data(random, rows=12)
     model = network()
-    trainer = trainer_of(
-        model, WeightNoise(0.5, draws="table", start=3), SharpnessAware(0.1), WeightNoise(0.1, name="second")
-    )
+    trainer = trainer_of(model, WeightNoise(0.5, start=3), SharpnessAware(0.1), WeightNoise(0.1, name="second"))
     before = [v.numpy() for v in trainer.variables]
     first = trainer.predict_samples(x, 3, seed=1)
     np.testing.assert_allclose(trainer.predict_samples(x, 3, seed=1, batch_size=5), first, rtol=1e-5, atol=1e-6)

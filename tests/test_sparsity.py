@@ -1,4 +1,4 @@
-"""The compacted model has the same outputs, is smaller by what was put to zero, and is plain Keras."""
+"""The compacted model has the same outputs, lacks the units that were set to zero, and is plain Keras."""
 
 import keras
 import numpy as np
@@ -11,7 +11,7 @@ from tests.helpers import data, numpy, told
 
 
 def randomised(model, random):
-    """Every weight and statistic at random, away from zero."""
+    """The model with random weights and statistics away from zero."""
     for variable in model.weights:
         sign = 1.0 if "variance" in variable.path else random.choice([-1.0, 1.0], size=variable.shape)
         variable.assign(sign * random.uniform(0.2, 1.0, size=variable.shape))
@@ -19,7 +19,7 @@ def randomised(model, random):
 
 
 def silence(layer, units, *, bias=None):
-    """Put the incoming weights of these outputs to zero; their biases to the given number."""
+    """Set the incoming weights of these outputs to zero, and their biases to the given number."""
     kernel = numpy(layer.kernel).copy()
     kernel[..., units] = 0.0
     layer.kernel.assign(kernel)
@@ -30,7 +30,7 @@ def silence(layer, units, *, bias=None):
 
 
 def ignore(layer, units):
-    """Put the weights of these inputs to zero."""
+    """Set the weights of these inputs to zero."""
     kernel = numpy(layer.kernel).copy()
     kernel[..., units, :] = 0.0
     layer.kernel.assign(kernel)
@@ -189,7 +189,7 @@ def test_the_smaller_model_is_plain_keras_and_can_be_trained_and_saved(random, t
 
 
 def test_a_unit_whose_group_is_zero_goes(random):
-    """Each group of incoming, or of outgoing, weights put to zero in turn removes exactly one unit."""
+    """Setting a group of incoming or outgoing weights to zero removes exactly one unit."""
     for arguments in ({}, {"incoming": False, "outgoing": True}):
         model = convnet(random, "valid")
         groups = unit_groups(model, **arguments)
@@ -244,7 +244,7 @@ def test_joint_penalty_and_proximal_steps_remove_units_of_a_trained_model(random
 
 
 def relu(values):
-    """An activation of this name that is not Keras's: each output sees the others."""
+    """The activation has the name of one of Keras's, but each output depends on the others."""
     return values / (1.0 + keras.ops.sum(keras.ops.abs(values), axis=-1, keepdims=True))
 
 
@@ -254,7 +254,7 @@ def flipped(values):
 
 @pytest.mark.parametrize("activation", ["softmax", relu, flipped])
 def test_outputs_that_see_each_other_stay(activation, random):
-    """Of a layer whose second and third outputs nothing uses, and whose fourth is constant before the activation."""
+    """Nothing uses the layer's second and third outputs, and its fourth is constant before the activation."""
     stack = [keras.Input((4,)), layers.Dense(5, activation, name="a"), layers.Dense(3, name="b")]
     for model in (keras.Sequential(stack), keras.Sequential([stack[0], layers.Dense(5), layers.Activation(activation), layers.Dense(3)])):  # fmt: skip
         first, last = randomised(model, random).layers[0], model.layers[-1]

@@ -6,7 +6,15 @@ import pytest
 from scipy import special
 
 import minimand
-from minimand.losses import CVaR, DeepSVDD, LearnedThreshold, QuantileThreshold
+from minimand.losses import (
+    CostThreshold,
+    CVaR,
+    DeepSVDD,
+    F1Threshold,
+    PrecisionAtRecallThreshold,
+    QuantileThreshold,
+    RecallAtPrecisionThreshold,
+)
 from tests.helpers import identity, steps
 
 
@@ -35,20 +43,19 @@ def test_a_threshold_follows_scores_that_fall_by_orders_of_magnitude(random):
 
 
 @pytest.mark.parametrize(
-    "arguments",
+    ("make", "arguments"),
     [
-        {"objective": "soft_f1"},
-        {"objective": "cost", "costs": (1.0, 3.0)},
-        {"objective": "precision_at_recall", "target": 0.8},
-        {"objective": "recall_at_precision", "target": 0.7},
+        (F1Threshold, {}),
+        (CostThreshold, {"false_negative_cost": 3.0}),
+        (PrecisionAtRecallThreshold, {"recall": 0.8}),
+        (RecallAtPrecisionThreshold, {"precision": 0.7}),
     ],
-    ids=lambda arguments: arguments["objective"],
 )
-def test_the_threshold_is_at_the_sweeps_optimum(arguments, random):
+def test_the_threshold_is_at_the_sweeps_optimum(make, arguments, random):
     """Hard decisions at the trained threshold are as good as those at the best one, to 2 points."""
     y = (random.uniform(size=(8192, 1)) < 0.3).astype("float32")
     s = special.expit(random.normal(size=y.shape) + 2 * y - 1.8).astype("float32")
-    loss = LearnedThreshold(loss="binary_crossentropy", **arguments)
+    loss = make(loss="binary_crossentropy", **arguments)
     trainer = minimand.Trainer(identity())
     trainer.compile(keras.optimizers.Adam(0.01), loss, steps_per_execution=steps(32))
     trainer.fit(s, y, batch_size=256, epochs=12, verbose=0)
@@ -57,33 +64,32 @@ def test_the_threshold_is_at_the_sweeps_optimum(arguments, random):
     tp, fp, p = (decisions * y).mean(axis=0), (decisions * (1 - y)).mean(axis=0), y.mean()
     recall, precision = tp / p, tp / np.maximum(tp + fp, 1e-9)
     merit, limit, target = {
-        "soft_f1": (2 * tp / (tp + fp + p), recall, 0.0),
-        "cost": (-fp - 3 * (p - tp), recall, 0.0),
-        "precision_at_recall": (precision, recall, 0.8),
-        "recall_at_precision": (recall, precision, 0.7),
-    }[arguments["objective"]]
+        F1Threshold: (2 * tp / (tp + fp + p), recall, 0.0),
+        CostThreshold: (-fp - 3 * (p - tp), recall, 0.0),
+        PrecisionAtRecallThreshold: (precision, recall, 0.8),
+        RecallAtPrecisionThreshold: (recall, precision, 0.7),
+    }[make]
     assert limit[-1] > target - 0.02
     assert merit[-1] > merit[limit >= target].max() - 0.02
 
 
-# What each objective minimises, and the violation of its target, as the docstring has them.
+# The function that each loss minimises, and the violation of its constraint, as in the docstrings.
 STATED = {
-    "soft_f1": lambda tp, fp, p: (1 - 2 * tp / (tp + fp + p), None),
-    "cost": lambda tp, fp, p: (2 * fp + 5 * (p - tp), None),
-    "precision_at_recall": lambda tp, fp, p: (fp / (1 - p), 0.9 - tp / p),
-    "recall_at_precision": lambda tp, fp, p: (1 - tp / p, (0.8 * (tp + fp) - tp) / p),
+    F1Threshold: ({}, lambda tp, fp, p: (1 - 2 * tp / (tp + fp + p), None)),
+    CostThreshold: (
+        {"false_positive_cost": 2.0, "false_negative_cost": 5.0},
+        lambda tp, fp, p: (2 * fp + 5 * (p - tp), None),
+    ),
+    PrecisionAtRecallThreshold: ({"recall": 0.9}, lambda tp, fp, p: (fp / (1 - p), 0.9 - tp / p)),
+    RecallAtPrecisionThreshold: ({"precision": 0.8}, lambda tp, fp, p: (1 - tp / p, (0.8 * (tp + fp) - tp) / p)),
 }
 
 
-@pytest.mark.parametrize("objective", STATED)
-def test_a_threshold_minimises_the_stated_lagrangian(objective, random):
+@pytest.mark.parametrize("make", STATED)
+def test_a_threshold_minimises_the_stated_lagrangian(make, random):
     """In training, with running means and the multiplier of each step; the third batch's weights are 0."""
-    extra = {
-        "cost": {"costs": (2.0, 5.0)},
-        "precision_at_recall": {"target": 0.9},
-        "recall_at_precision": {"target": 0.8},
-    }
-    loss = LearnedThreshold(objective, temperature=0.5, momentum=0.6, **extra.get(objective, {}))
+    arguments, stated = STATED[make]
+    loss = make(temperature=0.5, momentum=0.6, **arguments)
     trainer = minimand.Trainer(identity())
     trainer.compile(keras.optimizers.SGD(0.0), loss)
     running, multiplier = None, 0.0
@@ -95,7 +101,7 @@ def test_a_threshold_minimises_the_stated_lagrangian(objective, random):
             decisions = special.expit((special.logit(s) - special.logit(0.5)) / 0.5)
             of_batch = [np.average(v[:, 0], weights=weights) for v in (y * decisions, (1 - y) * decisions, y)]
             running = np.array(of_batch) if running is None else 0.6 * running + 0.4 * np.array(of_batch)
-        expected, violation = STATED[objective](*running)
+        expected, violation = stated(*running)
         if violation is not None:
             multiplier = max(multiplier + 0.1 * np.clip(violation, -0.1, 0.1), 0.0)
             expected += (max(multiplier + 10 * violation, 0.0) ** 2 - multiplier**2) / 20
@@ -105,7 +111,7 @@ def test_a_threshold_minimises_the_stated_lagrangian(objective, random):
 
 
 def test_deciding_model(random):
-    loss = LearnedThreshold("cost", from_logits=True)
+    loss = CostThreshold(from_logits=True)
     loss.build_once((None, 1), (None, 1))
     loss._threshold.assign(0.3)
     z = random.normal(size=(20, 1)).astype("float32")
@@ -126,4 +132,4 @@ def test_the_first_centre_keeps_off_zero():
     loss.build_once((None,), (None, 3))
     p = np.float32([[1.0, 0.02, -0.02], [3.0, 0.02, -0.02], [99.0, 9.0, 9.0]])
     loss(np.zeros(3), p, sample_weight=np.float32([1, 1, 0]))
-    np.testing.assert_allclose(loss.center.numpy(), [2.0, 0.1, -0.1], rtol=1e-6)
+    np.testing.assert_allclose(loss.sphere_center, [2.0, 0.1, -0.1], rtol=1e-6)

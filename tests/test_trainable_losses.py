@@ -9,12 +9,15 @@ from scipy import special
 
 import minimand
 from minimand.losses import (
+    NCA,
+    CostThreshold,
     CVaR,
     DeepSVDD,
+    GroupDRO,
     LearnedClassWeights,
-    LearnedThreshold,
     LogitAdjusted,
     Mahalanobis,
+    PrecisionAtRecallThreshold,
     QuantileThreshold,
     TaskUncertainty,
     TemperatureScaled,
@@ -55,7 +58,7 @@ def test_an_adversary_equalises_the_classes(random):
     losses = {}
     for name, loss in {
         "plain": SPARSE,
-        "adversarial": LearnedClassWeights(2, "adversarial", SPARSE, step=0.02),
+        "adversarial": GroupDRO(2, SPARSE, step=0.02),
     }.items():
         keras.utils.set_random_seed(3)
         model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(2, "softmax")])
@@ -126,20 +129,26 @@ def test_logit_adjustment_is_cross_entropy_of_shifted_logits(random):
     np.testing.assert_allclose(numpy(binary(y[:, None], z)), expected, rtol=1e-4)
 
 
-def test_uncertainty_is_a_barrier_of_a_half(random):
+def test_class_weights_of_strength_a_half_are_those_of_task_uncertainty(random):
+    """Kendall's form: of each class the loss e^-s l + s/2, with e^-s the class's weight."""
     y, p = random.integers(3, size=9), special.softmax(random.normal(size=(9, 3)), axis=-1)
-    values = []
-    for loss in (LearnedClassWeights(3, "uncertainty"), LearnedClassWeights(3, "barrier", strength=0.5)):
-        loss.build_once((None,), (None, 3))
-        loss.trainable_variables[0].assign([0.1, -0.2, 0.3])
-        values.append(float(numpy(loss(y, p))))
-    assert values[0] == values[1]
+    loss = LearnedClassWeights(3, strength=0.5, reduction=None)
+    loss.build_once((None,), (None, 3))
+    weights = np.array([0.4, 1.5, 3.0])
+    loss._weights.assign(weights)
+    expected = np.zeros(9)
+    for c in range(3):
+        task = TaskUncertainty(SPARSE, "classification", reduction=None)
+        task.build_once((None,), (None, 3))
+        task._log_variance.assign(-np.log(weights[c]))
+        expected = np.where(y == c, numpy(task(y, p)), expected)
+    np.testing.assert_allclose(numpy(loss(y, p)), expected, rtol=1e-5)
 
 
 def test_rare_classes_are_not_forgotten_between_batches(random):
     """Adversarial weights of batches of one example each: the means over all of them are q_c L_c, to the last digit."""
     y, p = np.array([0, 0, 0, 0, 0, 0, 0, 1]), special.softmax(random.normal(size=(8, 2)), axis=-1)
-    loss = LearnedClassWeights(2, "adversarial", step=1e-9, reduction="sum")
+    loss = GroupDRO(2, step=1e-9, reduction="sum")
     loss.build_once((None,), (None, 2))
     loss(y, p)
     loss.training = False
@@ -306,16 +315,11 @@ def test_masks_in_fit(random):
         (lambda: QuantileThreshold(0.0), ["`level`", "> 0"]),
         (lambda: DeepSVDD(1.5), ["`nu`", "1.5"]),
         (lambda: DeepSVDD(center=[1.0]).build((None,), (None, 2)), ["center", "(None, 2)"]),
-        (lambda: LearnedThreshold("f2"), ["`objective`", "'f2'"]),
-        (lambda: LearnedThreshold("precision_at_recall"), ["`target`", "None"]),
-        (lambda: LearnedThreshold("soft_f1", target=0.5), ["`target`", "0.5"]),
-        (lambda: LearnedThreshold("soft_f1", costs=(1, 2)), ["`costs`"]),
-        (lambda: LearnedThreshold("cost", costs=(0.0, 1.0)), ["`costs`", "> 0"]),
+        (lambda: PrecisionAtRecallThreshold(1.0), ["`recall`", "< 1", "1.0"]),
+        (lambda: CostThreshold(false_negative_cost=0.0), ["`false_negative_cost`", "> 0"]),
         (lambda: LearnedClassWeights(1), ["`num_classes`", ">= 2"]),
-        (lambda: LearnedClassWeights(3, "softmax"), ["`mode`", "'softmax'"]),
-        (lambda: LearnedClassWeights(3, "barrier", step=0.1), ["step", "strength"]),
         (lambda: LearnedClassWeights(3, strength=[1.0, 2.0]), ["`strength`", "3 numbers"]),
-        (lambda: LearnedClassWeights(3, "adversarial", step=1.0, tau=2.0), ["`step` times `tau`"]),
+        (lambda: GroupDRO(3, step=1.0, tau=2.0), ["`step` times `tau`"]),
         (lambda: LogitAdjusted([1.0]), ["`frequencies`", "2 classes"]),
         (lambda: LogitAdjusted([1.0, 0.0]), ["`frequencies`", "> 0"]),
         (lambda: LogitAdjusted([1, 2, 3])(np.zeros(2), np.ones((2, 4))), ["last axis of 3", "(2, 4)"]),
@@ -328,8 +332,8 @@ def test_masks_in_fit(random):
         (lambda: UncertaintyWeighted("mse"), ["`losses`", "TaskUncertainty"]),
         (lambda: UncertaintyWeighted({"a": "mse"}, classification=["b"]), ["`classification`", "['a']"]),
         (lambda: Mahalanobis(3, 3), ["`rank`", "rank=3"]),
-        (lambda: Mahalanobis(3, form="nca"), ["num_classes"]),
-        (lambda: Mahalanobis(3, neighbors=2), ["'gaussian'", "neighbors"]),
+        (lambda: NCA(3, 1), ["`num_classes`", ">= 2"]),
+        (lambda: NCA(3, 2).build((None,), (None, 5, 3)), ["(batch, 3)", "(None, 5, 3)"]),
         (lambda: Mahalanobis(3).build((None, 2), (None, 2)), ["3", "(None, 2)"]),
         (lambda: Mahalanobis(3).precision, ["`fit`"]),
         (

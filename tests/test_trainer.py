@@ -13,7 +13,7 @@ from minimand.transforms import GradientVariancePenalty, SharpnessAware, WeightN
 from tests.helpers import assert_same, data, network, numpy, told, weights_of
 
 ALL = [
-    lambda: WeightNoise(0.1, draws="table", start=1, seed=1),
+    lambda: WeightNoise(0.1, start=1, seed=1),
     lambda: WeightPenalty("l2"),
     lambda: SharpnessAware(0.05),
     lambda: GradientVariancePenalty(0.01, estimator="micro_batch", micro_batches=3),

@@ -49,7 +49,7 @@ MORE = (
     Candidate("measured", transforms=(Part("MeasureGradient", {"every": 5}),)),
     Candidate("ivon", transforms=(Part("IVONNoise"),), optimizer=Part("IVON", {"learning_rate": 0.01})),
     # No loss with a kink where a batch's quantile is: on which side that example is, rounding decides.
-    Candidate("statistics", loss=Part("BatchAdaptive", {"loss": Part("MeanSquaredError"), "weighting": "standardised"})),
+    Candidate("statistics", loss=Part("StandardizedIRLS", {"loss": Part("MeanSquaredError")})),
     Candidate("proximal", optimizer=Part("Proximal", {"optimizer": Part("SGD"), "regularizer": Part("GroupLasso", {"strength": 0.01})})),
 )  # fmt: skip
 

@@ -12,27 +12,37 @@ from keras.losses import (
     MeanSquaredError,
     SparseCategoricalCrossentropy,
 )
-from scipy import optimize
+from scipy import optimize, special
 
 import minimand
-from minimand.losses import AdaptiveRobust, BatchAdaptive, ConfidenceWeighted, ErrorWeighted
-from minimand.losses._base import weighted_quantile
+from minimand.losses import (
+    IRLS,
+    AdaptiveRobust,
+    Focal,
+    GeneralizedCrossEntropy,
+    GradientHarmonized,
+    HardExampleMining,
+    SelfPaced,
+    StandardizedIRLS,
+    TemperatureScaled,
+)
+from minimand.losses._base import trainable_losses, weighted_quantile
 from tests.helpers import gradient, numpy, told
 
 WEIGHTED = {
-    "confident": lambda **kwargs: ConfidenceWeighted("binary_crossentropy", **kwargs),
-    "easy": lambda **kwargs: ConfidenceWeighted("binary_crossentropy", gamma=0.7, emphasis="easy", **kwargs),
-    "robust": lambda **kwargs: ErrorWeighted("binary_crossentropy", scale=0.5, **kwargs),
-    "hardest": lambda **kwargs: ErrorWeighted("binary_crossentropy", hardest=0.4, **kwargs),
-    "density": lambda **kwargs: BatchAdaptive("binary_crossentropy", bins=4, **kwargs),
-    "self_paced": lambda **kwargs: BatchAdaptive("binary_crossentropy", "self_paced", share=0.6, **kwargs),
-    "standardised": lambda **kwargs: BatchAdaptive("binary_crossentropy", "standardised", scale=1.0, **kwargs),
+    "focal": lambda **kwargs: Focal("binary_crossentropy", differentiate=False, **kwargs),
+    "irls": lambda **kwargs: IRLS("binary_crossentropy", scale=0.5, **kwargs),
+    "hard_example_mining": lambda **kwargs: HardExampleMining("binary_crossentropy", 0.4, **kwargs),
+    "gradient_harmonized": lambda **kwargs: GradientHarmonized("binary_crossentropy", bins=4, **kwargs),
+    "self_paced": lambda **kwargs: SelfPaced("binary_crossentropy", share=0.6, **kwargs),
+    "standardized_irls": lambda **kwargs: StandardizedIRLS("binary_crossentropy", scale=1.0, **kwargs),
 }
 all_weighted = pytest.mark.parametrize("make", WEIGHTED.values(), ids=WEIGHTED)
 
 
 def ready(loss, shape=(None, 1)):
-    loss.build_once(shape, shape)
+    for part in trainable_losses(loss):
+        part.build_once(shape, shape)
     return loss
 
 
@@ -53,9 +63,9 @@ def effective_weights(loss, y, p):
 
 
 @pytest.mark.parametrize("gamma", [0.5, 2.0])
-def test_differentiated_confidence_is_the_focal_loss(gamma, binary, random):
+def test_focal_is_the_focal_loss_of_keras(gamma, binary, random):
     y, p = binary
-    ours = ConfidenceWeighted(BinaryCrossentropy(), gamma=gamma, differentiate=True)
+    ours = Focal(BinaryCrossentropy(), gamma=gamma)
     focal = BinaryFocalCrossentropy(gamma=gamma)
     assert float(numpy(ours(y, p))) == pytest.approx(float(numpy(focal(y, p))), rel=1e-5)
     np.testing.assert_allclose(gradient(lambda v: ours(y, v), p)[0], gradient(lambda v: focal(y, v), p)[0], rtol=1e-4)
@@ -67,18 +77,32 @@ def test_differentiated_confidence_is_the_focal_loss(gamma, binary, random):
         (labels, SparseCategoricalCrossentropy(from_logits=True)),
         (np.eye(3, dtype="float32")[labels], CategoricalCrossentropy(from_logits=True)),
     ):
-        ours = ConfidenceWeighted(entropy, gamma=gamma, differentiate=True)
+        ours = Focal(entropy, gamma=gamma)
         assert float(numpy(ours(targets, logits))) == pytest.approx(expected, rel=1e-5)
 
 
-def test_easy_examples_have_the_gradient_of_generalised_cross_entropy(random):
+@pytest.mark.parametrize("q", [0.3, 0.7, 0.99])
+def test_generalized_cross_entropy_is_that_of_keras(q, random):
     labels, logits = random.integers(3, size=8), random.normal(size=(8, 3)).astype("float32")
-    ours = ConfidenceWeighted(SparseCategoricalCrossentropy(), gamma=0.7, emphasis="easy")
-    theirs = CategoricalGeneralizedCrossEntropy(q=0.7)
+    p = special.softmax(logits, axis=-1)
+    ours = GeneralizedCrossEntropy(SparseCategoricalCrossentropy(), q=q)
+    theirs = CategoricalGeneralizedCrossEntropy(q=q)
+    assert float(numpy(ours(labels, p))) == pytest.approx(float(numpy(theirs(labels, p))), rel=1e-5)
     actual, expected = (
         gradient(lambda v, loss=loss: loss(labels, keras.ops.softmax(v)), logits)[0] for loss in (ours, theirs)
     )
     np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-7)
+
+
+def test_generalized_cross_entropy_goes_from_cross_entropy_to_the_absolute_error(binary):
+    """And its gradient is that of cross-entropy times p^q."""
+    y, p = binary
+    entropy = numpy(BinaryCrossentropy(reduction="none")(y, p))
+    for q, expected, rtol in ((1e-6, entropy, 1e-5), (1.0, np.abs(y - p)[:, 0], 1e-5)):
+        loss = GeneralizedCrossEntropy("binary_crossentropy", q=q, reduction="none")
+        np.testing.assert_allclose(numpy(loss(y, p)), expected, rtol=rtol)
+    loss = GeneralizedCrossEntropy("binary_crossentropy", q=0.6, reduction="sum")
+    np.testing.assert_allclose(effective_weights(loss, y, p)[:, 0], np.exp(-0.6 * entropy), rtol=1e-3)
 
 
 @pytest.mark.parametrize("alpha", [2.0, 1.0, 0.0, -2.0, float("-inf")])
@@ -86,7 +110,7 @@ def test_error_weights_are_those_of_the_robust_loss(alpha, random):
     """The gradient is that of 2 c^2 rho: iteratively reweighted least squares."""
     y, p = random.normal(size=(9, 1)).astype("float32"), random.normal(size=(9, 1)).astype("float32")
     robust = minimand.losses.GeneralRobust(alpha, 0.6)
-    ours = ErrorWeighted(MeanSquaredError(), alpha=alpha, scale=0.6)
+    ours = IRLS(MeanSquaredError(), alpha=alpha, scale=0.6)
     expected = 2 * 0.6**2 * gradient(lambda v: robust(y, v), p)[0]
     np.testing.assert_allclose(gradient(lambda v: ours(y, v), p)[0], expected, rtol=1e-4, atol=1e-7)
 
@@ -94,9 +118,9 @@ def test_error_weights_are_those_of_the_robust_loss(alpha, random):
 def test_the_hardest_fraction_counts(binary):
     y, p = binary
     losses = numpy(BinaryCrossentropy(reduction="none")(y, p))
-    for hardest in (0.05, 0.25, 0.31, 1.0):
-        kept = np.sort(losses)[::-1][: int(np.ceil(hardest * 40))]
-        value = float(numpy(ErrorWeighted("binary_crossentropy", hardest=hardest)(y, p)))
+    for fraction in (0.05, 0.25, 0.31, 1.0):
+        kept = np.sort(losses)[::-1][: int(np.ceil(fraction * 40))]
+        value = float(numpy(HardExampleMining("binary_crossentropy", fraction)(y, p)))
         assert value == pytest.approx(kept.sum() / 40, rel=1e-5)
 
 
@@ -105,27 +129,27 @@ def test_density_weights_are_inverse_to_the_density_of_gradients(binary):
     g = np.abs(y - p)[:, 0]
     counts = np.histogram(g, bins=5, range=(0, 1))[0]
     expected = 40 / (5 * counts[np.minimum((g * 5).astype(int), 4)])
-    loss = ready(BatchAdaptive("binary_crossentropy", bins=5, reduction="sum"))
+    loss = ready(GradientHarmonized("binary_crossentropy", bins=5, reduction="sum"))
     np.testing.assert_allclose(effective_weights(loss, y, p)[:, 0], expected, rtol=1e-3)
 
 
 def test_self_paced_learning_leaves_out_the_largest_losses(binary):
     y, p = binary
     losses = numpy(BinaryCrossentropy(reduction="none")(y, p))
-    loss = ready(BatchAdaptive("binary_crossentropy", "self_paced", share=0.75, reduction="sum"))
+    loss = ready(SelfPaced("binary_crossentropy", share=0.75, reduction="sum"))
     assert float(numpy(loss(y, p))) == pytest.approx(np.sort(losses)[:30].sum(), rel=1e-5)
 
 
-def test_standardised_weights_do_not_change_with_the_unit(random):
+def test_standardized_weights_do_not_change_with_the_unit(random):
     y, p = random.normal(size=(20, 1)).astype("float32"), random.normal(size=(20, 1)).astype("float32")
     values = []
     for unit in (1.0, 1000.0):
-        loss = ready(BatchAdaptive("mean_squared_error", "standardised"))
+        loss = ready(StandardizedIRLS("mean_squared_error"))
         values.append(float(numpy(loss(unit * y, unit * p))) / unit**2)
     assert values[0] == pytest.approx(values[1], rel=1e-5)
     residual = (p - y)[:, 0]
-    spread = 1.4826 * np.sort(np.abs(residual))[9]
-    expected = np.mean(residual**2 / (1 + (residual / (2 * spread)) ** 2 / 2))
+    residual_scale = 1.4826 * np.sort(np.abs(residual))[9]
+    expected = np.mean(residual**2 / (1 + (residual / (2 * residual_scale)) ** 2 / 2))
     assert values[0] == pytest.approx(expected, rel=1e-4)
 
 
@@ -142,13 +166,17 @@ def constant_optimum(loss, y, low, high):
 
 
 @pytest.mark.parametrize(
-    ("emphasis", "gamma", "power"), [("hard", 2.0, 1 / 3), ("hard", 0.5, 1 / 1.5), ("easy", 0.5, 2.0)]
+    ("loss", "power"),
+    [
+        (Focal("binary_crossentropy", gamma=2.0, differentiate=False), 1 / 3),
+        (Focal("binary_crossentropy", gamma=0.5, differentiate=False), 1 / 1.5),
+        (GeneralizedCrossEntropy("binary_crossentropy", q=0.5), 2.0),
+    ],
 )
-def test_confidence_is_not_proper(emphasis, gamma, power):
-    """p/(1-p) = (b/(1-b))^(1/(1+gamma)) or ^(1/(1-gamma))."""
+def test_confidence_is_not_proper(loss, power):
+    """p/(1-p) = (b/(1-b))^(1/(1+gamma)) or ^(1/(1-q))."""
     y = (np.arange(50) < 15).astype("float32")[:, None]
     odds = (0.3 / 0.7) ** power
-    loss = ConfidenceWeighted("binary_crossentropy", gamma=gamma, emphasis=emphasis)
     assert constant_optimum(loss, y, 0.01, 0.99) == pytest.approx(odds / (1 + odds), abs=1e-4)
 
 
@@ -159,10 +187,10 @@ def test_error_weights_find_the_m_estimate(random):
         bounds=(-1, 1),
         method="bounded",
     ).x
-    assert constant_optimum(ErrorWeighted("mean_squared_error"), y, -1, 1) == pytest.approx(estimate, abs=1e-3)
+    assert constant_optimum(IRLS("mean_squared_error"), y, -1, 1) == pytest.approx(estimate, abs=1e-3)
     assert abs(estimate) < 0.3 < y.mean()
-    for hardest, expected in ((1.0, y.mean()), (0.02, (y.min() + y.max()) / 2)):
-        loss = ErrorWeighted("mean_squared_error", hardest=hardest)
+    for fraction, expected in ((1.0, y.mean()), (0.02, (y.min() + y.max()) / 2)):
+        loss = HardExampleMining("mean_squared_error", fraction)
         assert constant_optimum(loss, y, -5, 12) == pytest.approx(expected, abs=0.02)
 
 
@@ -170,13 +198,13 @@ def test_error_weights_find_the_m_estimate(random):
 def test_density_converges_to_one_half_within_a_bin(bins, expected):
     """With both groups in one bin, the middle one of an odd number, the base rate rules: to its edge and no further."""
     y = (np.arange(50) < 5).astype("float32")[:, None]
-    loss = ready(BatchAdaptive("binary_crossentropy", bins=bins, momentum=0.0))
+    loss = ready(GradientHarmonized("binary_crossentropy", bins=bins, momentum=0.0))
     assert constant_optimum(loss, y, 0.05, 0.95) == pytest.approx(expected, abs=1e-3)
 
 
-def test_standardised_finds_the_m_estimate_with_the_median_absolute_deviation(random):
+def test_standardized_irls_finds_the_m_estimate_with_the_median_absolute_deviation(random):
     y = np.concatenate([random.normal(size=(90, 1)), random.uniform(8, 12, size=(11, 1))]).astype("float32")
-    found = constant_optimum(ready(BatchAdaptive("mean_squared_error", "standardised", momentum=0.0)), y, -1, 2)
+    found = constant_optimum(ready(StandardizedIRLS("mean_squared_error", momentum=0.0)), y, -1, 2)
     scale = 2 * 1.482602218505602 * np.median(np.abs(y - found))
     weights = 1 / (1 + ((y - found) / scale) ** 2 / 2)
     assert found == pytest.approx(np.sum(weights * y) / np.sum(weights), abs=1e-3)
@@ -240,7 +268,7 @@ def test_the_order_of_examples_does_not_matter(make, binary, random):
 
 
 def test_statistics_are_running_means_of_batches(random):
-    loss = ready(BatchAdaptive("mean_squared_error", "self_paced", momentum=0.75, share=0.5))
+    loss = ready(SelfPaced("mean_squared_error", momentum=0.75, share=0.5))
     expected = None
     for _ in range(4):
         y = random.normal(size=(11, 1)).astype("float32")
@@ -258,7 +286,7 @@ def test_statistics_are_running_means_of_batches(random):
 def test_statistics_change_in_fit_and_not_in_evaluate(binary):
     y, p = binary
     trainer = minimand.Trainer(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, "sigmoid")]))
-    loss = BatchAdaptive("binary_crossentropy", bins=4)
+    loss = GradientHarmonized("binary_crossentropy", bins=4)
     trainer.compile("sgd", loss)
     plain = float(numpy(BinaryCrossentropy()(y, trainer.predict(p, verbose=0))))
     assert trainer.evaluate(p, y, verbose=0) == pytest.approx(plain, rel=1e-5)
@@ -274,23 +302,27 @@ def test_statistics_change_in_fit_and_not_in_evaluate(binary):
 def test_weights_without_statistics_work_in_stock_compile(binary, tmp_path):
     y, p = binary
     model = keras.Sequential([keras.Input((1,)), keras.layers.Dense(1, "sigmoid")])
-    model.compile("sgd", ErrorWeighted(ConfidenceWeighted("binary_crossentropy"), hardest=0.5))
+    model.compile("sgd", HardExampleMining(Focal("binary_crossentropy", normalize=True), 0.5))
     model.fit(p, y, verbose=0)
     model.save(tmp_path / "model.keras")
     restored = keras.saving.load_model(tmp_path / "model.keras")
     assert restored.evaluate(p, y, verbose=0) == pytest.approx(model.evaluate(p, y, verbose=0), rel=1e-5)
-    model.compile("sgd", BatchAdaptive("binary_crossentropy"))
+    model.compile("sgd", GradientHarmonized("binary_crossentropy"))
     with pytest.raises(RuntimeError, match="Trainer"):
         model.fit(p, y, verbose=0)
-    model.compile("sgd", ErrorWeighted(AdaptiveRobust()))
-    with pytest.raises(RuntimeError, match="Trainer"):
-        model.fit(p, y, verbose=0)
+    for loss in (IRLS(AdaptiveRobust()), HardExampleMining(Focal(TemperatureScaled("binary_crossentropy")), 0.5)):
+        for _ in ("unbuilt", "built"):
+            model.compile("sgd", loss)
+            with pytest.raises(RuntimeError, match="Trainer"):
+                model.fit(p, y, verbose=0)
+            for part in trainable_losses(loss):
+                part.build_once((None, 1), (None, 1))
 
 
 def test_the_variables_of_a_wrapped_loss_are_trained_and_saved(random, tmp_path):
     x = random.normal(size=(64, 1)).astype("float32")
     trainer = minimand.Trainer(keras.Sequential([keras.Input((1,)), keras.layers.Dense(1)]))
-    loss = BatchAdaptive(AdaptiveRobust(), "density")
+    loss = GradientHarmonized(AdaptiveRobust())
     trainer.compile(keras.optimizers.Adam(0.05), loss)
     trainer.fit(x, 3 * x, epochs=2, verbose=0)
     assert not np.allclose(loss.loss.alpha, 1.0, atol=1e-3)
@@ -303,8 +335,8 @@ def test_the_variables_of_a_wrapped_loss_are_trained_and_saved(random, tmp_path)
 def test_predictions_of_rank_one_are_examples():
     y, p = np.float32([0.0, 0.0, 0.0]), np.float32([1.0, 2.0, 3.0])
     np.testing.assert_allclose(
-        numpy(ErrorWeighted("mean_squared_error", reduction="none")(y, p)),
-        numpy(ErrorWeighted("mean_squared_error", reduction="none")(y[:, None], p[:, None])),
+        numpy(IRLS("mean_squared_error", reduction="none")(y, p)),
+        numpy(IRLS("mean_squared_error", reduction="none")(y[:, None], p[:, None])),
     )
 
 
@@ -320,21 +352,15 @@ def test_a_quantile_of_weighted_values_is_that_of_repeated_ones(random):
 @pytest.mark.parametrize(
     ("make", "words"),
     [
-        (lambda: ConfidenceWeighted("binary_crossentropy", gamma=0.0), ["`gamma`", "> 0"]),
-        (lambda: ConfidenceWeighted("binary_crossentropy", gamma=2.0, emphasis="easy"), ["`gamma`", "<= 1", "easy"]),
-        (lambda: ConfidenceWeighted("binary_crossentropy", emphasis="soft"), ["`emphasis`", "soft"]),
-        (lambda: ConfidenceWeighted(None), ["`loss`", "None"]),
-        (lambda: ErrorWeighted("mse", alpha=3.0), ["`alpha`", "<= 2"]),
-        (lambda: ErrorWeighted("mse", alpha=1.0, lam=0.0), ["`alpha` and `lam`"]),
-        (lambda: ErrorWeighted("mse", scale=0.0), ["`scale`", "> 0"]),
-        (lambda: ErrorWeighted("mse", hardest=1.5), ["`hardest`", "<= 1"]),
-        (lambda: ErrorWeighted("mse", hardest=0.5, scale=1.0), ["`hardest`", "excludes"]),
-        (lambda: BatchAdaptive("mse", "ghm"), ["`weighting`", "ghm"]),
-        (lambda: BatchAdaptive("mse", momentum=1.0), ["`momentum`", "< 1"]),
-        (lambda: BatchAdaptive("mse", bins=1), ["`bins`", ">= 2"]),
-        (lambda: BatchAdaptive("mse", share=0.5), ["density", "share"]),
-        (lambda: BatchAdaptive("mse", "self_paced", differentiate=True), ["self_paced", "derivative"]),
-        (lambda: BatchAdaptive("mse", "standardised", bins=5), ["standardised", "bins"]),
+        (lambda: Focal("binary_crossentropy", gamma=0.0), ["`gamma`", "> 0"]),
+        (lambda: Focal(None), ["Focal", "`loss`", "None"]),
+        (lambda: GeneralizedCrossEntropy("binary_crossentropy", q=2.0), ["`q`", "<= 1"]),
+        (lambda: IRLS("mse", alpha=3.0), ["`alpha`", "<= 2"]),
+        (lambda: IRLS("mse", scale=0.0), ["`scale`", "> 0"]),
+        (lambda: HardExampleMining("mse", 1.5), ["`fraction`", "<= 1"]),
+        (lambda: SelfPaced(None), ["SelfPaced", "`loss`", "None"]),
+        (lambda: SelfPaced("mse", momentum=1.0), ["`momentum`", "< 1"]),
+        (lambda: GradientHarmonized("mse", bins=1), ["`bins`", ">= 2"]),
     ],
 )
 def test_bad_arguments_are_told(make, words):

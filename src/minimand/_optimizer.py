@@ -9,8 +9,8 @@ import keras
 
 from minimand._state import StateLayer
 from minimand._validation import check_float, is_number
+from minimand.optimizers._base import MeasuredOptimizer, OptimizerWrapper
 from minimand.optimizers._proximal import Proximal
-from minimand.optimizers._wrapper import NeedsTransform, OptimizerWrapper
 
 
 def training_optimizer(optimizer: Any, loss_learning_rate: Any, state: StateLayer) -> Any:
@@ -25,7 +25,7 @@ def training_optimizer(optimizer: Any, loss_learning_rate: Any, state: StateLaye
         return optimizer
     if is_number(loss_learning_rate):
         check_float("Trainer.compile", "loss_learning_rate", loss_learning_rate, above=0.0)
-    if isinstance(optimizer, NeedsTransform) and optimizer.needs_transform:
+    if isinstance(optimizer, MeasuredOptimizer) and optimizer.needs_transform:
         raise ValueError(
             "Trainer.compile: `loss_learning_rate` needs an optimizer without a transform of its own. Received: "
             f"loss_learning_rate={loss_learning_rate!r}, optimizer={type(optimizer).__name__}, which trains the "

@@ -15,7 +15,7 @@ from minimand._optimizer import exclude_from_weight_decay, portable, training_op
 from minimand._selection import Select
 from minimand._state import StateLayer
 from minimand.backend import Tensor
-from minimand.losses._base import TrainableLoss
+from minimand.losses._base import trainable_losses
 from minimand.transforms._base import Transform
 from minimand.uncertainty import Sharpness
 
@@ -114,7 +114,7 @@ class Trainer(backend.TrainStep, OwnsDataObjective, keras.Model):
         _check_transforms(transforms)
         if isinstance(loss, Mapping):
             loss = dict(loss)
-        losses = _trainable_losses(loss)
+        losses = trainable_losses(loss)
         optimizer = keras.optimizers.get(optimizer)
         trained_by = training_optimizer(optimizer, loss_learning_rate, self.objective_state)
         if loss_learning_rate is not None and not losses and not transforms:
@@ -153,7 +153,7 @@ class Trainer(backend.TrainStep, OwnsDataObjective, keras.Model):
         # Variables of a loss need the shape of the targets, variables of a transform need a built model.
         super()._symbolic_build(iterator=iterator, data_batch=data_batch)
         self._build_transforms()
-        for loss in _trainable_losses(self.loss):
+        for loss in trainable_losses(self.loss):
             loss.check_minimum()
         exclude_from_weight_decay(self.optimizer, self.objective_state.trainable_variables)
 
@@ -253,7 +253,7 @@ class Trainer(backend.TrainStep, OwnsDataObjective, keras.Model):
         self, x: Any = None, y: Any = None, y_pred: Any = None, sample_weight: Any = None, training: bool = True
     ) -> Tensor:
         """As `keras.Model.compute_loss`; running statistics of losses change in training only."""
-        losses = _trainable_losses(self.loss)
+        losses = trainable_losses(self.loss)
         for loss in losses:
             loss.training, loss.in_trainer = training, True
         try:
@@ -458,7 +458,7 @@ class Trainer(backend.TrainStep, OwnsDataObjective, keras.Model):
         config = super().get_compile_config()
         if config:
             config |= {k: keras.saving.serialize_keras_object(v) for k, v in self._user_compile_config.items()}
-            states = [loss.built_state() for loss in _trainable_losses(self.loss)]
+            states = [loss.built_state() for loss in trainable_losses(self.loss)]
             config["loss_states"] = keras.saving.serialize_keras_object(states)
         return portable(config)
 
@@ -467,7 +467,7 @@ class Trainer(backend.TrainStep, OwnsDataObjective, keras.Model):
         config = keras.saving.deserialize_keras_object(config)
         states = config.pop("loss_states")
         self.compile(**config)
-        for loss, state in zip(_trainable_losses(self.loss), states, strict=True):
+        for loss, state in zip(trainable_losses(self.loss), states, strict=True):
             loss.restore_built_state(state)
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)
@@ -511,8 +511,3 @@ def _check_transforms(transforms: Any) -> None:
             f"Trainer.compile: `transforms` must have different names. Received: {names}. "
             "Give each transform a name of its own with `name=`."
         )
-
-
-def _trainable_losses(loss: Any) -> list[TrainableLoss]:
-    """The losses with variables in the structure that `compile` received."""
-    return [leaf for leaf in keras.tree.flatten(loss) if isinstance(leaf, TrainableLoss)]

@@ -8,20 +8,31 @@ import numpy as np
 from scipy import fft, special, stats
 
 from minimand.losses import (
+    IRLS,
+    LMNN,
+    NCA,
     AdaptiveImage,
     AdaptiveRobust,
     AdaptiveStudentT,
-    BatchAdaptive,
-    ConfidenceWeighted,
+    ClassMahalanobis,
+    CostThreshold,
     CVaR,
     DeepSVDD,
-    ErrorWeighted,
+    F1Threshold,
+    Focal,
+    GeneralizedCrossEntropy,
     GeneralRobust,
+    GradientHarmonized,
+    GroupDRO,
+    HardExampleMining,
     LearnedClassWeights,
-    LearnedThreshold,
     LogitAdjusted,
     Mahalanobis,
+    PrecisionAtRecallThreshold,
     QuantileThreshold,
+    RecallAtPrecisionThreshold,
+    SelfPaced,
+    StandardizedIRLS,
     TaskUncertainty,
     TemperatureScaled,
 )
@@ -59,19 +70,24 @@ def entropy(y, p):
     return -np.log(np.take_along_axis(p, y.astype(int)[..., None], axis=-1)[..., 0])
 
 
-def density(loss, y, p):
+def focal_of_temperature(loss, y, p):
+    values = entropy(y, p ** (1 / loss.loss.temperature))
+    return (1 - np.exp(-values)) * values
+
+
+def gradient_harmonized(loss, y, p):
     values = half_squared(y, p)
     bins = np.clip(np.floor(-np.expm1(-values) * 10), 0, 9).astype(int)
     fractions = loss.statistic.numpy().astype("float64")[bins]
     return values * np.where(fractions > 0, 1 / (10 * np.where(fractions > 0, fractions, 1)), 1)
 
 
-def standardised(loss, y, p):
+def standardized_irls(loss, y, p):
     values = half_squared(y, p)
     return values / (values / (2 * loss.statistic.numpy()) ** 2 / 2 + 1)
 
 
-def hardest(loss, y, p):
+def hard_example_mining(loss, y, p):
     values = half_squared(y, p)
     count = int(np.ceil(0.5 * values.size))
     return values * (values >= np.sort(values.ravel())[-count])
@@ -87,7 +103,7 @@ def quantile(loss, y, p):
 
 
 def sphere(loss, y, p):
-    return tail(((p - loss.center.numpy()) ** 2).sum(axis=-1), loss.threshold, 0.2)
+    return tail(((p - loss.sphere_center) ** 2).sum(axis=-1), loss.threshold, 0.2)
 
 
 def rates(loss, y, p):
@@ -100,24 +116,36 @@ def soft_f1(loss, y, p):
     return np.broadcast_to(1 - 2 * tp / (tp + fp + positives), y.shape[:-1])
 
 
+def cost(loss, y, p):
+    tp, fp, positives = rates(loss, y, p)
+    return np.broadcast_to(2 * fp + 5 * (positives - tp), y.shape[:-1])
+
+
+def lagrangian(loss, minimised, violation):
+    multiplier = float(loss.multiplier.numpy())
+    return minimised + (max(multiplier + 10 * violation, 0) ** 2 - multiplier**2) / 20
+
+
 def precision_at_recall(loss, y, p):
     tp, fp, positives = rates(loss, y, p)
     violation = 0.8 - (tp / positives if positives else 0.0)
-    multiplier = float(loss.multiplier.numpy())
     false_alarms = fp / (1 - positives) if positives < 1 else 0.0
-    priced = (max(multiplier + 10 * violation, 0) ** 2 - multiplier**2) / 20
-    return np.broadcast_to(false_alarms + priced, y.shape[:-1])
+    return np.broadcast_to(lagrangian(loss, false_alarms, violation), y.shape[:-1])
 
 
-def class_weighted(strength):
-    def value(loss, y, p):
-        weights = loss.class_weights.astype("float64")[y.astype(int)]
-        return weights * entropy(y, p) - strength * np.log(weights)
+def recall_at_precision(loss, y, p):
+    tp, fp, positives = rates(loss, y, p)
+    violation = (0.7 * fp - 0.3 * tp) / positives if positives else 0.0
+    misses = 1 - (tp / positives if positives else 0.0)
+    return np.broadcast_to(lagrangian(loss, misses, violation), y.shape[:-1])
 
-    return value
+
+def learned_class_weights(loss, y, p):
+    weights = loss.class_weights.astype("float64")[y.astype(int)]
+    return weights * entropy(y, p) - 0.5 * np.log(weights)
 
 
-def adversarial(loss, y, p):
+def group_dro(loss, y, p):
     counts = loss.counts.numpy().astype("float64")
     return (loss.class_weights * counts.sum() / counts)[y.astype(int)] * entropy(y, p)
 
@@ -172,6 +200,7 @@ def of_half_squared(self, loss, y_true, y_pred):
 
 
 CLASSES: dict[str, Any] = {"targets": "classes"}
+BINARY: dict[str, Any] = {"targets": "binary", "shape": (1,), "coupled": True}
 PAIRS: dict[str, Any] = {"targets": "embeddings", "any_rank": False, "coupled": True, "rtol": 1e-4}
 LOSSES = {
     "general_robust": Part(
@@ -191,29 +220,35 @@ LOSSES = {
         image,
         {"shape": (4, 3, 1), "any_rank": False, "rtol": 1e-4},
     ),
-    "confidence_weighted": Part(
-        lambda **kwargs: ConfidenceWeighted(HALF_SQUARED, differentiate=True, **kwargs),
+    "focal": Part(
+        lambda **kwargs: Focal(HALF_SQUARED, **kwargs),
         lambda loss, y, p: np.expm1(-half_squared(y, p)) ** 2 * half_squared(y, p),
     ),
-    "easy_examples": Part(
-        lambda **kwargs: ConfidenceWeighted(SPARSE, gamma=0.7, emphasis="easy", differentiate=True, **kwargs),
-        lambda loss, y, p: np.exp(-0.7 * entropy(y, p)) * entropy(y, p),
+    "focal_of_temperature": Part(
+        # A loss without variables of a loss with variables.
+        lambda **kwargs: Focal(TemperatureScaled(SPARSE), gamma=1.0, **kwargs),
+        focal_of_temperature,
         CLASSES,
     ),
-    "error_weighted": Part(
-        lambda **kwargs: ErrorWeighted(HALF_SQUARED, differentiate=True, **kwargs),
+    "generalized_cross_entropy": Part(
+        lambda **kwargs: GeneralizedCrossEntropy(SPARSE, q=0.6, **kwargs),
+        lambda loss, y, p: (1 - np.exp(-0.6 * entropy(y, p))) / 0.6,
+        CLASSES,
+    ),
+    "irls": Part(
+        lambda **kwargs: IRLS(HALF_SQUARED, differentiate=True, **kwargs),
         lambda loss, y, p: half_squared(y, p) / (half_squared(y, p) / 2 + 1),
     ),
-    "hardest_examples": Part(
-        lambda **kwargs: ErrorWeighted(HALF_SQUARED, hardest=0.5, **kwargs), hardest, {"coupled": True}
+    "hard_example_mining": Part(
+        lambda **kwargs: HardExampleMining(HALF_SQUARED, 0.5, **kwargs), hard_example_mining, {"coupled": True}
     ),
-    "batch_adaptive": Part(lambda **kwargs: BatchAdaptive(HALF_SQUARED, **kwargs), density),
+    "gradient_harmonized": Part(lambda **kwargs: GradientHarmonized(HALF_SQUARED, **kwargs), gradient_harmonized),
     "self_paced": Part(
-        lambda **kwargs: BatchAdaptive(HALF_SQUARED, "self_paced", **kwargs),
+        lambda **kwargs: SelfPaced(HALF_SQUARED, **kwargs),
         lambda loss, y, p: half_squared(y, p) * (half_squared(y, p) <= loss.statistic.numpy()),
     ),
-    "standardised": Part(
-        lambda **kwargs: BatchAdaptive(HALF_SQUARED, "standardised", differentiate=True, **kwargs), standardised
+    "standardized_irls": Part(
+        lambda **kwargs: StandardizedIRLS(HALF_SQUARED, differentiate=True, **kwargs), standardized_irls
     ),
     "cvar": Part(
         lambda **kwargs: CVaR(HALF_SQUARED, 0.3, **kwargs),
@@ -235,38 +270,33 @@ LOSSES = {
         lambda **kwargs: TaskUncertainty(HALF_SQUARED, **kwargs),
         lambda loss, y, p: np.exp(-loss.log_variance) * half_squared(y, p) / 2 + loss.log_variance / 2,
     ),
-    "soft_f1": Part(
-        lambda **kwargs: LearnedThreshold(**kwargs),
-        soft_f1,
-        {"targets": "binary", "shape": (1,), "coupled": True},
+    "f1_threshold": Part(lambda **kwargs: F1Threshold(**kwargs), soft_f1, BINARY),
+    "cost_threshold": Part(
+        lambda **kwargs: CostThreshold(false_positive_cost=2.0, false_negative_cost=5.0, **kwargs), cost, BINARY
     ),
-    "precision_at_recall": Part(
-        lambda **kwargs: LearnedThreshold("precision_at_recall", target=0.8, **kwargs),
-        precision_at_recall,
-        {"targets": "binary", "shape": (1,), "coupled": True},
+    "precision_at_recall_threshold": Part(
+        lambda **kwargs: PrecisionAtRecallThreshold(0.8, **kwargs), precision_at_recall, BINARY
     ),
-    "barrier": Part(lambda **kwargs: LearnedClassWeights(3, "barrier", SPARSE, **kwargs), class_weighted(1.0), CLASSES),
-    "uncertainty": Part(
-        lambda **kwargs: LearnedClassWeights(3, "uncertainty", SPARSE, **kwargs), class_weighted(0.5), CLASSES
+    "recall_at_precision_threshold": Part(
+        lambda **kwargs: RecallAtPrecisionThreshold(0.7, **kwargs), recall_at_precision, BINARY
     ),
-    "adversarial": Part(lambda **kwargs: LearnedClassWeights(3, "adversarial", SPARSE, **kwargs), adversarial, CLASSES),
+    "learned_class_weights": Part(
+        lambda **kwargs: LearnedClassWeights(3, SPARSE, strength=0.5, **kwargs), learned_class_weights, CLASSES
+    ),
+    "group_dro": Part(lambda **kwargs: GroupDRO(3, SPARSE, **kwargs), group_dro, CLASSES),
     "logit_adjusted": Part(lambda **kwargs: LogitAdjusted([5, 3, 1], **kwargs), logit_adjusted, CLASSES),
     "temperature_scaled": Part(
         lambda **kwargs: TemperatureScaled(SPARSE, **kwargs),
         lambda loss, y, p: entropy(y, p ** (1 / loss.temperature)),
         CLASSES,
     ),
-    "gaussian": Part(lambda **kwargs: Mahalanobis(3, **kwargs), gaussian, {"rtol": 1e-4}),
-    "low_rank": Part(lambda **kwargs: Mahalanobis(3, 1, **kwargs), gaussian, {"rtol": 1e-4}),
-    "class_gaussian": Part(
-        lambda **kwargs: Mahalanobis(3, form="class_gaussian", num_classes=3, strength=0.3, **kwargs),
+    "mahalanobis": Part(lambda **kwargs: Mahalanobis(3, **kwargs), gaussian, {"rtol": 1e-4}),
+    "mahalanobis_of_low_rank": Part(lambda **kwargs: Mahalanobis(3, 1, **kwargs), gaussian, {"rtol": 1e-4}),
+    "class_mahalanobis": Part(
+        lambda **kwargs: ClassMahalanobis(3, 3, strength=0.3, **kwargs),
         class_gaussian,
         {"targets": "embeddings", "rtol": 1e-4},
     ),
-    "nearest_neighbour": Part(
-        lambda **kwargs: Mahalanobis(3, 2, "nca", num_classes=3, **kwargs), nearest_neighbour, PAIRS
-    ),
-    "large_margin": Part(
-        lambda **kwargs: Mahalanobis(3, form="lmnn", num_classes=3, neighbors=2, **kwargs), large_margin, PAIRS
-    ),
+    "nca": Part(lambda **kwargs: NCA(3, 3, rank=2, **kwargs), nearest_neighbour, PAIRS),
+    "lmnn": Part(lambda **kwargs: LMNN(3, 3, neighbors=2, **kwargs), large_margin, PAIRS),
 }

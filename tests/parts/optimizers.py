@@ -3,7 +3,7 @@
 import keras
 import numpy as np
 
-from minimand.optimizers import IVON, AdaBelief, Proximal, SNRScaling, VarianceAware
+from minimand.optimizers import IVON, MSVAG, SVAG, AdaBelief, Proximal, SNRScaling
 from minimand.transforms import (
     IVONNoise,
     MiniBatchVariance,
@@ -17,9 +17,9 @@ def moments(gradients, beta):
     for t in range(1, len(gradients) + 1):
         weights = beta ** np.arange(t)[::-1] * (1 - beta) / (1 - beta**t)
         mean = np.tensordot(weights, gradients[:t], axes=1)
-        spread = np.tensordot(weights, (gradients[:t] - mean) ** 2, axes=1)
+        squared_deviation = np.tensordot(weights, (gradients[:t] - mean) ** 2, axes=1)
         rho = np.sum(weights**2)
-        yield mean, (spread / (1 - rho) if t > 1 else 0 * spread), rho
+        yield mean, (squared_deviation / (1 - rho) if t > 1 else 0 * squared_deviation), rho
 
 
 def variance_scaled(rate, w, gradients, of_tensor=np.asarray):
@@ -31,7 +31,7 @@ def variance_scaled(rate, w, gradients, of_tensor=np.asarray):
 
 
 def variance_aware(form):
-    """Algorithm 1 of the paper, with m and v that start at 0, their corrections, and s = (v - m^2) / (1 - rho)."""
+    """Algorithm 1 of the paper, with m and v from 0, bias corrections, and s = (v - m^2) / (1 - rho)."""
 
     def path(rate, w, gradients):
         m, v, found = np.zeros_like(w), np.zeros_like(w), []
@@ -70,7 +70,7 @@ def soft_thresholded(rate, w, gradients):
 
 
 def nothing():
-    """Of an optimizer that works with its transform only: see the tests of its own."""
+    """The reference of an optimizer that works only with its transform, which has tests of its own."""
 
 
 OPTIMIZERS = {
@@ -81,10 +81,10 @@ OPTIMIZERS = {
         lambda rate, **kwargs: SNRScaling(keras.optimizers.SGD(rate, **kwargs), beta=0.8, granularity="tensor"),
         lambda rate, w, gradients: variance_scaled(rate, w, gradients, np.sum),
     ),
-    "momentum_svag": Part(lambda rate, **kwargs: VarianceAware(rate, beta=0.8, **kwargs), variance_aware("m-svag")),
-    "svag": Part(lambda rate, **kwargs: VarianceAware(rate, beta=0.8, form="svag", **kwargs), variance_aware("svag")),
-    "svag_of_batches": Part(
-        lambda rate, **kwargs: VarianceAware(rate, variance="mini_batch", **kwargs),
+    "msvag": Part(lambda rate, **kwargs: MSVAG(rate, beta=0.8, **kwargs), variance_aware("m-svag")),
+    "svag": Part(lambda rate, **kwargs: SVAG(rate, beta=0.8, **kwargs), variance_aware("svag")),
+    "msvag_of_batches": Part(
+        lambda rate, **kwargs: MSVAG(rate, variance="mini_batch", **kwargs),
         nothing,
         {"alone": False, "transforms": lambda self: [MiniBatchVariance(seed=1)]},
     ),

@@ -30,7 +30,7 @@ def out_of_range(w, power=2):
 
 
 def norms(key, weight_by_size=True):
-    """The group lasso; `key` gives the group of an index, or None."""
+    """The group lasso, where `key` gives the group of an index or None."""
 
     def value(w):
         found = {}

@@ -4,8 +4,9 @@ import keras
 import numpy as np
 from scipy import stats
 
-from minimand.optimizers import IVON, VarianceAware
+from minimand.optimizers import IVON, MSVAG
 from minimand.transforms import (
+    Fishr,
     GradientNormPenalty,
     GradientVariancePenalty,
     IVONNoise,
@@ -57,6 +58,18 @@ def example_variance(problem, w):
     return problem.example_gradients(w).var(axis=0, ddof=1).sum()
 
 
+def variance_between_domains(problem, w):
+    """Domains are told by the sign of the first input."""
+    g, domain = problem.example_gradients(w), problem.x[:, 0] > 0
+    variances = np.stack([g[domain == d].var(axis=0, ddof=1) for d in (False, True)])
+    return np.mean(np.sum((variances - variances.mean(axis=0)) ** 2, axis=1))
+
+
+@keras.saving.register_keras_serializable(package="tests")
+def domain_of(batch):
+    return batch.x[:, 0] > 0
+
+
 def unchanged(problem, w):
     return problem.value(w)
 
@@ -67,8 +80,8 @@ TRANSFORMS = {
         lambda problem, w: under_noise(problem, w, (0.1 * w) ** 2),
         {"draws": 200},
     ),
-    "noise_of_a_table": Part(
-        lambda: WeightNoise(0.1, draws="table", antithetic=True, stop=250, seed=3),
+    "noise_until_a_step": Part(
+        lambda: WeightNoise(0.1, antithetic=True, stop=250, seed=3),
         lambda problem, w: under_noise(problem, w, 0.1**2),
         {"draws": 200},
     ),
@@ -120,6 +133,11 @@ TRANSFORMS = {
         lambda problem, w: problem.value(w) + 0.01 * example_variance(problem, w),
         {"refuses": ("batch normalisation", "earlier transforms")},
     ),
+    "fishr": Part(
+        lambda: Fishr(0.01, domain_of, 2),
+        lambda problem, w: problem.value(w) + 0.01 * variance_between_domains(problem, w),
+        {"refuses": ("batch normalisation", "earlier transforms")},
+    ),
     "gradient_norm_penalty": Part(
         lambda: GradientNormPenalty(0.01),
         lambda problem, w: problem.value(w) + 0.01 * np.sum(problem.gradient(w) ** 2),
@@ -132,7 +150,7 @@ TRANSFORMS = {
         unchanged,
         {
             "changes": None,
-            "optimizer": lambda self, rate: VarianceAware(rate, variance="mini_batch"),
+            "optimizer": lambda self, rate: MSVAG(rate, variance="mini_batch"),
             "refuses": ("batch normalisation",),
         },
     ),

@@ -1,4 +1,4 @@
-"""Keras callbacks: what no metric can do."""
+"""Keras callbacks: sparsity logging and gradient figures."""
 
 from minimand.callbacks._gradient_report import GradientReport
 from minimand.callbacks._sparsity import Sparsity

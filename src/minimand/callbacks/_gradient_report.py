@@ -1,4 +1,4 @@
-"""A figure of the gradient and its noise, layer by layer and over time."""
+"""A callback that draws the gradient and its noise by weight tensor and epoch."""
 
 from __future__ import annotations
 
@@ -16,22 +16,24 @@ _BLUE, _RED = "#0072b2", "#d55e00"
 
 
 class GradientReport(keras.callbacks.Callback):
-    """Draws what `transforms.MeasureGradient` measures: the gradient and its noise, for each weight and epoch.
+    """GradientReport draws the gradient and its noise, as measured by `transforms.MeasureGradient`.
 
-    The figure has, epoch by epoch, the norm of the gradient and the standard deviation of a batch's, sqrt(tr / n); the
-    noise scale; and for each weight tensor the signal-to-noise ratio |G|^2 / tr of one example's gradient.
+    Use GradientReport to choose a batch size, and to find layers whose gradient is mostly noise.
+
+    The figure shows by epoch the norm of the gradient, the standard deviation sqrt(tr / n) of a batch's gradient, the
+    noise scale, and for each weight tensor the signal-to-noise ratio |G|^2 / tr of one example's gradient.
 
     Args:
-        path: file of the figure, written at the end of training: `.svg`, `.png`, `.pdf` or what else Matplotlib writes;
-            None for no file.
+        path: file of the figure, written at the end of training: `.svg`, `.png`, `.pdf` or another format of
+            Matplotlib; None for no file.
 
     Attributes:
         weights: paths of the measured weight tensors.
-        values: (epochs, 3, tensors): means of |mean g|^2, tr and tr / n over the measurements of an epoch.
+        values: (epochs, 3, tensors), the means of |mean g|^2, tr and tr / n over the measurements of an epoch.
 
     Raises:
         ImportError: at the start of `fit`, Matplotlib is missing (the extra `study`).
-        ValueError: at the start of `fit`, the model is not a `Trainer` with a `MeasureGradient` among its transforms.
+        ValueError: at the start of `fit`, the model is not a `Trainer` with a `MeasureGradient` in its transforms.
 
     Source: Schneider, Dangel and Hennig, "Cockpit: a practical debugging tool for the training of deep neural
     networks", NeurIPS 2021.
@@ -54,12 +56,13 @@ class GradientReport(keras.callbacks.Callback):
         self.values = np.zeros((0, 3, 0))
 
     def on_train_begin(self, logs: Any = None) -> None:
-        trainer = self.model
-        found = [t for t in getattr(trainer, "transforms", ()) if isinstance(t, MeasureGradient)]
-        if not isinstance(trainer, Trainer) or not found:
+        transforms = self.model.transforms if isinstance(self.model, Trainer) else ()
+        found = [transform for transform in transforms if isinstance(transform, MeasureGradient)]
+        if not found:
             raise ValueError(
-                "GradientReport: draws what a minimand.transforms.MeasureGradient measures. Received: a model without "
-                "one. Train with a minimand.Trainer, and give `compile` transforms=[MeasureGradient()]."
+                "GradientReport: the model must be a minimand.Trainer with a MeasureGradient. "
+                f"Received: {type(self.model).__name__} without a MeasureGradient. "
+                "Give `Trainer.compile` transforms=[minimand.transforms.MeasureGradient()]."
             )
         if self.path is not None:
             _matplotlib()
@@ -84,7 +87,7 @@ class GradientReport(keras.callbacks.Callback):
         count = len(self.weights)
         epochs = np.arange(1, len(self.values) + 1)
         norms, traces, noises = self.values.sum(axis=2).T
-        # Markers, because a training of one epoch has no line.
+        # A training of one epoch has no line, so there are markers.
         style: dict[str, Any] = {"marker": "o", "markersize": 3}
         page = figure_class(figsize=(9.0, 3.4 + 0.25 * count), layout="constrained")
         grid = page.add_gridspec(2, 2, height_ratios=[3.0, 0.5 + 0.25 * count])
@@ -106,7 +109,7 @@ class GradientReport(keras.callbacks.Callback):
 
 
 def _ratio(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:
-    """NaN, which is not drawn, where it is not positive."""
+    """The ratio, or NaN, which is not drawn, if a number is not positive."""
     valid = (numerator > 0) & (denominator > 0)
     return np.where(valid, numerator / np.where(valid, denominator, 1.0), np.nan)
 

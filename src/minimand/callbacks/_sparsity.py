@@ -1,4 +1,4 @@
-"""How many weights are zero, epoch by epoch."""
+"""A callback that logs the share of zero weights by epoch."""
 
 from __future__ import annotations
 
@@ -15,17 +15,19 @@ from minimand.trainer import Trainer
 
 
 class Sparsity(keras.callbacks.Callback):
-    """Puts the share of weights that are exactly zero into the logs, as `sparsity`; stops before a kernel is all zero.
+    """Sparsity logs the share of weights that are exactly zero, and stops before a kernel is all zero.
 
-    With `optimizers.Proximal` the logs also have the `strength` at the epoch's end, if a schedule gives it: an epoch of
-    each strength is a regularisation path, and the history its table. Before callbacks that read the logs in the list
-    (`CSVLogger`, `EarlyStopping`, `ModelCheckpoint`) it serves these too.
+    Use Sparsity with `optimizers.Proximal` to watch weights vanish. The key of the logs is `sparsity`.
+
+    If the strength of the regularizer of `Proximal` is a schedule, the logs also have the `strength` at the end of the
+    epoch. With a strength for each epoch, the history is then the table of a regularisation path. Put Sparsity before
+    callbacks that read the logs (`CSVLogger`, `EarlyStopping`, `ModelCheckpoint`).
 
     Args:
-        select: which weights are counted: `"kernels"` (rank 2 or more), `"all"`, a regular expression of paths, or a
+        select: the weights that are counted: `"kernels"` (rank 2 or more), `"all"`, a regular expression of paths, or a
             function of the variable.
         stop: whether training stops after an epoch in which `Proximal` left out a step that would have made all of a
-            kernel zero. It then warns, and names the kernel.
+            kernel zero. `Proximal` then warns and names the kernel.
 
     Raises:
         TypeError: `select` is neither a string nor a function, `stop` is not a boolean.
@@ -53,7 +55,7 @@ class Sparsity(keras.callbacks.Callback):
         self._steps_before = sum(optimizer.collapsed().values()) if optimizer is not None and optimizer.built else 0
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Keras's hook; `logs` are the dictionary that the next callbacks get."""
+        """Keras's hook; the next callbacks get the same dictionary `logs`."""
         logs = {} if logs is None else logs
         model = self.model.model if isinstance(self.model, Trainer) else self.model
         variables = model.trainable_variables

@@ -1,8 +1,10 @@
-"""Statistics of gradients: their mean and variance between examples, and what follows from these."""
+"""Mean and variance of the gradients of examples; noise scale, batch size tests and other statistics of them."""
 
 from minimand.gradients._moments import GradientMoments, gradient_moments
 from minimand.gradients._running import RunningMoments
 from minimand.gradients._statistics import (
+    BatchTest,
+    TrainingCost,
     cabs_batch_size,
     critical_batch_size,
     evidence,
@@ -16,8 +18,10 @@ from minimand.gradients._statistics import (
 )
 
 __all__ = [
+    "BatchTest",
     "GradientMoments",
     "RunningMoments",
+    "TrainingCost",
     "cabs_batch_size",
     "critical_batch_size",
     "evidence",

@@ -1,10 +1,11 @@
-"""Sums of the examples' gradients and of their squares, exactly."""
+"""Exact sums, means and variances of the gradients of a batch's examples."""
 
 from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from itertools import compress
 from typing import Any, NamedTuple
 
@@ -13,17 +14,17 @@ from keras import ops
 
 from minimand import backend
 from minimand._objective import DataObjective, pairing
-from minimand._ops import at_least_float32
+from minimand._ops import at_least, at_least_float32
 from minimand._scope import isolated, shadowed
 from minimand._selection import merged
 from minimand.backend import Tensor
 from minimand.gradients._examples import ExampleGradients
 
-# Sums of squares of the examples' gradients, for layers where they follow from a batch's one backward pass.
+# Layers with a closed form: one backward pass of the batch gives the sums of squares of the examples' gradients.
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
 _KNOWN = {kind.call for kind in (keras.layers.Dense, *_CONVOLUTIONS)}
-# Numbers of gradients of single examples that are held at once.
+# Number of entries of single examples' gradients that are held at once.
 CHUNK = 2**22
 
 
@@ -40,10 +41,10 @@ class TappedLayer(NamedTuple):
 
 
 def tapped_layers(model: keras.Model, mask: Sequence[bool]) -> list[TappedLayer]:
-    """The layers with a closed form among those that hold chosen weights.
+    """The layers with a closed form among those that hold selected weights.
 
-    They are Dense layers and convolutions, that a functional or Sequential model calls once: whatever else calls a
-    layer may do so in a loop, whose steps would be taken for different examples.
+    They are Dense layers and convolutions that a functional or Sequential model calls once. Another caller may call a
+    layer in a loop, whose steps would be mistaken for different examples.
     """
     index = {id(v): k for k, v in enumerate(model.trainable_variables)}
     found = []
@@ -56,7 +57,7 @@ def tapped_layers(model: keras.Model, mask: Sequence[bool]) -> list[TappedLayer]
         if kernel is not None and mask[kernel] and getattr(layer, "data_format", None) != "channels_first":
             found.append(TappedLayer(layer, kernel, bias if bias is not None and mask[bias] else None))
     weights = [k for part in found for k in part.indices]
-    # Layers that share their weights have none of their own.
+    # A layer that shares its weights is left out.
     return [part for part in found if all(weights.count(k) == 1 for k in part.indices)]
 
 
@@ -80,7 +81,7 @@ def _called_once(model: keras.Model) -> Iterator[Any]:
 def taps(
     layers: Sequence[TappedLayer], shadows: Sequence[Sequence[Tensor]], members: Tensor, powers: tuple[int, ...]
 ) -> Iterator[list[int]]:
-    """Within it, a backward pass gives the shadows sums over examples as their gradients; yields numbers of calls.
+    """A context in which a backward pass gives the shadows sums over examples as gradients; yields numbers of calls.
 
     Args:
         layers: the layers.
@@ -130,7 +131,10 @@ def _sums(
     inputs, gradient = at_least_float32(inputs), at_least_float32(gradient)
     members = ops.cast(members, gradient.dtype)
     if isinstance(layer, keras.layers.Dense) and len(inputs.shape) == 2:
-        found = [_products(inputs**power, gradient**power, members) for power in powers]
+        found = []
+        for power in powers:
+            by_group = [gradient**power * members[:, e : e + 1] for e in range(members.shape[1])]
+            found.append(ops.stack([ops.matmul(ops.transpose(inputs**power), d) for d in by_group]))
         of_bias = gradient
     else:
         rows = ops.shape(gradient)[0]
@@ -142,12 +146,6 @@ def _sums(
     if part.bias is not None:
         found += [_grouped(members, of_bias**power) for power in powers]
     return found
-
-
-def _products(a: Tensor, d: Tensor, members: Tensor) -> Tensor:
-    """sum_i m_ie a_i d_i' for each group e."""
-    groups = members.shape[1]
-    return ops.stack([ops.matmul(ops.transpose(a), d * members[:, e : e + 1]) for e in range(groups)])
 
 
 def _grouped(members: Tensor, rows: Tensor) -> Tensor:
@@ -170,7 +168,7 @@ def _sums_over_positions(a: Tensor, d: Tensor, members: Tensor, powers: tuple[in
 
 
 def _patches(layer: Any, inputs: Tensor, sizes: Sequence[int]) -> Tensor:
-    """What each output position is a product of: (n, positions, kernel entries of an output)."""
+    """The inputs that each output position multiplies with the kernel: (n, positions, kernel entries of an output)."""
     rows = ops.shape(inputs)[0]
     if isinstance(layer, keras.layers.Dense):
         return ops.reshape(inputs, (rows, -1, inputs.shape[-1]))
@@ -195,33 +193,33 @@ def _patches(layer: Any, inputs: Tensor, sizes: Sequence[int]) -> Tensor:
     return ops.reshape(stacked, (rows, -1, stacked.shape[-1]))
 
 
-# Sums of the examples' gradients and of their squares, exactly.
+# All layers: the closed form if there is one, and else a pass for each example.
 
 
-def check_separable(model: keras.Model, owner: str) -> None:
-    """Raise a `ValueError` if a layer of the model mixes the examples of a batch in training."""
+def check_separable(estimator: str, model: keras.Model, owner: str) -> None:
+    """Raise a `ValueError` if a layer mixes, in training, the examples that the estimator takes apart."""
     mixing = [
         layer.name
         for layer in model._flatten_layers()
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
     ]
-    if mixing:
+    if mixing and estimator != "micro_batch":
         raise ValueError(
-            f"{owner} needs examples that do not depend on each other. Received: a model with {mixing}, which in "
-            'training normalise each example by the others. Use estimator="micro_batch", whose micro-batches are '
-            "normalised by themselves, or freeze these layers."
+            f'{owner}: estimator="{estimator}" needs examples that do not depend on each other. Received: a model with '
+            f"{mixing}, which in training normalise each example by the others. Use "
+            'estimator="micro_batch", whose micro-batches are normalised by themselves, or freeze these layers.'
         )
 
 
 def exact_sums(gradients: ExampleGradients, members: Tensor | None = None) -> tuple[list[Tensor], list[Tensor], Tensor]:
-    """`(sums of g_i, sums of g_i^2, mismatch)`, for each chosen weight.
+    """`(sums of g_i, sums of g_i^2, mismatch)`, for each selected weight.
 
     Args:
         gradients: the gradients, of an objective of the data.
         members: (n, groups), the share of each example in each group, for sums by group, (groups, ...).
 
-    The mismatch is the squared difference of outputs of examples by themselves and in the batch, over their square; 0
-    where no example was taken by itself.
+    The mismatch is the squared difference of the outputs of examples by themselves and in the batch, over the squared
+    outputs; it is 0 if no example was taken by itself.
     """
     objective, weights, mask = gradients.objective, gradients.weights, gradients.mask
     assert isinstance(objective, DataObjective), "checked by what lets users choose the estimator"
@@ -283,37 +281,74 @@ def _one_by_one(
     outputs = keras.tree.flatten(y_pred)
     upstream = [ops.cast(gradients.count, u.dtype) * u for u in upstream]
     # A structure without the leaves that are None.
-    inputs = keras.tree.flatten(batch.x)
+    rows = keras.tree.flatten(batch.x), upstream, [ops.stop_gradient(o) for o in outputs]
 
-    def of_example(row: Any) -> list[Tensor]:
-        x, factors, expected, share = row
+    def of_example(values: Sequence[Tensor], row: Any) -> tuple[Tensor, Tensor]:
+        x, factors, expected = row
         x = keras.tree.pack_sequence_as(batch.x, [leaf[None] for leaf in x])
+        found = objective.outputs(merged(weights, rest, values), x)
+        flat = keras.tree.flatten(found)
+        off = sum(ops.sum(ops.square(at_least_float32(a - e[None]))) for a, e in zip(flat, expected, strict=True))
+        return pairing(found, [factor[None] for factor in factors]), off
 
-        def paired(values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-            found = objective.outputs(merged(weights, rest, values), x)
-            flat = keras.tree.flatten(found)
-            off = sum(ops.sum(ops.square(at_least_float32(a - e[None]))) for a, e in zip(flat, expected, strict=True))
-            return pairing(found, [factor[None] for factor in factors]), off
-
-        function = isolated(paired)
-        (_, off), found = backend.value_and_gradient(
-            function, list(compress(weights, rest)), differentiable=gradients.differentiable
-        )
-        wanted = [at_least_float32(g) ** power for g in found for power in powers]
-        return [*(ops.reshape(share, (-1, *[1] * len(g.shape))) * g[None] for g in wanted), off]
-
-    size = sum(_entries(weight) for weight in compress(weights, rest)) * len(powers) * members.shape[1]
-    rows = (inputs, upstream, [ops.stop_gradient(o) for o in outputs], members)
-    *sums, off = backend.sum_over_rows(of_example, rows, max(1, CHUNK // size))
+    selected = list(compress(weights, rest))
+    sums, off = sums_of_powers(of_example, selected, rows, members, powers, differentiable=gradients.differentiable)
     scale = sum(ops.sum(ops.square(at_least_float32(output))) for output in outputs)
-    return _split(sums, [len(powers)] * sum(rest)), off / (scale + 1e-30)
+    return sums, off / (scale + 1e-30)
 
 
-def _entries(tensor: Tensor) -> int:
-    size = 1
-    for length in tensor.shape:
-        size *= length
-    return size
+def sums_of_powers(
+    function: Callable[[Sequence[Tensor], Any], tuple[Tensor, Tensor]],
+    values: Sequence[Tensor],
+    rows: Any,
+    members: Tensor,
+    powers: tuple[int, ...] = (2,),
+    *,
+    differentiable: bool = False,
+) -> tuple[list[list[Tensor]], Tensor]:
+    """Sums over rows of powers of the gradients of `function(values, row)`, by a pass for each row.
+
+    Args:
+        function: gives a scalar and a tensor that is summed too.
+        values: the tensors by which the scalar is differentiated.
+        rows: a structure of tensors (n, ...).
+        members: (n, groups), the share of each row in each of the groups whose sums are taken.
+        powers: the powers.
+        differentiable: whether the sums can be differentiated.
+
+    Returns:
+        `(sums, total)`: for each value and power a tensor (groups, ...), and the sum of the function's second result.
+    """
+
+    def of_row(row_and_share: Any) -> list[Tensor]:
+        row, share = row_and_share
+        at = isolated(lambda given: function(given, row))
+        (_, other), found = backend.value_and_gradient(at, values, differentiable=differentiable)
+        wanted = [at_least_float32(g) ** power for g in found for power in powers]
+        return [*(ops.reshape(share, (-1, *[1] * len(g.shape))) * g[None] for g in wanted), other]
+
+    entries = sum(math.prod(value.shape) for value in values) * len(powers) * members.shape[1]
+    *sums, total = backend.sum_over_rows(of_row, (rows, members), max(1, CHUNK // max(entries, 1)))
+    return _split(sums, [len(powers)] * len(values)), total
+
+
+def exact_moments(
+    gradients: ExampleGradients, members: Tensor | None = None
+) -> tuple[list[Tensor], list[Tensor], Tensor]:
+    """`(means, unbiased variances, mismatch)` of the g_i, for each selected weight.
+
+    The arguments and the mismatch are those of `exact_sums`. A group of fewer than two examples has the variance 0.
+    """
+    first, second, mismatch = exact_sums(gradients, members)
+    counts = ops.cast(gradients.count, gradients.dtype) if members is None else ops.sum(members, axis=0)
+    means, variances = [], []
+    for f, s in zip(first, second, strict=True):
+        n = counts if members is None else ops.reshape(counts, (-1, *[1] * (len(f.shape) - 1)))
+        mean = f / at_least(n, 1.0)
+        means.append(mean)
+        # Rounding may make the difference negative if gradients hardly differ.
+        variances.append(at_least(s - n * ops.square(mean), 0.0) / at_least(n - 1.0, 1.0))
+    return means, variances, mismatch
 
 
 def _split(values: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:

@@ -1,4 +1,4 @@
-"""The gradients g_i of the examples of a batch: sums of them, and estimates of their variance."""
+"""Sums of the gradients g_i of a batch's examples, and estimates of the variance of the g_i."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from keras import ops
 from minimand import backend
 from minimand._batches import Batch, first_leaf, micro_batches
 from minimand._objective import DataObjective, Objective, Weights
-from minimand._ops import at_least_float32
+from minimand._ops import compute_dtype
 from minimand._scope import isolated
 from minimand._selection import merged
 from minimand.backend import Tensor
@@ -20,15 +20,15 @@ from minimand.backend import Tensor
 
 @dataclass(frozen=True)
 class ExampleGradients:
-    """What g_i, i = 1, ..., n, are the gradients of, and by what; their mean is the gradient of the batch.
+    """The gradients g_i, i = 1, ..., n, of the examples of a batch; their mean is the gradient of the batch.
 
     Args:
         objective: an objective.
-        weights: where the gradients are taken.
+        weights: values of the weights at which the gradients are taken.
         batch: the examples.
         mask: which weights' gradients are wanted.
-        differentiable: whether what follows from the gradients can be differentiated by the weights.
-        kept: the gradient for the batch with a `gradient_weight`, by a pass that has taken place.
+        differentiable: whether functions of the gradients can be differentiated by the weights.
+        kept: gives the gradient for the batch with a `gradient_weight`, from a pass that has taken place.
     """
 
     objective: Objective
@@ -46,12 +46,12 @@ class ExampleGradients:
     @property
     def dtype(self) -> str:
         """Name of the type to compute squares in: float64 for float64, else float32."""
-        return keras.backend.standardize_dtype(at_least_float32(self.weights[0]).dtype)
+        return compute_dtype(self.weights[0])
 
     def whole(self) -> tuple[Batch, Tensor]:
         """A batch and a factor: the gradient of the objective on it, times the factor, is sum_i g_i.
 
-        Where it can it is the plain batch, whose gradient training takes too: a compiler computes it once.
+        If possible, the batch is the plain one, whose gradient training takes too: a compiler computes it once.
         """
         count = ops.cast(self.count, self.dtype)
         double = keras.backend.standardize_dtype(self.weights[0].dtype) == self.dtype
@@ -80,12 +80,12 @@ class ExampleGradients:
         total = self.of(self.batch._replace(gradient_weight=count * example_weights))
         if isinstance(self.objective, DataObjective):
             return total
-        # What transforms add to the loss for all examples together.
+        # The terms that transforms add to the loss for all examples together.
         shared = self.of(self.batch._replace(gradient_weight=0.0))
         return [a - b for a, b in zip(total, shared, strict=True)]
 
     def mean(self) -> list[Tensor]:
-        """The gradient of the batch, without that of terms that no example has a part in."""
+        """The gradient of the batch, without the gradient of terms that belong to no example."""
         if isinstance(self.objective, DataObjective):
             batch, factor = self.whole()
             return [g * ops.cast(factor / ops.cast(self.count, self.dtype), g.dtype) for g in self.of(batch)]
@@ -102,7 +102,7 @@ class ExampleGradients:
         return backend.value_and_gradient(product, [ops.ones((self.count,), self.dtype)], differentiable=False)[1][0]
 
     def probe(self, seed: Tensor) -> list[Tensor]:
-        """V such that E[v^2] is the unbiased variance of the g_i, for every weight.
+        """Tensors v such that E[v^2] is the unbiased variance of the g_i, for every weight.
 
         v = sum_i (s_i - mean s) g_i / sqrt(n - 1), with random signs s_i; 0 for a single example.
 
@@ -129,7 +129,7 @@ class ExampleGradients:
 class MicroBatches:
     """The gradients of K parts of b examples: for each weight a list of K tensors, b, and for each part its share.
 
-    A share is 1, or 0 where a batch of unknown size turns out to have fewer than K examples.
+    A share is 1, or 0 if a batch of unknown size turns out to have fewer than K examples.
     """
 
     gradients: list[list[Tensor]]
@@ -137,13 +137,13 @@ class MicroBatches:
     shares: list[Tensor]
 
     def mean(self) -> list[Tensor]:
-        """Mean G for each weight."""
+        """The mean G for each weight."""
         used = sum(self.shares)
         return [sum(s * g for s, g in zip(self.shares, same, strict=True)) / used for same in self.gradients]
 
     def variance(self) -> list[Tensor]:
-        """That of one example, for each weight: b / (K - 1) sum_k (G_k - mean G)^2."""
-        # A single part has no spread.
+        """The variance of one example's gradient, for each weight: b / (K - 1) sum_k (G_k - mean G)^2."""
+        # A single part has the variance 0.
         factor = self.size / ops.cast(ops.maximum(sum(self.shares) - 1, 1), self.size.dtype)
         return [
             factor * sum(s * ops.square(g - mean) for s, g in zip(self.shares, same, strict=True))
@@ -151,12 +151,12 @@ class MicroBatches:
         ]
 
     def inner_products(self, direction: Sequence[Tensor]) -> Tensor:
-        """G_k' u, (K,)."""
+        """The inner products G_k' u, (K,)."""
         pairs = list(zip(self.gradients, direction, strict=True))
         return ops.stack([sum(ops.sum(same[k] * u) for same, u in pairs) for k in range(len(self.shares))])
 
     def distances(self) -> Tensor:
-        """|G_k - mean G|^2 over all weights, (K,)."""
+        """The squared distances |G_k - mean G|^2 over all weights, (K,)."""
         pairs = list(zip(self.gradients, self.mean(), strict=True))
         return ops.stack(
             [sum(ops.sum(ops.square(same[k] - mean)) for same, mean in pairs) for k in range(len(self.shares))]

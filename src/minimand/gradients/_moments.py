@@ -18,28 +18,56 @@ from minimand._objective import DataObjective, data_objective_of
 from minimand._ops import at_least_float32
 from minimand._validation import check_bool, check_choice, check_int, check_rows
 from minimand.backend import Tensor
-from minimand.gradients._exact import check_separable, exact_sums
+from minimand.gradients._exact import check_separable, exact_moments
 from minimand.gradients._examples import ExampleGradients
 
 ESTIMATORS = ("exact", "probe", "micro_batch")
-# Of squared outputs: far above what rounding does, and below what batch statistics do.
+# Of squared outputs: far above the effect of rounding, and below the effect of batch statistics.
 _MISMATCH = 1e-5
+
+
+# In a training step.
+
+
+def estimated_variance(gradients: ExampleGradients, estimator: str, micro_batches: int, seed: Tensor) -> list[Tensor]:
+    """The variance V of one example's gradient, by weight tensor."""
+    if estimator == "probe":
+        return [ops.square(at_least_float32(v)) for v in gradients.probe(seed)]
+    return mean_and_variance(gradients, estimator, micro_batches, seed)[1]
+
+
+def mean_and_variance(
+    gradients: ExampleGradients, estimator: str, micro_batches: int, seed: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The gradient of a batch, and the variance V of one example's gradient, by weight tensor."""
+    if estimator == "probe":
+        return gradients.mean(), estimated_variance(gradients, estimator, micro_batches, seed)
+    if estimator == "micro_batch":
+        parts = gradients.micro_batches(micro_batches)
+        return parts.mean(), parts.variance()
+    mean, variance, _ = exact_moments(gradients)
+    return mean, variance
+
+
+# Of given data, with errors.
 
 
 @dataclass(frozen=True)
 class GradientMoments:
     """Mean and variance of the gradients g_i of the n examples of a batch; lists are aligned with the weights.
 
-    The variance is unbiased and that of one example: V = sum_i (g_i - mean g)^2 / (n - 1). That of the batch's
-    gradient is V / n.
+    `gradient_moments` returns it for a model; `GradientMoments.of_examples` makes it from known gradients. The variance
+    is unbiased and belongs to one example: V = sum_i (g_i - mean g)^2 / (n - 1). The variance of the batch's gradient
+    is V / n.
 
     Attributes:
         mean: the gradient of the batch, the mean of the g_i.
         variance: V, or an estimate of it, >= 0.
-        mean_error: sqrt(V / n), the standard error of the mean as that of all data.
-        variance_error: standard error of the estimate of this batch's V; 0 where it is exact.
+        mean_error: sqrt(V / n), the standard error of the mean as an estimate of the mean over all data.
+        variance_error: standard error of the estimate of this batch's V; 0 if V is exact.
         trace: sum of V over all weights.
-        trace_error: standard error of the estimate of the trace; 0 where it is exact, infinite where it is not known.
+        trace_error: standard error of the estimate of the trace; 0 if the trace is exact, infinite if the error is not
+            known.
         variance_along_mean: variance of the inner products of the g_i with the mean, estimated as V is.
         examples: n.
 
@@ -64,7 +92,7 @@ class GradientMoments:
 
     @classmethod
     def of_examples(cls, gradients: Sequence[Any]) -> GradientMoments:
-        """The moments of gradients that are known: for each weight an array (n, ...), n >= 2."""
+        """The moments of known gradients: for each weight an array (n, ...), n >= 2."""
         arrays = [np.asarray(g, dtype="float64") for g in gradients]
         n = len(arrays[0])
         mean = [g.mean(axis=0) for g in arrays]
@@ -111,17 +139,21 @@ def gradient_moments(
 ) -> GradientMoments:
     """Mean and variance of the gradients of a batch's examples, for any compiled Keras model.
 
-    mean g = sum_i g_i / n, V = sum_i (g_i - mean g)^2 / (n - 1), with g_i what example i contributes, times n, to the
-    gradient of the compiled loss (so with its sample weight, mask and reduction). Penalties (`add_loss`, regularizers,
-    transforms) have no part in it. V is given
+    Use `gradient_moments` to measure the noise of the gradient; `noise_scale` and the other functions of this package
+    take its result.
 
-    - `"exact"`: exactly. Dense layers and convolutions that a functional or Sequential model calls once take one
+    mean g = sum_i g_i / n, V = sum_i (g_i - mean g)^2 / (n - 1)
+
+    g_i is n times the contribution of example i to the gradient of the compiled loss, with its sample weight, mask and
+    reduction. Penalties (`add_loss`, regularizers, transforms) are left out. The estimators of V are
+
+    - `"exact"`: V itself. Dense layers and convolutions that a functional or Sequential model calls once take one
       backward pass for all examples; other weights take a pass for each example.
     - `"probe"`: from S extra backward passes, v = sum_i (s_i - mean s) g_i with random signs s_i: E[v^2] = (n - 1) V,
-      whatever the layers. Relative standard error sqrt(2 / S) or less for each weight, far less for the trace.
-    - `"micro_batch"`: b / (K - 1) sum_k (G_k - mean G)^2 from the gradients G_k of K random parts of b examples, each a
-      batch of its own; batch normalisation included. Relative standard error sqrt(2 (n - K) / ((K - 1) (n + 1))), if
-      the gradients are about normal.
+      for all layers. The relative standard error is at most sqrt(2 / S) for each weight, and far less for the trace.
+    - `"micro_batch"`: b / (K - 1) sum_k (G_k - mean G)^2 from the gradients G_k of K random parts of b examples. Each
+      part is a batch of its own, so batch normalisation works. The relative standard error is
+      sqrt(2 (n - K) / ((K - 1) (n + 1))), if the gradients are about normal.
 
     Args:
         model: a compiled `keras.Model` or `minimand.Trainer`.
@@ -132,15 +164,15 @@ def gradient_moments(
         samples: number S >= 1 of probes.
         micro_batches: number K >= 2 of parts, at most n; n mod K examples are left out.
         training: whether layers are in training mode. All gradients see the same dropout.
-        seed: integer, or None: of the signs and parts.
+        seed: integer seed of the signs and parts, or None.
 
     Returns:
-        `GradientMoments`: arrays aligned with `model.trainable_variables` (of a trainer's model).
+        `GradientMoments`: arrays aligned with `model.trainable_variables` (for a trainer, of its model).
 
     Raises:
         TypeError: `model` is not a Keras model, the data are not arrays.
-        ValueError: the model is not compiled, an argument is out of its range, examples depend on each other (batch
-            normalisation in training) where the estimator takes them apart.
+        ValueError: the model is not compiled, an argument is out of its range, or examples depend on each other (batch
+            normalisation in training) and the estimator takes them apart.
 
     Source: McCandlish et al., "An empirical model of large-batch training", 2018, section 2; closed forms: Dangel,
     Kunstner and Hennig, "BackPACK", ICLR 2020, section 2; signs: as in Hutchinson, "A stochastic estimator of the trace
@@ -159,7 +191,10 @@ def gradient_moments(
     if not isinstance(model, keras.Model):
         raise TypeError(f"{owner}: `model` must be a keras.Model or a minimand.Trainer. Received: {type(model)}")
     if not model.compiled:
-        raise ValueError(f"{owner}: `model` must be compiled, with a loss. Received: {model.name}, which is not")
+        raise ValueError(
+            f"{owner}: `model` must be compiled. Received: {model.name}, which is not compiled. Call its `compile` "
+            "with a loss."
+        )
     check_choice(owner, "estimator", estimator, ESTIMATORS)
     check_int(owner, "samples", samples, minimum=1)
     check_int(owner, "micro_batches", micro_batches, minimum=2)
@@ -168,11 +203,11 @@ def gradient_moments(
     count = check_rows(owner, "`x`, `y` and `sample_weight`", data)
     if count < 2 or (estimator == "micro_batch" and count < micro_batches):
         least = micro_batches if estimator == "micro_batch" else 2
-        raise ValueError(f"{owner}: a variance needs at least {least} examples. Received: {count}")
+        raise ValueError(f"{owner}: `x` must have at least {least} examples for a variance. Received: {count}")
     model._symbolic_build(data_batch=data)
     objective = data_objective_of(model, training)
-    if training and estimator != "micro_batch":
-        check_separable(objective.model, f'{owner}: estimator="{estimator}"')
+    if training:
+        check_separable(estimator, objective.model, owner)
     evaluate = partial(_Evaluation(model, objective), data)
     if estimator == "exact":
         return _exact(evaluate, count)
@@ -180,14 +215,14 @@ def gradient_moments(
         return _probes(evaluate, count, samples, seed)
     if any(getattr(loss, "reduction", None) == "sum" for loss in keras.tree.flatten(model.loss)):
         raise ValueError(
-            f'{owner}: estimator="micro_batch" needs losses that are means over a batch, since parts are smaller than '
-            'it. Received: a loss with reduction="sum". Use estimator="probe" or "exact".'
+            f'{owner}: estimator="micro_batch" needs losses that are means over a batch, since its parts are smaller '
+            'than the batch. Received: a loss with reduction="sum". Use estimator="probe" or "exact".'
         )
     return _micro_batches(evaluate, count, micro_batches, seed)
 
 
 class _Evaluation:
-    """Evaluates functions of `ExampleGradients` and further tensors, at the values of now; compiles each once."""
+    """Evaluates functions of `ExampleGradients` and further tensors at the present weights; compiles each once."""
 
     def __init__(self, owner: keras.Model, objective: DataObjective) -> None:
         self.owner, self.objective = owner, objective
@@ -198,7 +233,7 @@ class _Evaluation:
 
     def __call__(self, data: Any, function: Callable[..., Any], *tensors: Tensor) -> Any:
         """`function(gradients, *tensors)` on a batch, as NumPy arrays."""
-        # Not through Keras, which would track what is in it.
+        # Not through Keras, which would track the contents.
         made = vars(self.owner).setdefault("_gradient_functions", {})
         key = function, self.objective.training
         loss = self.owner._compile_loss
@@ -215,22 +250,18 @@ class _Evaluation:
             return function(gradients, *tensors)
 
 
-def _exact_sums(gradients: ExampleGradients) -> tuple[Any, Tensor]:
-    return exact_sums(gradients), gradients.inner_products(gradients.mean())
+def _exact_moments(gradients: ExampleGradients) -> tuple[Any, Tensor]:
+    return exact_moments(gradients), gradients.inner_products(gradients.mean())
 
 
 def _exact(evaluate: Callable[..., Any], n: int) -> GradientMoments:
-    (first, second, mismatch), products = evaluate(_exact_sums)
+    (mean, variance, mismatch), products = evaluate(_exact_moments)
     if mismatch > _MISMATCH:
         raise ValueError(
             'gradient_moments: estimator="exact" needs examples that do not depend on each other. Received: a model '
-            "whose outputs for examples by themselves are not those in the batch (relative difference "
+            "whose outputs for single examples differ from its outputs in the batch (relative difference "
             f'{math.sqrt(mismatch):.1e}). Use estimator="probe" or "micro_batch".'
         )
-    mean = [f / n for f in first]
-    # Rounding may make the difference negative where gradients hardly differ.
-    spread = [np.maximum(s - n * np.square(m, dtype="float64"), 0.0) for s, m in zip(second, mean, strict=True)]
-    variance = [(s / (n - 1)).astype(m.dtype) for s, m in zip(spread, mean, strict=True)]
     return _moments(mean, variance, n, np.var(products, ddof=1, dtype="float64"))
 
 
@@ -253,7 +284,7 @@ def _probes(evaluate: Callable[..., Any], n: int, samples: int, seed: int | None
 
 
 def _of_parts(gradients: ExampleGradients, rows: Tensor) -> tuple[Any, ...]:
-    """Mean, variance, distances from the mean and inner products with it, of parts that hold these rows (K, b)."""
+    """Mean, variance, distances from the mean and inner products with the mean, of parts with these rows (K, b)."""
     order = ops.reshape(rows, (-1,))
     batch = keras.tree.map_structure(
         lambda leaf: None if leaf is None else ops.take(leaf, order, axis=0), gradients.batch
@@ -267,8 +298,8 @@ def _micro_batches(evaluate: Callable[..., Any], n: int, parts: int, seed: int |
     rows = np.random.default_rng(seed).permutation(n)[: size * parts].reshape(parts, size)
     mean, variance, distances, products = evaluate(_of_parts, ops.convert_to_tensor(rows.astype("int32")))
     left = (n - parts) / (n + 1)
-    # Jackknife over the parts, for that share of the variance that comes from how a batch is divided.
-    spread = np.sum(np.square(distances - distances.mean(), dtype="float64"))
-    error = size * math.sqrt(left * parts * spread / (parts - 1)) / (parts - 2) if parts > 2 else math.inf
+    # Jackknife over the parts, for the share of the variance that comes from the division of the batch.
+    squares = np.sum(np.square(distances - distances.mean(), dtype="float64"))
+    error = size * math.sqrt(left * parts * squares / (parts - 1)) / (parts - 2) if parts > 2 else math.inf
     along = size * np.var(products, ddof=1, dtype="float64")
     return _moments(mean, variance, n, along, math.sqrt(2 * left / (parts - 1)), error)

@@ -1,4 +1,4 @@
-"""Running mean and variance of a gradient over the steps of a hand-written loop."""
+"""Running mean and variance of a gradient over steps, without bias and without cancellation."""
 
 from __future__ import annotations
 
@@ -13,35 +13,39 @@ from keras import ops
 from minimand._validation import check_float
 from minimand.backend import Tensor
 
-# Running mean and variance of a gradient over steps, without bias and without cancellation.
+# For optimizers, whose weights of the gradients follow from the number of steps.
 
 
 def newest_weight(beta: float, count: Tensor) -> Tensor:
     """The weight of the newest of `count` >= 1 gradients."""
-    # Rounding must not make it more than 1, and a spread negative.
+    # Rounding must not make the weight more than 1, and a squared deviation negative.
     return ops.minimum((1 - beta) / one_minus_power(beta, count), 1.0)
 
 
 def sum_of_squared_weights(beta: float, count: Tensor) -> Tensor:
-    """Rho, after `count` >= 1 gradients."""
+    """The sum rho of the squared weights of `count` >= 1 gradients."""
     weight = one_minus_power(beta, count)
     return (1 - beta) * (2 - weight) / ((1 + beta) * weight)
 
 
-def variance_per_spread(beta: float, count: Tensor) -> Tensor:
-    """1 / (1 - rho), or 1 after one gradient, whose spread is 0."""
+def variance_per_squared_deviation(beta: float, count: Tensor) -> Tensor:
+    """1 / (1 - rho); 1 after one gradient, whose squared deviation is 0."""
     # 1 - rho = 2 beta (1 - beta^(t - 1)) / ((1 + beta) (1 - beta^t))
     several = ops.where(count > 1, 2 * beta * one_minus_power(beta, count - 1), 1.0)
     return ops.where(count > 1, (1 + beta) * one_minus_power(beta, count) / several, 1.0)
 
 
-def updated(mean: Tensor, spread: Tensor, gradient: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """`(mean, spread)` with one more gradient, which gets this weight."""
+def updated(mean: Tensor, squared_deviation: Tensor, gradient: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """`(mean, squared_deviation)` after one more gradient, which gets this weight.
+
+    The squared deviation is sum_i w_i (g_i - mean)^2.
+    """
     gradient = ops.cast(gradient, mean.dtype)
     weight = ops.cast(weight, mean.dtype)
     difference = gradient - mean
-    # In this order, so that the square of a huge first gradient, with weight 1, is 0 and not 0 * inf.
-    return mean + weight * difference, (1 - weight) * spread + ((1 - weight) * weight * difference) * difference
+    # In this order, the square of a huge first gradient, which has weight 1, is 0 and not 0 * inf.
+    added = ((1 - weight) * weight * difference) * difference
+    return mean + weight * difference, (1 - weight) * squared_deviation + added
 
 
 def shrinkage(mean: Tensor, noise: Tensor, *, by_tensor: bool = False) -> Tensor:
@@ -50,7 +54,7 @@ def shrinkage(mean: Tensor, noise: Tensor, *, by_tensor: bool = False) -> Tensor
     Args:
         mean: an estimate.
         noise: its variance.
-        by_tensor: whether the factor is one for the whole tensor, of sums.
+        by_tensor: whether the whole tensor has one factor, of sums.
     """
     # The bounds keep 0 / 0 and inf / inf away.
     float16 = keras.backend.standardize_dtype(mean.dtype) == "float16"
@@ -67,24 +71,27 @@ def one_minus_power(beta: float, count: Tensor) -> Tensor:
     return -ops.expm1(math.log(beta) * ops.cast(count, "float32"))
 
 
-# Running mean and variance of a gradient over the steps of a hand-written loop.
+# For hand-written loops.
 
 
 class RunningMoments(NamedTuple):
     """Running mean and unbiased variance of a gradient, both bias-corrected, over the steps of a hand-written loop.
 
+    Use `RunningMoments` to follow the noise of the gradient without a second pass over the examples.
+
     mean = sum_i w_i g_i, variance = sum_i w_i (g_i - mean)^2 / (1 - rho), w_i ~ beta^(t - i), rho = sum_i w_i^2
 
-    The variance is that of the gradients that are given, those of batches; while their expectation stays, it is
-    unbiased from the second on. It is never negative: no squares are subtracted. It is a tuple of tensors, so that
-    `jax.jit` takes it; `start` makes it, `updated` the next one.
+    The variance is that of the given gradients, which are usually those of batches. While their expectation stays the
+    same, the variance is unbiased from the second gradient on. The variance is never negative, since no squares are
+    subtracted. `RunningMoments` is a tuple of tensors, so `jax.jit` accepts it; `start` makes the first tuple, and
+    `updated` each next one.
 
     Attributes:
         beta: decay.
         terms: effective number of gradients, the sum of beta^(t - i).
         rho: sum of the squared weights; rho times the variance is the variance of the mean.
         mean: the mean, by weight tensor.
-        spread: (1 - rho) times the variance, by weight tensor.
+        squared_deviation: (1 - rho) times the variance, by weight tensor.
 
     Source: Balles and Hennig, "Dissecting Adam: the sign, magnitude and variance of stochastic gradients", ICML 2018,
     section 4.1.
@@ -102,27 +109,27 @@ class RunningMoments(NamedTuple):
     terms: Tensor
     rho: Tensor
     mean: list[Tensor]
-    spread: list[Tensor]
+    squared_deviation: list[Tensor]
 
     @classmethod
     def start(cls, weights: Sequence[Tensor], beta: float = 0.9) -> RunningMoments:
-        """Before the first gradient, of these shapes and types; 0 < beta < 1."""
+        """The moments before the first gradient, for weights of these shapes and types; 0 < beta < 1."""
         beta = check_float("RunningMoments", "beta", beta, above=0.0, below=1.0)
         zeros = [ops.zeros_like(ops.convert_to_tensor(weight)) for weight in weights]
         return cls(beta, ops.zeros(()), ops.ones(()), zeros, zeros)
 
     def updated(self, gradients: Sequence[Tensor]) -> RunningMoments:
-        """With one more gradient."""
+        """The moments after one more gradient."""
         terms = 1.0 + self.beta * self.terms
         weight = 1.0 / terms
-        triples = zip(self.mean, self.spread, gradients, strict=True)
-        pairs = [updated(mean, spread, ops.convert_to_tensor(g), weight) for mean, spread, g in triples]
+        triples = zip(self.mean, self.squared_deviation, gradients, strict=True)
+        pairs = [updated(mean, squared, ops.convert_to_tensor(g), weight) for mean, squared, g in triples]
         rho = ops.square(1.0 - weight) * self.rho + ops.square(weight)
-        return RunningMoments(self.beta, terms, rho, [mean for mean, _ in pairs], [spread for _, spread in pairs])
+        return RunningMoments(self.beta, terms, rho, [mean for mean, _ in pairs], [squared for _, squared in pairs])
 
     @property
     def variance(self) -> list[Tensor]:
-        """The unbiased variance; infinite after one gradient, which has none."""
+        """The unbiased variance; infinite after one gradient, which has no variance."""
         known = self.rho < 1.0
         factor = 1.0 / ops.where(known, 1.0 - self.rho, 1.0)
-        return [ops.where(known, ops.cast(factor, s.dtype) * s, np.inf) for s in self.spread]
+        return [ops.where(known, ops.cast(factor, s.dtype) * s, np.inf) for s in self.squared_deviation]

@@ -1,12 +1,25 @@
 """Losses, with and without trainable variables."""
 
-from minimand.losses._base import TrainableLoss
-from minimand.losses._decision import LearnedThreshold
-from minimand.losses._example_weighted import BatchAdaptive, ConfidenceWeighted, ErrorWeighted
+from minimand.losses._base import Parameter, TrainableLoss
+from minimand.losses._decision import (
+    CostThreshold,
+    F1Threshold,
+    PrecisionAtRecallThreshold,
+    RecallAtPrecisionThreshold,
+)
+from minimand.losses._example_weighted import (
+    IRLS,
+    Focal,
+    GeneralizedCrossEntropy,
+    GradientHarmonized,
+    HardExampleMining,
+    SelfPaced,
+    StandardizedIRLS,
+)
 from minimand.losses._image import AdaptiveImage
-from minimand.losses._learned_weights import LearnedClassWeights, TaskUncertainty, UncertaintyWeighted
+from minimand.losses._learned_weights import GroupDRO, LearnedClassWeights, TaskUncertainty, UncertaintyWeighted
 from minimand.losses._logits import LogitAdjusted, TemperatureScaled
-from minimand.losses._metric import Mahalanobis
+from minimand.losses._metric import LMNN, NCA, ClassMahalanobis, Mahalanobis
 from minimand.losses._robust import (
     AdaptiveRobust,
     AdaptiveStudentT,
@@ -21,20 +34,32 @@ from minimand.losses._robust import (
 from minimand.losses._tail import CVaR, DeepSVDD, QuantileThreshold
 
 __all__ = [
+    "IRLS",
+    "LMNN",
+    "NCA",
     "AdaptiveImage",
     "AdaptiveRobust",
     "AdaptiveStudentT",
-    "BatchAdaptive",
     "CVaR",
-    "ConfidenceWeighted",
+    "ClassMahalanobis",
+    "CostThreshold",
     "DeepSVDD",
-    "ErrorWeighted",
+    "F1Threshold",
+    "Focal",
     "GeneralRobust",
+    "GeneralizedCrossEntropy",
+    "GradientHarmonized",
+    "GroupDRO",
+    "HardExampleMining",
     "LearnedClassWeights",
-    "LearnedThreshold",
     "LogitAdjusted",
     "Mahalanobis",
+    "Parameter",
+    "PrecisionAtRecallThreshold",
     "QuantileThreshold",
+    "RecallAtPrecisionThreshold",
+    "SelfPaced",
+    "StandardizedIRLS",
     "TaskUncertainty",
     "TemperatureScaled",
     "TrainableLoss",

@@ -1,8 +1,9 @@
-"""Means over the batches of training."""
+"""The base class of losses with variables, and the helpers of all losses: masks, shapes, wrapping and running means."""
 
 from __future__ import annotations
 
 import itertools
+import re
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -11,24 +12,25 @@ import keras
 import numpy as np
 from keras import ops
 
+from minimand._config import config_of, from_config
 from minimand._keras import LossFunctionWrapper, compile_utils, get_keras_mask, set_keras_mask
-from minimand._ops import working_float
+from minimand._ops import at_least_float32
 from minimand._state import StateLayer
 from minimand.backend import Tensor
 from minimand.parametrizations import Parametrization
 
-# How a loss reports the values of its parameters.
+# The variables of a loss, and their values in the logs of `fit`.
 
-# More entries than this would bury the other keys of the logs.
+# A larger array would bury the other keys of the logs, so its mean is logged instead.
 _MOST_ENTRIES = 10
 
 
 @keras.saving.register_keras_serializable(package="minimand")
 class LatestValue(keras.metrics.Metric):
-    """The value that it was last updated with: a parameter of a loss, in the logs of `fit`.
+    """A metric that reports the value that it was last updated with.
 
-    Those of an array are the keys NAME_0, NAME_1, ... (NAME_0_0 and so on for more axes), if they are 10 at most, and
-    the key NAME_mean if they are more.
+    An array of at most 10 entries gives the keys NAME_0, NAME_1, ... (NAME_0_0 and so on for more axes). A larger array
+    gives the one key NAME_mean.
     """
 
     def __init__(self, name: str | None = None, dtype: Any = None, *, shape: Sequence[int] = ()) -> None:
@@ -40,7 +42,7 @@ class LatestValue(keras.metrics.Metric):
         self.value.assign(ops.cast(ops.stop_gradient(value), self.value.dtype))
 
     def result(self) -> Any:
-        """The value, or several by name."""
+        """Return the value, or a dictionary of values by name."""
         value = ops.convert_to_tensor(self.value)
         shape = tuple(self.value.shape)
         if shape == ():
@@ -51,72 +53,249 @@ class LatestValue(keras.metrics.Metric):
         return {"_".join([self.name, *map(str, place)]): value[place] for place in places}
 
 
-# A variable seen through a bijection.
-
-
 class Parameter:
-    """A constrained parameter of a loss: `value` is what it is, `latent` the variable that is trained."""
+    """A parameter of a loss whose value is constrained to a set, such as the positive numbers.
+
+    `TrainableLoss.add_weight` returns a parameter when it is given a parametrization; read its `value` in `call`.
+
+    value = parametrization.constrain(latent)
+
+    Args:
+        latent: the variable that is trained, without a constraint.
+        name: name of the parameter.
+        parametrization: bijection from the latent variable to the value.
+
+    Source: `docs/trainable-losses.md`.
+
+    Examples:
+        >>> import keras, minimand
+        >>> positive = minimand.parametrizations.Positive()
+        >>> scale = minimand.losses.Parameter(keras.Variable(0.0), "scale", positive)
+        >>> scale.assign(2.0)
+        >>> round(float(scale.numpy()), 4)
+        2.0
+    """
 
     def __init__(self, latent: keras.Variable, name: str, parametrization: Parametrization) -> None:
         self.latent, self.name, self.parametrization = latent, name, parametrization
 
     @property
     def value(self) -> Tensor:
-        """The value, a tensor with a gradient by the latent variable."""
+        """The value as a tensor, differentiable by the latent variable."""
         return self.parametrization.constrain(self.latent.value)
 
     def numpy(self) -> np.ndarray:
-        """The value as an array."""
-        return keras.ops.convert_to_numpy(keras.ops.stop_gradient(self.value))
+        """Return the value as an array."""
+        return ops.convert_to_numpy(ops.stop_gradient(self.value))
 
     def assign(self, value: Any) -> None:
         """Set the value.
 
         Raises:
-            ValueError: it is not one that the parametrization can give.
+            ValueError: the value is outside the set of the parametrization.
         """
         self.latent.assign(self.parametrization.unconstrain(value))
 
 
-def latent_initializer(initializer: Any, shape: tuple[int, ...], parametrization: Parametrization, name: str) -> Any:
-    """The initializer of the latent variable whose value is first the given number or array."""
+def _latent_initializer(initializer: Any, shape: tuple[int, ...], parametrization: Parametrization, name: str) -> Any:
+    """Return an initializer of the latent variable that gives the parameter this first value."""
     try:
         first = np.broadcast_to(np.asarray(initializer, "float64"), shape)
     except (TypeError, ValueError):
         raise ValueError(
-            f"add_weight: with a `parametrization`, `initializer` must be the first value: a number, or an array of "
-            f"shape {shape}. Received: initializer={initializer!r} for {name!r}"
+            f"add_weight: with a `parametrization`, `initializer` must be the first value of the parameter. Pass a "
+            f"number, or an array of shape {shape}. Received: initializer={initializer!r} for {name!r}"
         ) from None
     latent = parametrization.unconstrain(first)
-    return lambda _, dtype=None: keras.ops.convert_to_tensor(latent, dtype)
+    return lambda _, dtype=None: ops.convert_to_tensor(latent, dtype)
 
 
-# Losses with variables of their own.
+# Shapes, masks and sample weights.
+
+
+def aligned(owner: str, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
+    """Return targets and predictions of equal shape (batch, ..., d); a missing last axis of size 1 is added.
+
+    Without this, targets (n,) and predictions (n, 1) would silently broadcast to (n, n).
+    """
+    rank_true, rank_pred = len(y_true.shape), len(y_pred.shape)
+    if rank_pred == rank_true + 1 and y_pred.shape[-1] == 1:
+        y_true = ops.expand_dims(y_true, -1)
+    elif rank_true == rank_pred + 1 and y_true.shape[-1] == 1:
+        y_true = ops.squeeze(y_true, -1)
+    known = [(a, b) for a, b in zip(y_true.shape, y_pred.shape, strict=False) if a is not None and b is not None]
+    if len(y_true.shape) != len(y_pred.shape) or any(a != b for a, b in known):
+        raise ValueError(
+            f"{owner}: targets and predictions must have the same shape. "
+            f"Received: y_true of shape {tuple(y_true.shape)}, y_pred of shape {tuple(y_pred.shape)}. "
+            "If the targets are class indices, one-hot encode them."
+        )
+    if len(y_pred.shape) == 1:
+        return ops.expand_dims(y_true, -1), ops.expand_dims(y_pred, -1)
+    return y_true, y_pred
+
+
+def _batch_free_shape(value: Any) -> Any:
+    """Return the shapes of a structure of arrays, with None for the size of the batch axis."""
+    return keras.tree.map_structure(
+        lambda leaf: (None, *tuple(ops.convert_to_tensor(leaf).shape)[1:]), value, none_is_leaf=False
+    )
+
+
+def without_masked(y_true: Any, y_pred: Any) -> tuple[Any, Any]:
+    """Return targets and predictions with 1 in masked places, because Keras's product with the mask keeps NaN.
+
+    The number is 1 and not 0, because some losses divide probabilities by their sum.
+    """
+    mask = get_keras_mask(y_pred)
+    if mask is None:
+        return y_true, y_pred
+    y_true = ops.convert_to_tensor(y_true)
+
+    def hidden(value: Tensor) -> Tensor:
+        missing = len(value.shape) - len(mask.shape)
+        return ops.where(ops.reshape(mask, (*ops.shape(mask), *(1,) * missing)), value, 1)
+
+    shown = hidden(y_pred)
+    set_keras_mask(shown, mask)
+    return hidden(y_true), shown
+
+
+def importance_of(values: Tensor, factors: Sequence[Any]) -> Tensor:
+    """Return the product of the factors (a mask, sample weights, or None) in the shape (batch, ...) of the values."""
+    result = ops.ones_like(values)
+    for given in factors:
+        if given is not None:
+            factor = ops.cast(ops.convert_to_tensor(given), values.dtype)
+            if len(factor.shape) == len(values.shape) + 1 and factor.shape[-1] == 1:
+                factor = ops.squeeze(factor, -1)
+            missing = len(values.shape) - len(factor.shape)
+            result = result * ops.reshape(factor, (*ops.shape(factor), *(1,) * missing))
+    return result
+
+
+# Losses inside losses.
+
+
+def wrapped_loss(owner: str, loss: Any, *, optional: bool = False) -> Any:
+    """Return the loss that a loss is given to wrap, a Keras loss, a function, or the name of one of these."""
+    found = keras.losses.get(loss)
+    if not callable(found) and not (loss is None and optional):
+        raise ValueError(f"{owner}: `loss` must be a Keras loss, or the name of one. Received: loss={loss!r}")
+    return found
+
+
+def values_of(owner: str, loss: Any, y_true: Tensor, y_pred: Tensor) -> Tensor:
+    """Return the values (batch, ...) of a wrapped loss, in float32 or float64."""
+    if len(y_pred.shape) == 1:
+        y_true, y_pred = ops.reshape(y_true, (-1, 1)), ops.expand_dims(y_pred, -1)
+    # A bare function does not align (batch,) with (batch, 1). `compile` wraps functions in the same way.
+    values = (loss if isinstance(loss, keras.losses.Loss) else LossFunctionWrapper(loss)).call(y_true, y_pred)
+    if not values.shape:
+        raise ValueError(
+            f"{owner}: `loss` must give one value for each example. Received: loss={loss!r}, which gives one value for "
+            "the batch."
+        )
+    return at_least_float32(values)
+
+
+def _losses_in(loss: keras.losses.Loss) -> list[keras.losses.Loss]:
+    """Return the losses among the attributes of a loss."""
+    return [value for value in vars(loss).values() if isinstance(value, keras.losses.Loss)]
+
+
+def trainable_losses(losses: Any) -> list[TrainableLoss]:
+    """Return the losses with variables in a structure of losses, also those that losses without variables wrap.
+
+    A loss that a `TrainableLoss` wraps is not listed, because the wrapping loss takes care of it.
+    """
+    found: list[TrainableLoss] = []
+    for loss in keras.tree.flatten(losses):
+        if isinstance(loss, TrainableLoss):
+            found.append(loss)
+        elif isinstance(loss, keras.losses.Loss):
+            found += trainable_losses(_losses_in(loss))
+    return found
+
+
+def _set_factors(loss: TrainableLoss | WrappingLoss, factors: tuple[Any, ...]) -> None:
+    """Tell a loss, and the losses inside, the mask and the sample weights of the current call."""
+    loss._factors = factors
+    for inner in _losses_in(loss):
+        if isinstance(inner, (TrainableLoss, WrappingLoss)):
+            _set_factors(inner, factors)
+
+
+def _call(
+    loss: TrainableLoss | WrappingLoss, keras_call: Callable[..., Tensor], y_true: Any, y_pred: Any, sample_weight: Any
+) -> Tensor:
+    """Call a loss with masked places hidden, while the loss knows how much each entry counts."""
+    y_true, y_pred = without_masked(y_true, y_pred)
+    _set_factors(loss, (get_keras_mask(y_pred), sample_weight))
+    try:
+        return keras_call(y_true, y_pred, sample_weight)
+    finally:
+        # Tensors of a traced step must not outlive the step.
+        _set_factors(loss, ())
+
+
+def _called_by_compile_loss() -> bool:
+    """Return whether Keras's `fit` or `evaluate`, and not the user, calls the loss three frames above."""
+    return sys._getframe(3).f_globals["__name__"] == compile_utils.__name__
+
+
+def _copy_of(loss: Any) -> tuple[Any, ...]:
+    """Return the recipe of an equal loss with variables of its own, for `pickle` and `copy.deepcopy`."""
+    inner = trainable_losses(loss)
+    values = [ops.convert_to_numpy(ops.stop_gradient(v.value)) for part in inner for v in part.variables]
+    return _restored, (type(loss), loss.get_config(), [part.built_state() for part in inner], values)
+
+
+def _restored(kind: Any, config: Any, states: list[Any], values: list[Any]) -> Any:
+    """Return a loss made from the recipe of `_copy_of`."""
+    loss = kind.from_config(config)
+    inner = trainable_losses(loss)
+    for part, state in zip(inner, states, strict=True):
+        part.restore_built_state(state)
+    for variable, value in zip([v for part in inner for v in part.variables], values, strict=True):
+        variable.assign(value)
+    return loss
+
+
+def _default_name(kind: type) -> str:
+    """Return the snake case of the class name, without the number that Keras would add."""
+    return re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower()
 
 
 class TrainableLoss(keras.losses.Loss):
-    """Base class of losses with trainable variables, minimised together with the model's weights.
+    """The base class of losses with trainable variables, which are minimised together with the model's weights.
+
+    Derive from this class when a loss has parameters that the data should choose, such as a scale or a threshold.
 
     min over w, v of mean_i loss(y_i, f(x_i; w); v)
 
-    A subclass makes its variables in `build` with `add_weight` and uses their `value` in `call`. A
-    `minimand.Trainer` trains them, keeps weight decay off them, saves them, and puts them in the logs of `fit`; stock
-    `compile` cannot, so there the loss raises. `loss.trainable = False`, before `compile`, keeps them as they are.
-    In `call`, `self.training` tells whether running statistics may change (a trainer clears it in `evaluate`), and
-    `self.importance(values)` how much each entry counts.
+    A subclass makes its variables in `build` with `add_weight` and uses their `value` in `call`. A `minimand.Trainer`
+    trains these variables, excludes them from weight decay, saves them, and puts them in the logs of `fit`. Stock
+    `compile` cannot train them, so a loss in a stock `compile` raises an error. `loss.trainable = False`, before
+    `compile`, keeps the variables fixed. In `call`, `self.training` tells whether running statistics may change (a
+    trainer clears the flag in `evaluate`), and `self.importance(values)` tells how much each entry counts.
 
-    A subclass whose variables could lower the loss for ever, at fixed predictions, says so by
-    `has_finite_minimum = False`; a trainer then refuses it unless each variable has a `regularizer`.
+    A subclass that is made of another loss's values keeps that loss by `self.loss = self.wrap(loss)` in `__init__`, and
+    reads its values by `self.values_of(self.loss, y_true, y_pred)` in `call`. Each argument of `__init__` must be an
+    attribute of the same name, or `get_config` must be overridden.
+
+    A subclass whose variables could lower the loss without end, at fixed predictions, sets
+    `has_finite_minimum = False`. A trainer then refuses the loss unless each variable has a `regularizer`.
 
     Args:
         reduction: as in `keras.losses.Loss`.
-        name: name of the loss, prefix of its variables' paths.
-        dtype: dtype of the loss's computations, by default `keras.config.floatx()`.
+        name: name of the loss, and prefix of its keys in the logs; by default the class name in snake case.
+        dtype: dtype of the computation; by default `keras.config.floatx()`.
 
     Raises:
         RuntimeError: on the first batch, if the loss was given to a stock `compile`.
 
-    Source: Keras documents no such losses; `docs/trainable-losses.md` says how these are trained.
+    Source: `docs/trainable-losses.md`; Keras has no such losses.
 
     Examples:
         >>> import keras, numpy as np, minimand
@@ -141,18 +320,16 @@ class TrainableLoss(keras.losses.Loss):
     def __init__(
         self, *, reduction: str | None = "sum_over_batch_size", name: str | None = None, dtype: Any = None
     ) -> None:
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        super().__init__(name=name or _default_name(type(self)), reduction=reduction, dtype=dtype)
         self.state = StateLayer(name=self.name)
         self.built_shapes: list[Any] | None = None
         self.in_trainer = False
         self.training = True
+        self._wrapped: list[TrainableLoss] = []
         self._logged: list[tuple[LatestValue, Any]] = []
-        self._importances: tuple[Any, ...] = ()
+        self._factors: tuple[Any, ...] = ()
 
-    @property
-    def needs_trainer(self) -> bool:
-        """Whether stock `compile`, which does not know of the variables, is refused."""
-        return True
+    # Variables.
 
     @property
     def built(self) -> bool:
@@ -161,17 +338,17 @@ class TrainableLoss(keras.losses.Loss):
 
     @property
     def variables(self) -> list[keras.Variable]:
-        """The loss's variables."""
+        """All variables, those of wrapped losses included."""
         return self.state.variables
 
     @property
     def trainable_variables(self) -> list[keras.Variable]:
-        """The loss's trainable variables."""
+        """The trainable variables, those of wrapped losses included."""
         return self.state.trainable_variables
 
     @property
     def trainable(self) -> bool:
-        """Whether the loss's variables are trained; as in Keras, a change counts from the next `compile` on."""
+        """Whether the variables are trained; as in Keras, a change takes effect at the next `compile`."""
         return self.state.trainable
 
     @trainable.setter
@@ -192,19 +369,18 @@ class TrainableLoss(keras.losses.Loss):
 
         Args:
             shape: shape of its value.
-            initializer: the first value, a number or an array; or, without a parametrization, a Keras initializer.
+            initializer: the first value, a number or an array; without a parametrization also a Keras initializer.
             parametrization: bijection to the set that the value belongs to (`minimand.parametrizations`).
             logged: whether the value of a trainable variable is in the logs of `fit`, as LOSS_NAME.
             name: name of the variable.
             **kwargs: as in `keras.layers.Layer.add_weight`: `trainable`, `regularizer`, `constraint`, `aggregation`...
-                A regularizer or constraint acts on the variable, not on the parametrization's value.
+                A regularizer or constraint acts on the latent variable, not on the value.
 
         Returns:
-            A `keras.Variable`, or with a parametrization an object with `value`, `numpy()`, `assign(value)` and the
-            variable, `latent`.
+            A `keras.Variable`, or with a parametrization a `minimand.losses.Parameter`.
 
         Raises:
-            ValueError: no variable has this first value.
+            ValueError: `initializer` is outside the set of the parametrization.
         """
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         if parametrization is None:
@@ -212,234 +388,175 @@ class TrainableLoss(keras.losses.Loss):
                 initializer = keras.initializers.Constant(np.asarray(initializer, "float32"))
             weight = self.state.add_weight(shape, initializer, name=name, **kwargs)
         else:
-            first = latent_initializer(initializer, shape, parametrization, name)
+            first = _latent_initializer(initializer, shape, parametrization, name)
             latent = self.state.add_weight(parametrization.latent_shape(shape), first, name=f"latent_{name}", **kwargs)
             weight = Parameter(latent, name, parametrization)
         if logged and kwargs.get("trainable", True):
             self._logged.append((self.add_log(name, shape), weight))
         return weight
 
+    def add_statistic(self, shape: Any = (), initializer: Any = "zeros", *, name: str) -> keras.Variable:
+        """Make a variable that `call` assigns in training, such as a running mean; replicas average its values."""
+        return self.add_weight(shape, initializer, name=name, trainable=False, aggregation="mean")
+
     def add_log(self, name: str, shape: Any = ()) -> LatestValue:
-        """A key LOSS_NAME of the logs of `fit`; `call` sets it by `update_state(value)`."""
+        """Make the key LOSS_NAME of the logs of `fit`; `call` sets the value by `update_state(value)`."""
         log = LatestValue(name=f"{self.name}_{name}", shape=shape)
         setattr(self.state, f"{name}_log", log)
         return log
 
+    # The loss that this loss is made of.
+
+    def wrap(self, loss: Any, *, optional: bool = False) -> Any:
+        """Return the loss for an attribute; its variables become variables of this loss.
+
+        Args:
+            loss: a Keras loss, a function, or the name of one of these.
+            optional: whether `loss` may be None.
+
+        Raises:
+            ValueError: `loss` is not a loss.
+        """
+        found = wrapped_loss(type(self).__name__, loss, optional=optional)
+        inner = trainable_losses(found)
+        self._wrapped += inner
+        self.state.parts.extend(part.state for part in inner)
+        return found
+
+    def values_of(self, loss: Any, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Return the value of a wrapped loss at each example (batch, ...), in float32 or float64."""
+        return values_of(type(self).__name__, loss, y_true, y_pred)
+
+    # Building.
+
     def build(self, y_true_shape: tuple[int | None, ...], y_pred_shape: tuple[int | None, ...]) -> None:
         """Make the variables, for targets and predictions of these shapes (batch axis first, perhaps None)."""
+
+    def build_once(self, y_true_shape: Any, y_pred_shape: Any) -> None:
+        """Build this loss and the wrapped losses unless they are built, and remember the shapes for saving."""
+        if not self.built:
+            for loss in self._wrapped:
+                loss.build_once(y_true_shape, y_pred_shape)
+            self.build(y_true_shape, y_pred_shape)
+            self.built_shapes = [y_true_shape, y_pred_shape]
 
     def require_built(self) -> None:
         """Raise a `ValueError` if the variables do not exist yet."""
         if not self.built:
             raise ValueError(
-                f"{type(self).__name__}: its variables exist after the first batch of `fit`, or after "
-                "`build_once(y_true_shape, y_pred_shape)`."
+                f"{type(self).__name__}: the variables do not exist yet. Call `fit`, or "
+                "`build_once(y_true_shape, y_pred_shape)`, first."
             )
 
-    def build_once(self, y_true_shape: Any, y_pred_shape: Any) -> None:
-        """Build, if that has not been done yet, and remember the shapes for saving."""
-        if not self.built:
-            self.build(y_true_shape, y_pred_shape)
-            self.built_shapes = [y_true_shape, y_pred_shape]
+    def check_minimum(self) -> None:
+        """Raise a `ValueError` if the variables could lower the loss without end."""
+        free = [variable.name for variable in self.trainable_variables if variable.regularizer is None]
+        if free and not self.has_finite_minimum:
+            raise ValueError(
+                f"{type(self).__name__}: at fixed predictions the loss has no finite minimum over its own variables, "
+                f"so training would drive them to infinity. Give each variable a `regularizer` in `add_weight`, or "
+                f"keep the variables fixed by `loss.trainable = False`. Received: no regularizer for {free}"
+            )
+        for loss in self._wrapped:
+            loss.check_minimum()
+
+    # Calls.
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Tensor:
-        if self.needs_trainer and not self.in_trainer and (not self.built or _called_by_compile_loss()):
+        self._prepare_call(y_true, y_pred)
+        return _call(self, super().__call__, y_true, y_pred, sample_weight)
+
+    def _prepare_call(self, y_true: Any, y_pred: Any) -> None:
+        """Refuse a stock `compile`, and build the loss before the first call; `__call__` calls this method first."""
+        if not self.in_trainer and (not self.built or _called_by_compile_loss()):
             raise RuntimeError(
                 f"{type(self).__name__} has variables, which `model.compile()` would neither train nor save. Use "
-                "`trainer = minimand.Trainer(model)` and `trainer.compile(optimizer, loss)` instead; in a loop of "
+                "`trainer = minimand.Trainer(model)` and `trainer.compile(optimizer, loss)` instead. In a loop of "
                 "your own, call `loss.build_once(y_true_shape, y_pred_shape)` first and train "
                 "`loss.trainable_variables`."
             )
         if not self.built:
-            # Shapes without the batch axis's size, so that a later, smaller batch finds what it expects.
+            # The size of this batch is left out, because a later batch may be smaller.
             self.build_once(*(_batch_free_shape(value) for value in (y_true, y_pred)))
-        y_true, y_pred = without_masked(y_true, y_pred)
-        self._importances = (get_keras_mask(y_pred), sample_weight)
-        self.update_logs()
-        try:
-            return super().__call__(y_true, y_pred, sample_weight)
-        finally:
-            # Tensors of a traced step must not outlive it.
-            self._importances = ()
+        self._begin_call()
 
-    def update_logs(self) -> None:
-        """Note the present values of the variables for the logs."""
+    def _begin_call(self) -> None:
+        """Log the values of the variables, and tell the wrapped losses whether this call is in training."""
         for log, weight in self._logged:
             log.update_state(weight.value)
-
-    def check_minimum(self) -> None:
-        """Raise a `ValueError` if the variables could lower the loss for ever."""
-        free = [variable.name for variable in self.trainable_variables if variable.regularizer is None]
-        if free and not self.has_finite_minimum:
-            raise ValueError(
-                f"{type(self).__name__} has no finite minimum over its own variables, at fixed predictions: training "
-                f"would drive them away for ever, and the loss with them. Give each a `regularizer` in `add_weight`, "
-                f"or keep them fixed by `loss.trainable = False`. Received: no regularizer for {free}"
-            )
+        for loss in self._wrapped:
+            loss.training = self.training
+            loss._begin_call()
 
     def importance(self, values: Tensor) -> Tensor:
-        """How much each entry of `values` (batch, ...) counts in this call: its sample weight, 0 where masked, or 1."""
-        result = keras.ops.ones_like(values)
-        for given in self._importances:
-            if given is not None:
-                factor = keras.ops.cast(keras.ops.convert_to_tensor(given), values.dtype)
-                if len(factor.shape) == len(values.shape) + 1 and factor.shape[-1] == 1:
-                    factor = keras.ops.squeeze(factor, -1)
-                missing = len(values.shape) - len(factor.shape)
-                result = result * keras.ops.reshape(factor, (*keras.ops.shape(factor), *(1,) * missing))
-        return result
+        """Return how much each entry of `values` (batch, ...) counts in this call: its sample weight; 0 if masked."""
+        return importance_of(values, self._factors)
 
-    def __reduce__(self) -> Any:
-        # Pickles and deep copies: made anew, with variables of their own.
-        values = [keras.ops.convert_to_numpy(keras.ops.stop_gradient(v.value)) for v in self.variables]
-        return _restored, (type(self), self.get_config(), self.built_state(), values)
+    # Configuration and copies.
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make an equal loss."""
+        return config_of(self, {**super().get_config(), "dtype": self.dtype})
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """Return a loss made from `get_config()`."""
+        return from_config(cls, config)
 
     def built_state(self) -> dict[str, Any]:
-        """What, besides the configuration and the variables' values, makes an equal loss."""
-        return {"shapes": self.built_shapes, "trainable": self.trainable}
+        """Return what an equal loss needs besides the configuration and the values of the variables."""
+        wrapped = [loss.built_state() for loss in self._wrapped]
+        return {"shapes": self.built_shapes, "trainable": self.trainable, "wrapped": wrapped}
 
     def restore_built_state(self, state: dict[str, Any]) -> None:
-        """Make the variables as they were when `built_state()` was asked."""
+        """Make the variables that the loss of this `built_state()` had."""
         if state["shapes"] is not None:
             self.build_once(*state["shapes"])
         self.trainable = state["trainable"]
+        for loss, own in zip(self._wrapped, state["wrapped"], strict=True):
+            loss.restore_built_state(own)
+
+    def __reduce__(self) -> Any:
+        return _copy_of(self)
 
 
-def _called_by_compile_loss() -> bool:
-    """Whether it is Keras's `fit` or `evaluate` that calls the loss, and not the user."""
-    return sys._getframe(2).f_globals["__name__"] == compile_utils.__name__
+class WrappingLoss(keras.losses.Loss):
+    """A loss without variables of its own that is made of another loss's values, and works in stock `compile`.
 
-
-def _restored(kind: type[TrainableLoss], config: Any, state: Any, values: list[Any]) -> TrainableLoss:
-    loss = kind.from_config(config)
-    loss.restore_built_state(state)
-    for variable, value in zip(loss.variables, values, strict=True):
-        variable.assign(value)
-    return loss
-
-
-def without_masked(y_true: Any, y_pred: Any) -> tuple[Any, Any]:
-    """Targets and predictions with 1 where the predictions' mask is False: Keras's product with the mask keeps NaN.
-
-    1, because probabilities that are all 0 would be divided by their sum.
+    If the wrapped loss has variables, a trainer trains them, and a stock `compile` raises an error.
     """
-    mask = get_keras_mask(y_pred)
-    if mask is None:
-        return y_true, y_pred
-    y_true = keras.ops.convert_to_tensor(y_true)
 
-    def hidden(value: Tensor) -> Tensor:
-        missing = len(value.shape) - len(mask.shape)
-        return keras.ops.where(keras.ops.reshape(mask, (*keras.ops.shape(mask), *(1,) * missing)), value, 1)
+    def __init__(self, loss: Any, *, name: str | None = None, **kwargs: Any) -> None:
+        super().__init__(name=name or _default_name(type(self)), **kwargs)
+        self.loss = wrapped_loss(type(self).__name__, loss)
+        self._factors: tuple[Any, ...] = ()
 
-    shown = hidden(y_pred)
-    set_keras_mask(shown, mask)
-    return hidden(y_true), shown
-
-
-def _batch_free_shape(value: Any) -> Any:
-    return keras.tree.map_structure(
-        lambda leaf: (None, *tuple(keras.ops.convert_to_tensor(leaf).shape)[1:]), value, none_is_leaf=False
-    )
-
-
-def aligned(owner: str, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]:
-    """Targets and predictions of equal shape (batch, ..., d): an axis d = 1 that one of them lacks is added.
-
-    Without this, targets (n,) and predictions (n, 1) broadcast to (n, n), silently.
-    """
-    rank_true, rank_pred = len(y_true.shape), len(y_pred.shape)
-    if rank_pred == rank_true + 1 and y_pred.shape[-1] == 1:
-        y_true = keras.ops.expand_dims(y_true, -1)
-    elif rank_true == rank_pred + 1 and y_true.shape[-1] == 1:
-        y_true = keras.ops.squeeze(y_true, -1)
-    known = [(a, b) for a, b in zip(y_true.shape, y_pred.shape, strict=False) if a is not None and b is not None]
-    if len(y_true.shape) != len(y_pred.shape) or any(a != b for a, b in known):
-        raise ValueError(
-            f"{owner}: targets and predictions must have the same shape. "
-            f"Received: y_true of shape {tuple(y_true.shape)}, y_pred of shape {tuple(y_pred.shape)}. "
-            "For class indices, one-hot encode the targets."
-        )
-    if len(y_pred.shape) == 1:
-        return keras.ops.expand_dims(y_true, -1), keras.ops.expand_dims(y_pred, -1)
-    return y_true, y_pred
-
-
-# What the losses that are made of another loss's values share.
-
-
-class WrappingLoss(TrainableLoss):
-    """A loss of the values that another has at each example; the variables of that one are parts of its own."""
-
-    loss_is_optional = False
-
-    def __init__(self, loss: Any, *, reduction: str | None, name: str, dtype: Any) -> None:
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
-        self.loss = keras.losses.get(loss)
-        if not callable(self.loss) and not (loss is None and self.loss_is_optional):
-            raise ValueError(
-                f"{type(self).__name__}: `loss` must be a Keras loss, or the name of one. Received: loss={loss!r}"
-            )
-        if isinstance(self.loss, TrainableLoss):
-            self.state.parts.append(self.loss.state)
-
-    def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
-        if isinstance(self.loss, TrainableLoss):
-            self.loss.build_once(y_true_shape, y_pred_shape)
-
-    def check_minimum(self) -> None:
-        super().check_minimum()
-        if isinstance(self.loss, TrainableLoss):
-            self.loss.check_minimum()
-
-    def values_of_loss(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """The wrapped loss of each example (batch, ...), in float32 or float64."""
-        if len(y_pred.shape) == 1:
-            y_true, y_pred = ops.reshape(y_true, (-1, 1)), ops.expand_dims(y_pred, -1)
-        if isinstance(self.loss, TrainableLoss):
-            self.loss.training, self.loss._importances = self.training, self._importances
-            self.loss.update_logs()
-        # As in `compile`: a function by itself does not align (batch,) with (batch, 1).
-        loss = self.loss if isinstance(self.loss, keras.losses.Loss) else LossFunctionWrapper(self.loss)
-        values = loss.call(y_true, y_pred)
-        if not values.shape:
-            raise ValueError(
-                f"{type(self).__name__}: `loss` must give a value for each example. Received: loss={self.loss!r}, "
-                "which gives one for the batch."
-            )
-        return ops.cast(values, working_float(values).name)
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Tensor:
+        for loss in trainable_losses(self.loss):
+            loss._prepare_call(y_true, y_pred)
+        return _call(self, super().__call__, y_true, y_pred, sample_weight)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "loss": keras.saving.serialize_keras_object(self.loss)}
+        """Return the arguments that make an equal loss."""
+        return config_of(self, {**super().get_config(), "dtype": self.dtype})
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> WrappingLoss:
-        return cls(**{**config, "loss": keras.saving.deserialize_keras_object(config["loss"])})
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """Return a loss made from `get_config()`."""
+        return from_config(cls, config)
+
+    def __reduce__(self) -> Any:
+        return _copy_of(self)
 
 
-# What a loss has learned, as a part of a model without Minimand.
-
-
-def extended(owner: str, model: keras.Model, function: Callable[[Any], Any]) -> keras.Model:
-    """The model with a function of Keras's operations after its output; the weights are shared."""
-    outputs = keras.tree.flatten(getattr(model, "outputs", None) or [])
-    if len(outputs) != 1:
-        raise ValueError(
-            f"{owner}.to_inference: the model must be functional or sequential, built, with one output. "
-            f"Received: {type(model).__name__} with {len(outputs)} known outputs."
-        )
-    # In the structure that the model takes.
-    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
-    return keras.Model(inputs, function(outputs[0]), name=f"{model.name}_{owner.lower()}")
-
-
-# Quantiles of examples that count differently.
+# Statistics of batches.
 
 
 def weighted_quantile(values: Tensor, weights: Tensor, level: float) -> Tensor:
-    """The first of the values along axis 0, in rising order, up to which the weights reach `level` of their sum.
+    """Return the first value along axis 0, in rising order, up to which the weights reach `level` of their sum.
 
-    A value of weight k counts as k values do, one of weight 0 not at all; where no value counts, any may come out.
+    A value of weight k counts as k values do, and a value of weight 0 does not count. If no value counts, the result is
+    any of the values.
     """
     order = ops.argsort(values, axis=0)
     reached = ops.cumsum(ops.take_along_axis(weights, order, axis=0), axis=0)
@@ -447,13 +564,38 @@ def weighted_quantile(values: Tensor, weights: Tensor, level: float) -> Tensor:
     return ops.take_along_axis(ops.take_along_axis(values, order, axis=0), index, axis=0)[0]
 
 
-# Means over the batches of training.
+def moved_mean(
+    mean: Tensor, of_batch: Tensor, momentum: float, started: Tensor, counted: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Return a running mean, and whether it has started (0 or 1), after a batch.
 
-
-def moved_mean(mean: Tensor, of_batch: Tensor, momentum: float, started: Tensor, told: Tensor) -> tuple[Tensor, Tensor]:
-    """A running mean and whether it has started (0 or 1), after a batch.
-
-    The first batch's as it is; both unchanged where a batch tells nothing.
+    The first batch sets the mean. A batch without an example that counts changes nothing.
     """
     moved = of_batch + momentum * started * (mean - of_batch)
-    return ops.where(told, moved, mean), ops.where(told, ops.ones_like(started), started)
+    return ops.where(counted, moved, mean), ops.where(counted, ops.ones_like(started), started)
+
+
+def update_running_mean(
+    mean: keras.Variable, started: keras.Variable, of_batch: Tensor, momentum: float, counted: Tensor
+) -> Tensor:
+    """Assign the variables of a running mean after a batch, as in `moved_mean`, and return the mean."""
+    moved, has_started = moved_mean(mean.value, ops.cast(of_batch, mean.dtype), momentum, started.value, counted)
+    mean.assign(moved)
+    started.assign(has_started)
+    return moved
+
+
+# Plain models with what a loss has learned.
+
+
+def extended(owner: str, model: keras.Model, function: Callable[[Any], Any]) -> keras.Model:
+    """Return the model with a function of Keras operations after its output; both models share their weights."""
+    outputs = keras.tree.flatten(getattr(model, "outputs", None) or [])
+    if len(outputs) != 1:
+        raise ValueError(
+            f"{owner}.to_inference: `model` must be a built functional or sequential model with one output. "
+            f"Received: {type(model).__name__} with {len(outputs)} known outputs."
+        )
+    # The inputs keep the structure that the model takes.
+    inputs = model.inputs[0] if isinstance(model, keras.Sequential) else model.input
+    return keras.Model(inputs, function(outputs[0]), name=f"{model.name}_{owner.lower()}")

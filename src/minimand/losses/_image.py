@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -11,9 +12,9 @@ from keras import ops
 
 from minimand._validation import check_choice, check_int
 from minimand.backend import Tensor
-from minimand.losses._robust import AdaptiveRobust
+from minimand.losses._robust import BARRON, Positions, ResidualLikelihood, check_shape
 
-# Linear, volume-preserving representations of images, and the sub-bands that their coefficients belong to.
+# Linear representations of images that preserve volume, and the sub-bands of their coefficients.
 
 # Lifting steps alternate: odd samples += step * (even neighbours), even += step * (odd neighbours); then the even, low
 # samples are multiplied by the gain and the odd, high ones divided by it. Daubechies and Sweldens 1998, section 7.
@@ -33,7 +34,7 @@ COLOR_SPACES = {"yuv": _YUV, "rgb": None}
 
 
 def most_levels(height: int, width: int) -> int:
-    """How often the shorter side can be halved, rounding up, until it is 1."""
+    """The number of times that the shorter side can be halved, rounding up, until it is 1."""
     return (min(height, width) - 1).bit_length()
 
 
@@ -58,7 +59,7 @@ def wavelet_matrix(wavelet: str, size: int) -> np.ndarray:
             behind = np.concatenate([odd, odd[-1:]])[: len(even)]
             even += step * (before + behind)
     matrix = np.concatenate([gain * even, odd / gain])
-    # One low sample more than high ones, where the size is odd.
+    # An odd size has one low sample more than high ones.
     return matrix / gain ** ((len(even) - len(odd)) / size)
 
 
@@ -75,16 +76,16 @@ class ImageTransform:
 
     Args:
         representation: one of `REPRESENTATIONS`.
-        height, width: of the images.
-        levels: of a wavelet; each splits the low-pass corner of the one before.
+        height: height of the images.
+        width: width of the images.
+        levels: number of levels of a wavelet; each level splits the low-pass corner of the level before.
 
     Attributes:
-        bands: int array (height, width), the sub-band of each coefficient; 0 is the coarsest. Those of the cosine
+        bands: int array (height, width), the sub-band of each coefficient; 0 is the coarsest. The bands of the cosine
             transform are octaves of the greater of the two frequencies.
     """
 
     def __init__(self, representation: str, height: int, width: int, levels: int) -> None:
-        self.height, self.width = height, width
         self.bands = np.zeros((height, width), "int32")
         self._steps: list[tuple[np.ndarray, np.ndarray]] = []
         if representation == "dct":
@@ -118,31 +119,40 @@ class ImageTransform:
         return ops.concatenate([top, result[..., height:, :]], axis=-2)
 
 
-# The adaptive robust loss of images, in a representation whose coefficients have heavy tails.
+# The loss.
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class AdaptiveImage(AdaptiveRobust):
+class AdaptiveImage(ResidualLikelihood):
     """`AdaptiveRobust` of the coefficients of images in a wavelet or cosine basis, with a shape and scale for each.
+
+    Use it for models that put out images, such as autoencoders and denoisers. Errors of images are sparse in a wavelet
+    basis, with tails that differ from band to band, and the loss learns these tails.
 
     -log p(W(C x)), x = y_pred - y_true, averaged over the coefficients; C the colour space, W the representation
 
-    Both preserve volume (determinant +-1), so that it is a likelihood of the images themselves. Errors of images are
-    sparse in a wavelet basis, with tails that differ from band to band, which is what the loss learns.
+    Both preserve volume (determinant +-1), so that the loss is a likelihood of the images themselves.
 
     Args:
         representation: `"cdf97"` (Cohen, Daubechies, Feauveau), `"legall53"`, `"haar"`, `"dct"` or `"pixel"` (none).
             `"haar"` and `"dct"` are orthonormal.
-        color_space: `"yuv"`, of three channels, scaled to determinant 1, or `"rgb"`, as they are. Images of one channel
-            are taken as they are.
-        levels: of the wavelets, at most as often as the shorter side can be halved; by default 5 or that.
-        parameters: `"coefficient"`: a shape and scale for each coefficient; `"band"`: for each sub-band of each
-            channel (of `"dct"`: octave of the frequency; `"pixel"` is one), which takes fewer images to learn.
+        color_space: `"yuv"`, of three channels, scaled to determinant 1, or `"rgb"`, which leaves the channels as they
+            are. Images of one channel are left as they are.
+        levels: number of levels of a wavelet, at most as often as the shorter side can be halved; by default 5 or that.
+        parameters: `"coefficient"`: a shape and scale for each coefficient. `"band"`: a shape and scale for each
+            sub-band of each channel (an octave of the frequency for `"dct"`, all of `"pixel"`), which takes fewer
+            images to learn.
         data_format: `"channels_last"`, images (batch, height, width, channels), or `"channels_first"`; by default
             `keras.config.image_data_format()`.
+        alpha: a float in [0, inf] fixes the shape; by default it is learned.
+        scale: a positive float fixes the scale; by default it is learned.
+        alpha_range: (lo, hi), 0 <= lo < hi, open bounds of a learned shape.
+        init: `"robust"` or `"reference"`, as in `AdaptiveRobust`.
+        alpha_init: first shape, strictly inside `alpha_range`.
+        scale_init: first scale, greater than `scale_min`.
+        scale_min: lower bound of a learned scale, positive.
         name: name of the loss.
-        **kwargs: `alpha`, `lam`, `scale`, `alpha_range`, `init`, `alpha_init`, `scale_init`, `scale_min`,
-            `coordinate`, `reduction` and `dtype`, as in `AdaptiveRobust`.
+        **kwargs: `reduction` and `dtype`, as in `keras.losses.Loss`.
 
     Returns:
         As a call: for targets and predictions of equal shape, the reduced loss, one value an image. `.alpha` and
@@ -165,6 +175,8 @@ class AdaptiveImage(AdaptiveRobust):
         (8, 8, 3)
     """
 
+    density = BARRON
+
     def __init__(
         self,
         representation: str = "cdf97",
@@ -173,34 +185,37 @@ class AdaptiveImage(AdaptiveRobust):
         levels: int | None = None,
         parameters: str = "coefficient",
         data_format: str | None = None,
+        alpha: float | None = None,
+        scale: float | None = None,
+        alpha_range: Sequence[float] = (0.001, 1.999),
+        init: str = "robust",
+        alpha_init: float | None = None,
+        scale_init: float | None = None,
+        scale_min: float = 1e-5,
         name: str = "adaptive_image",
         **kwargs: Any,
     ) -> None:
         owner = "AdaptiveImage"
+        if alpha is not None:
+            alpha = check_shape(owner, alpha, minimum=0.0)
+        super().__init__(
+            alpha, alpha_range, alpha_init, init, scale, scale_init, scale_min, -1, False, None, name, **kwargs
+        )
         self.representation = check_choice(owner, "representation", representation, REPRESENTATIONS)
         self.color_space = check_choice(owner, "color_space", color_space, tuple(COLOR_SPACES))
         self.levels = None if levels is None else check_int(owner, "levels", levels, minimum=1)
         self.parameters = check_choice(owner, "parameters", parameters, ("coefficient", "band"))
-        self.data_format = check_choice(
-            owner,
-            "data_format",
-            keras.config.image_data_format() if data_format is None else data_format,
-            ("channels_last", "channels_first"),
-        )
+        if data_format is None:
+            data_format = keras.config.image_data_format()
+        self.data_format = check_choice(owner, "data_format", data_format, ("channels_last", "channels_first"))
         if levels is not None and representation in ("dct", "pixel"):
             raise ValueError(
-                f"{owner}: `levels` belongs to the wavelets. "
-                f"Received: levels={levels!r}, representation={representation!r}"
+                f"{owner}: `levels` is an option of the wavelets. "
+                f"Received: levels={levels!r}, representation={representation!r}. Leave `levels` out."
             )
-        for argument in ("axis", "shared", "groups"):
-            if argument in kwargs:
-                raise ValueError(
-                    f"{owner}: `parameters` says which coefficients share a shape and scale. "
-                    f"Received: {argument}={kwargs[argument]!r}"
-                )
-        super().__init__(name=name, **kwargs)
 
-    def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
+    def positions_of(self, y_pred_shape: Any) -> Positions:
+        """The coefficients, or their bands, of images of this shape."""
         sizes = tuple(y_pred_shape[1:])
         if len(sizes) != 3 or None in sizes:
             raise ValueError(
@@ -210,7 +225,7 @@ class AdaptiveImage(AdaptiveRobust):
         channels, height, width = sizes if self.data_format == "channels_first" else (sizes[2], *sizes[:2])
         if self.color_space == "yuv" and channels not in (1, 3):
             raise ValueError(
-                'AdaptiveImage: color_space="yuv" is for images of 3 channels (or 1, taken as it is). Received: '
+                'AdaptiveImage: color_space="yuv" needs images of 3 channels, or of 1, left as it is. Received: '
                 f'{channels} channels, data_format={self.data_format!r}. Use color_space="rgb".'
             )
         most = most_levels(height, width)
@@ -223,12 +238,11 @@ class AdaptiveImage(AdaptiveRobust):
         self._color = COLOR_SPACES[self.color_space] if channels == 3 else None
         self._transform = ImageTransform(self.representation, height, width, levels)
         self._coefficients = (channels, height, width)
+        groups = None
         if self.parameters == "band":
             bands = self._transform.bands
-            groups = bands + (bands.max() + 1) * np.arange(channels)[:, None, None]
-            self.positions.groups = groups.ravel().tolist()
-        flat = (y_pred_shape[0], channels * height * width)
-        super().build(flat, flat)
+            groups = (bands + (bands.max() + 1) * np.arange(channels)[:, None, None]).ravel().tolist()
+        return Positions("AdaptiveImage", (None, channels * height * width), [-1], False, groups)
 
     def represented(self, residual: Tensor) -> Tensor:
         images = residual if self.data_format == "channels_first" else ops.transpose(residual, (0, 3, 1, 2))
@@ -242,15 +256,7 @@ class AdaptiveImage(AdaptiveRobust):
     def _read(self, index: int) -> Any:
         return np.moveaxis(super()._read(index).reshape(self._coefficients), 0, -1)
 
-    def get_config(self) -> dict[str, Any]:
-        config = super().get_config()
-        for argument in ("axis", "shared", "groups"):
-            del config[argument]
-        return {
-            **config,
-            "representation": self.representation,
-            "color_space": self.color_space,
-            "levels": self.levels,
-            "parameters": self.parameters,
-            "data_format": self.data_format,
-        }
+    @property
+    def alpha(self) -> Any:
+        """The shape at each coefficient (height, width, channels), a NumPy array."""
+        return self._read(0)

@@ -1,4 +1,4 @@
-"""A learned temperature of a classifier's logits."""
+"""Cross-entropies of changed logits: shifted by the class frequencies, or divided by a trained temperature."""
 
 from __future__ import annotations
 
@@ -9,36 +9,37 @@ import keras
 import numpy as np
 from keras import ops
 
-from minimand._ops import as_logits, memberships, working_float
+from minimand._config import config_of
+from minimand._ops import as_logits, at_least_float32, one_hot_targets
 from minimand._validation import check_bool, check_float, check_several
 from minimand.backend import Tensor
-from minimand.losses._base import WrappingLoss, extended, without_masked
+from minimand.losses._base import TrainableLoss, extended, without_masked
 from minimand.parametrizations import Bounded
-
-# Cross-entropy for balanced error, where the classes' frequencies are known.
 
 
 @keras.saving.register_keras_serializable(package="minimand")
 class LogitAdjusted(keras.losses.Loss):
-    """Cross-entropy of logits to which the logarithms of the classes' frequencies are added, in training only.
+    """Logit adjustment adds the logarithms of the class frequencies to the logits, in training only.
+
+    Use this loss when classes differ in frequency and the balanced error matters, the mean of the errors of the
+    classes.
 
     l = -log softmax(f(x) + tau log pi)_y
 
-    With tau = 1 the f that minimises it ranks the classes as if all were equally frequent: the error to which this is
-    consistent is the balanced one, the mean of the classes' own. Nothing is learned, and reweighting the examples,
-    which an overparametrised network fits away, is not needed. Predict with f itself.
+    With tau = 1 the f of least loss ranks the classes as if all were equally frequent, so the loss is consistent for
+    the balanced error. The loss needs no weights of examples, which an overparametrised network would fit away. Predict
+    with f itself.
 
     Args:
-        frequencies: of the classes in training, positive: counts or probabilities; two for one output of a sigmoid.
-        tau: strength, at least 0; 0 is plain cross-entropy.
-        from_logits: whether predictions are logits; else they are probabilities.
-        reduction: as in `keras.losses.Loss`.
+        frequencies: counts or probabilities > 0 of the classes in training; two for one output of a sigmoid.
+        tau: strength >= 0; 0 is plain cross-entropy.
+        from_logits: whether predictions are logits instead of probabilities.
         name: name of the loss.
-        dtype: dtype of the computation.
+        **kwargs: `reduction` and `dtype`, as in `keras.losses.Loss`.
 
     Returns:
-        As a call: the reduced loss, for class indices (batch, ...) or one-hot targets (batch, ..., K) and predictions
-        (batch, ..., K), or (batch, ..., 1) with K = 2; NaN for a target that is none of the classes.
+        A call returns the reduced loss, for class indices (batch, ...) or one-hot targets (batch, ..., K) and
+        predictions (batch, ..., K), or (batch, ..., 1) with K = 2. A target that is none of the classes gives NaN.
 
     Raises:
         TypeError: `from_logits` is not a boolean.
@@ -59,16 +60,18 @@ class LogitAdjusted(keras.losses.Loss):
         *,
         tau: float = 1.0,
         from_logits: bool = False,
-        reduction: str | None = "sum_over_batch_size",
         name: str = "logit_adjusted",
-        dtype: Any = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        super().__init__(name=name, **kwargs)
         owner = "LogitAdjusted"
         each = check_several(owner, "frequencies", frequencies)
         self.frequencies = [check_float(owner, "frequencies", f, above=0.0) for f in each]
         if len(self.frequencies) < 2:
-            raise ValueError(f"{owner}: `frequencies` must be those of 2 classes or more. Received: {frequencies!r}")
+            raise ValueError(
+                f"{owner}: `frequencies` must have a number for each of 2 classes or more. "
+                f"Received: frequencies={frequencies!r}"
+            )
         self.tau = check_float(owner, "tau", tau, minimum=0.0)
         self.from_logits = check_bool(owner, "from_logits", from_logits)
 
@@ -82,55 +85,48 @@ class LogitAdjusted(keras.losses.Loss):
                 f"LogitAdjusted: predictions must have a last axis of {count}, the number of `frequencies`"
                 f"{' (or 1, for class 1)' if count == 2 else ''}. Received: y_pred of shape {tuple(y_pred.shape)}"
             )
-        y_pred = ops.cast(y_pred, working_float(y_pred).name)
-        # The same up to a constant, and no logarithm of a count overflows the softmax.
+        y_pred = at_least_float32(y_pred)
+        # A constant shift does not matter, and without this one the logarithm of a count could overflow the softmax.
         shift = self.tau * np.log(np.divide(self.frequencies, np.max(self.frequencies)))
         logits = as_logits(y_pred, self.from_logits, binary=y_pred.shape[-1] == 1)
         if y_pred.shape[-1] == 1:
             logits = ops.concatenate([ops.zeros_like(logits), logits], axis=-1)
-        targets = memberships("LogitAdjusted", y_true, logits.shape[:-1], count, y_true.dtype)
+        targets = one_hot_targets("LogitAdjusted", y_true, logits.shape[:-1], count, y_true.dtype)
         adjusted = logits + ops.convert_to_tensor(shift, logits.dtype)
         return -ops.sum(ops.cast(targets, logits.dtype) * ops.log_softmax(adjusted, axis=-1), axis=-1)
 
     def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "frequencies": self.frequencies,
-            "tau": self.tau,
-            "from_logits": self.from_logits,
-        }
-
-
-# A learned temperature of a classifier's logits.
+        """Return the arguments that make an equal loss."""
+        return config_of(self, {**super().get_config(), "dtype": self.dtype})
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class TemperatureScaled(WrappingLoss):
-    """A cross-entropy of logits divided by a trained temperature.
+class TemperatureScaled(TrainableLoss):
+    """Temperature scaling divides the logits of a classifier by a trained temperature.
+
+    Use this loss to calibrate the probabilities of a trained model: freeze the model (`model.trainable = False`) and
+    fit T on held-out data.
 
     min over T of mean_i l(y_i, f(x_i) / T), T between the bounds of `temperature_range`
 
-    To calibrate a trained model, freeze it (`model.trainable = False`) and fit T on held-out data; T > 1 means that
-    the model was too sure. In training, T is the scale of the logits with a learning rate of its own. Log loss is
-    proper, so the minimum over T is where it should be; only if every example is classified rightly (or worse than by
-    chance) does it lie at a bound.
+    T > 1 means that the model was overconfident. In joint training, T is the scale of the logits with a learning rate
+    of its own. The log loss is proper, so T converges to the calibrated value. The minimum lies at a bound of T only if
+    the model classifies every example correctly, or worse than by chance.
 
     Args:
-        loss: one of Keras's cross-entropies, or its name. Where it takes probabilities, the scaled ones are
-            softmax(log p / T), or sigmoid(logit(p) / T) for a single output and for binary cross-entropies.
+        loss: a Keras cross-entropy, or the name of one. A loss of probabilities is given softmax(log p / T), or
+            sigmoid(logit(p) / T) for a single output and for binary cross-entropies.
         temperature_range: bounds of T, 0 < low < 1 < high.
-        from_logits: whether predictions are logits; None: as `loss` says.
-        reduction: as in `keras.losses.Loss`.
-        name: name of the loss.
-        dtype: dtype of the computation.
+        from_logits: whether predictions are logits instead of probabilities; None asks `loss`.
+        **kwargs: `reduction`, `name` and `dtype`, as in `keras.losses.Loss`.
 
     Returns:
-        As a call: the reduced loss; `temperature` is T, also in the logs. `to_inference(model)` is a plain Keras model
-        with scaled outputs.
+        A call returns the reduced loss; `temperature` is T, which is also in the logs. `to_inference(model)` is a plain
+        Keras model with scaled outputs.
 
     Raises:
         TypeError: `from_logits` is neither a boolean nor None.
-        ValueError: the bounds do not enclose 1, or `loss` does not say what it takes and `from_logits` is None.
+        ValueError: the bounds do not enclose 1, or `from_logits` is None and `loss` does not tell.
         RuntimeError: on the first batch, if the loss was given to a stock `compile`.
 
     Source: Guo, Pleiss, Sun, Weinberger, "On calibration of modern neural networks", ICML 2017, section 4.2.
@@ -151,12 +147,11 @@ class TemperatureScaled(WrappingLoss):
         *,
         temperature_range: tuple[float, float] = (0.01, 100.0),
         from_logits: bool | None = None,
-        reduction: str | None = "sum_over_batch_size",
-        name: str = "temperature_scaled",
-        dtype: Any = None,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(loss, reduction=reduction, name=name, dtype=dtype)
+        super().__init__(**kwargs)
         owner = "TemperatureScaled"
+        self.loss = self.wrap(loss)
         low, high = check_several(owner, "temperature_range", temperature_range, 2)
         self.temperature_range = (
             check_float(owner, "temperature_range", low, above=0.0, below=1.0),
@@ -166,24 +161,23 @@ class TemperatureScaled(WrappingLoss):
         if from_logits is None:
             from_logits = self._loss_takes_logits(config)
         self.from_logits = check_bool(owner, "from_logits", from_logits)
-        # Several labels of an example, each by itself.
+        # A binary cross-entropy takes each label of an example by itself.
         self._binary = getattr(self.loss, "__name__", type(self.loss).__name__).lower().startswith("binary")
         self._axis = -1 if self._binary else config.get("axis", -1)
 
     def _loss_takes_logits(self, config: dict[str, Any]) -> bool:
         known = config.get("from_logits")
         if known is None and getattr(self.loss, "__module__", "").startswith("keras."):
-            # Keras's cross-entropies as functions, by their names.
+            # Keras's cross-entropies as functions take probabilities, unless told otherwise.
             known = False if "crossentropy" in getattr(self.loss, "__name__", "") else None
         if known is None:
             raise ValueError(
-                "TemperatureScaled: say by `from_logits` whether predictions are logits or probabilities; `loss` does "
-                f"not tell. Received: loss={self.loss!r}, from_logits=None"
+                "TemperatureScaled: `loss` does not tell whether predictions are logits or probabilities. Pass "
+                f"`from_logits=True` or `from_logits=False`. Received: loss={self.loss!r}, from_logits=None"
             )
         return known
 
     def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
-        super().build(y_true_shape, y_pred_shape)
         between = Bounded(*self.temperature_range, log=True)
         self._temperature = self.add_weight((), 1.0, parametrization=between, name="temperature")
 
@@ -202,20 +196,14 @@ class TemperatureScaled(WrappingLoss):
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         if len(y_pred.shape) == 1:
             y_true, y_pred = ops.reshape(y_true, (-1, 1)), ops.expand_dims(y_pred, -1)
-        return self.values_of_loss(y_true, self._scaled(y_pred, ops.cast(self._temperature.value, y_pred.dtype)))
+        scaled = self._scaled(y_pred, ops.cast(self._temperature.value, y_pred.dtype))
+        return self.values_of(self.loss, y_true, scaled)
 
     def to_inference(self, model: keras.Model) -> keras.Model:
-        """A plain Keras model that shares the given one's weights, with scaled outputs.
+        """Return a plain Keras model with the scaled outputs of `model`; the two models share their weights.
 
         Raises:
-            ValueError: the model is not functional or sequential with one output.
+            ValueError: `model` is not functional or sequential with one output.
         """
         temperature = self.temperature
         return extended("TemperatureScaled", model, lambda output: self._scaled(output, temperature))
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "temperature_range": self.temperature_range,
-            "from_logits": self.from_logits,
-        }

@@ -1,4 +1,4 @@
-"""One-class classification: a sphere around the embeddings of normal examples."""
+"""Losses with a trained threshold near a quantile of the losses: quantiles, the worst losses, and one-class spheres."""
 
 from __future__ import annotations
 
@@ -9,128 +9,100 @@ import numpy as np
 from keras import ops
 
 from minimand._keras import cond
-from minimand._ops import working_float
+from minimand._ops import at_least_float32
 from minimand._validation import check_float, check_several
 from minimand.backend import Tensor
-from minimand.losses._base import TrainableLoss, WrappingLoss, moved_mean, weighted_quantile
+from minimand.losses._base import TrainableLoss, moved_mean, weighted_quantile
 
-# A trained threshold in units of the spread around it.
-
-# How much of the unit a step of training keeps.
+# The share of the unit that a step of training keeps.
 _MOMENTUM = 0.9
 
 
-class RunningThreshold:
-    """t = c + s u, with u trained: near the quantile of values that change by orders of magnitude in training.
+class _TrainedThreshold(TrainableLoss):
+    """A loss with a trained threshold t = c + s u that follows a quantile of values, whatever their size.
 
-    s is the running mean of |value - t|, so that an optimizer's steps have the size of the values' spread, and large
-    where t is far away. When s changes, c does too, so that t stays. The first t is the first batch's quantile.
+    u is trained. s is the running mean of |value - t|, so that a step of an optimizer is a fraction of the deviation of
+    the values, and is large where t is far away. c changes with s such that t stays. The first t is the quantile of the
+    first batch.
 
-    The gradient by u is the one by t, without the factor s: it stays of order 1 when the values shrink, and so do the
-    steps of an optimizer that divides by the size of former gradients.
+    The gradient by u is the gradient by t, without the factor s. The gradient thus stays of order 1 when the values
+    shrink, and so do the steps of an optimizer that divides by the size of former gradients.
     """
 
-    def __init__(self, loss: TrainableLoss, level: float) -> None:
-        self.loss, self.level = loss, level
-        self.latent = loss.add_weight(name="latent_threshold", logged=False)
-        self.origin, self.unit, self.started = (
-            loss.add_weight(name=name, trainable=False, aggregation="mean") for name in ("origin", "unit", "started")
+    def add_threshold(self, quantile: float) -> None:
+        """Make the variables of a threshold that starts at this quantile of the first batch."""
+        self._quantile = quantile
+        self._latent = self.add_weight(name="latent_threshold", logged=False)
+        self._origin, self._unit, self._started = (
+            self.add_statistic(name=name) for name in ("origin", "unit", "started")
         )
-        self.log = loss.add_log("threshold")
-
-    @property
-    def value(self) -> Tensor:
-        """The threshold as it is."""
-        return self.origin.value + self.unit.value * self.latent.value
-
-    def of(self, values: Tensor) -> Tensor:
-        """The threshold for values (batch, ...); in training its unit follows theirs, in the first batch itself too."""
-        dtype = self.origin.dtype
-        constants = ops.cast(ops.stop_gradient(values), dtype)
-        flat, importance = ops.reshape(constants, (-1,)), ops.reshape(self.loss.importance(constants), (-1,))
-        latent, started = self.latent.value, self.started.value
-        known = ops.stop_gradient(self.value)
-        # A batch of which nothing counts tells nothing.
-        told = ops.any(importance > 0)
-
-        def first() -> Tensor:
-            return ops.where(told, weighted_quantile(flat, importance, self.level), known)
-
-        threshold = cond(started > 0, lambda: known, first)
-        spread = ops.sum(importance * ops.abs(flat - threshold)) / ops.maximum(ops.sum(importance), 1e-30)
-        unit, started = moved_mean(self.unit.value, spread, _MOMENTUM, started, told)
-        origin = threshold - unit * ops.stop_gradient(latent)
-        if self.loss.training:
-            self.origin.assign(origin)
-            self.unit.assign(unit)
-            self.started.assign(started)
-        # Forward origin + unit * latent.
-        threshold = origin + unit * ops.stop_gradient(latent) + (latent - ops.stop_gradient(latent))
-        self.log.update_state(threshold)
-        return ops.cast(threshold, values.dtype)
-
-    def read(self) -> float:
-        """The threshold as a number."""
-        if not float(ops.convert_to_numpy(self.started)):
-            raise ValueError(f"{type(self.loss).__name__}: the threshold is known after the first batch of `fit`.")
-        return float(ops.convert_to_numpy(ops.stop_gradient(self.value)))
-
-
-def excess(values: Tensor, threshold: Tensor, share: float) -> Tensor:
-    """T + (v - t)+ / share: its mean, minimised over t, is the mean of the largest `share` of the values."""
-    return threshold + ops.relu(values - threshold) / share
-
-
-# What the losses with a threshold at a quantile of another loss share.
-
-
-class TailLoss(WrappingLoss):
-    """A loss of another's values and a trained threshold near their quantile at `level`."""
-
-    def __init__(self, loss: Any, level: float, *, reduction: str | None, name: str, dtype: Any) -> None:
-        super().__init__(loss, reduction=reduction, name=name, dtype=dtype)
-        self.level = check_float(type(self).__name__, "level", level, above=0.0, below=1.0)
-
-    def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
-        super().build(y_true_shape, y_pred_shape)
-        self._threshold = RunningThreshold(self, self.level)
+        self._log = self.add_log("threshold")
 
     @property
     def threshold(self) -> float:
         """The threshold t."""
         self.require_built()
-        return self._threshold.read()
+        if not float(ops.convert_to_numpy(self._started)):
+            raise ValueError(f"{type(self).__name__}: the threshold is not known yet. Call `fit` first.")
+        return float(ops.convert_to_numpy(ops.stop_gradient(self._current_threshold())))
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "level": self.level}
+    def _current_threshold(self) -> Tensor:
+        return self._origin.value + self._unit.value * self._latent.value
+
+    def threshold_for(self, values: Tensor) -> Tensor:
+        """Return t for values (batch, ...); in training the unit follows these values first."""
+        dtype = self._origin.dtype
+        constants = ops.cast(ops.stop_gradient(values), dtype)
+        flat, importance = ops.reshape(constants, (-1,)), ops.reshape(self.importance(constants), (-1,))
+        latent, started = self._latent.value, self._started.value
+        known = ops.stop_gradient(self._current_threshold())
+        counted = ops.any(importance > 0)
+
+        def first() -> Tensor:
+            return ops.where(counted, weighted_quantile(flat, importance, self._quantile), known)
+
+        threshold = cond(started > 0, lambda: known, first)
+        deviation = ops.sum(importance * ops.abs(flat - threshold)) / ops.maximum(ops.sum(importance), 1e-30)
+        unit, started = moved_mean(self._unit.value, deviation, _MOMENTUM, started, counted)
+        origin = threshold - unit * ops.stop_gradient(latent)
+        if self.training:
+            self._origin.assign(origin)
+            self._unit.assign(unit)
+            self._started.assign(started)
+        # The value is origin + unit * latent, and the derivative by latent is 1.
+        threshold = origin + unit * ops.stop_gradient(latent) + (latent - ops.stop_gradient(latent))
+        self._log.update_state(threshold)
+        return ops.cast(threshold, values.dtype)
 
 
-# A threshold at a quantile of scores or losses.
+def _worst_mean(values: Tensor, threshold: Tensor, share: float) -> Tensor:
+    """Return t + (v - t)+ / share, whose mean at the best t is the mean of the largest `share` of the values."""
+    return threshold + ops.relu(values - threshold) / share
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class QuantileThreshold(TailLoss):
-    """A threshold that is exceeded by a share 1 - q of the training examples: for anomaly detection.
+class QuantileThreshold(_TrainedThreshold):
+    """QuantileThreshold trains a threshold that a share 1 - q of the training examples exceeds.
+
+    Use this loss for anomaly detection, to get a threshold along with an autoencoder or another model of scores.
 
     min over t of mean_i l_i + q (v_i - t)+ + (1 - q) (t - v_i)+, v_i = stop_gradient(l_i)
 
-    The network is trained by the wrapped loss as if there were no threshold; t goes to the q-quantile of that loss,
-    such as an autoencoder's error. Without a wrapped loss v_i are the predictions themselves, scores that something
-    else trains (another output's loss, or earlier training), and l_i = 0. The minimum over t alone is finite.
+    The wrapped loss l alone trains the network, and t converges to the q-quantile of l, such as the error of an
+    autoencoder. Without a wrapped loss, v_i are the predictions and l_i = 0. The predictions are then scores that
+    another loss trains or has trained. The minimum over t is finite.
 
     Args:
         level: q in (0, 1).
         loss: a Keras loss, or the name of one, or None; its reduction is not used.
-        reduction: as in `keras.losses.Loss`.
-        name: name of the loss.
-        dtype: dtype of the computation.
+        **kwargs: `reduction`, `name` and `dtype`, as in `keras.losses.Loss`.
 
     Returns:
-        As a call: the reduced loss; `threshold` is t, also in the logs. Targets of scores are not used. A sample weight
-        of k makes an example count as k do, masked ones do not count.
+        A call returns the reduced loss; `threshold` is t, which is also in the logs. Without a wrapped loss the targets
+        are not used. An example of sample weight k counts as k examples do; masked examples do not count.
 
     Raises:
-        ValueError: `level` is not inside (0, 1).
+        ValueError: `level` is outside (0, 1).
         RuntimeError: on the first batch, if the loss was given to a stock `compile`.
 
     Source: Koenker, Bassett, "Regression quantiles", Econometrica 46, 1978, section 2.
@@ -145,62 +117,55 @@ class QuantileThreshold(TailLoss):
         >>> anomalous = np.mean((x - autoencoder.predict(x, verbose=0)) ** 2, axis=-1) > trainer.loss.threshold
     """
 
-    loss_is_optional = True
+    def __init__(self, level: float, loss: Any = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.level = check_float("QuantileThreshold", "level", level, above=0.0, below=1.0)
+        self.loss = self.wrap(loss, optional=True)
 
-    def __init__(
-        self,
-        level: float,
-        loss: Any = None,
-        *,
-        reduction: str | None = "sum_over_batch_size",
-        name: str = "quantile_threshold",
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(loss, level, reduction=reduction, name=name, dtype=dtype)
+    def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
+        self.add_threshold(self.level)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         trained = self.loss is not None
-        values = self.values_of_loss(y_true, y_pred) if trained else _scores(y_pred)
+        values = self.values_of(self.loss, y_true, y_pred) if trained else _scores(y_pred)
         constants = ops.stop_gradient(values)
-        above = constants - self._threshold.of(constants)
+        above = constants - self.threshold_for(constants)
         pinball = self.level * ops.relu(above) + (1 - self.level) * ops.relu(-above)
         return values + pinball if trained else pinball
 
 
 def _scores(y_pred: Tensor) -> Tensor:
-    """Scores (batch, ...), in float32 or float64; an axis of one score is dropped."""
+    """Return scores (batch, ...) in float32 or float64, without a last axis of size 1."""
     if len(y_pred.shape) > 1 and y_pred.shape[-1] == 1:
         y_pred = ops.squeeze(y_pred, -1)
-    return ops.cast(y_pred, working_float(y_pred).name)
-
-
-# The mean of the worst losses.
+    return at_least_float32(y_pred)
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class CVaR(TailLoss):
-    """Conditional value at risk: the mean of the worst share 1 - q of the losses, with the threshold trained along.
+class CVaR(_TrainedThreshold):
+    """The conditional value at risk is the mean of the worst share 1 - q of the losses.
+
+    Use this loss when the worst examples matter more than the mean, as in safety or fairness.
 
     min over w, t of mean_i t + (l_i(w) - t)+ / (1 - q)
 
-    At the minimum t is the value at risk, the q-quantile of the losses. A mean over each batch's own worst examples
-    is too small, by 4 % for exponential losses in batches of 32 at q = 0.9; t, which persists, has no such bias. Only
-    examples beyond t train the network: begin with the plain loss, and take batches much larger than 1/(1 - q). The
-    minimum over t alone is finite.
+    At the minimum t is the value at risk, the q-quantile of the losses. The mean over the worst examples of each batch
+    is too small, by 4 % for exponential losses in batches of 32 at q = 0.9. The threshold t persists across batches, so
+    it has no such bias. Only examples beyond t train the network: begin with the plain loss, and take batches much
+    larger than 1/(1 - q). The minimum over t is finite.
 
     Args:
         loss: a Keras loss, or the name of one; its reduction is not used.
         level: q in (0, 1).
-        reduction: as in `keras.losses.Loss`.
         name: name of the loss.
-        dtype: dtype of the computation.
+        **kwargs: `reduction` and `dtype`, as in `keras.losses.Loss`.
 
     Returns:
-        As a call: the reduced loss; `threshold` is t, also in the logs. A sample weight of k makes an example count as
-        k do, masked ones do not count.
+        A call returns the reduced loss; `threshold` is t, which is also in the logs. An example of sample weight k
+        counts as k examples do; masked examples do not count.
 
     Raises:
-        ValueError: `level` is not inside (0, 1).
+        ValueError: `level` is outside (0, 1).
         RuntimeError: on the first batch, if the loss was given to a stock `compile`.
 
     Source: Rockafellar, Uryasev, "Optimization of conditional value-at-risk", Journal of Risk 2, 2000, theorem 1.
@@ -214,54 +179,50 @@ class CVaR(TailLoss):
         True
     """
 
-    def __init__(
-        self,
-        loss: Any,
-        level: float,
-        *,
-        reduction: str | None = "sum_over_batch_size",
-        name: str = "cvar",
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(loss, level, reduction=reduction, name=name, dtype=dtype)
+    def __init__(self, loss: Any, level: float, *, name: str = "cvar", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+        self.loss = self.wrap(loss)
+        self.level = check_float("CVaR", "level", level, above=0.0, below=1.0)
+
+    def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
+        self.add_threshold(self.level)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        values = self.values_of_loss(y_true, y_pred)
-        return excess(values, self._threshold.of(values), 1 - self.level)
+        values = self.values_of(self.loss, y_true, y_pred)
+        return _worst_mean(values, self.threshold_for(values), 1 - self.level)
 
-
-# One-class classification: a sphere around the embeddings of normal examples.
 
 # Coordinates of the centre are at least this far from 0, which a network without biases reaches by vanishing.
 _LEAST_COORDINATE = 0.1
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class DeepSVDD(TrainableLoss):
-    """Deep support vector data description: embeddings of normal examples inside of a sphere of trained radius.
+class DeepSVDD(_TrainedThreshold):
+    """Deep support vector data description encloses the embeddings of normal examples in a sphere.
+
+    Use this loss for anomaly detection when the training set has normal examples only, or nearly so.
 
     min over w, R^2 of R^2 + 1/nu mean_i (||phi(x_i; w) - c||^2 - R^2)+
 
-    At the minimum a share nu of the training examples lies outside: this is the conditional value at risk of the
-    squared distances (`minimand.losses.CVaR`). The centre c is fixed: the mean of the first training batch's
-    embeddings, with coordinates nearer to 0 than 0.1 moved to 0.1 or -0.1.
+    At the minimum a share nu of the training examples lies outside the sphere: the loss is the conditional value at
+    risk of the squared distances (`minimand.losses.CVaR`). The centre c is fixed. By default c is the mean of the
+    embeddings of the first training batch, with coordinates nearer to 0 than 0.1 moved to 0.1 or -0.1.
 
-    The minimum over R^2 alone is finite and positive. That over the network too is 0 if the network can give c for
-    any input: use layers without biases and unbounded activations, and stop before the distances vanish.
+    The minimum over R^2 is finite and positive. The minimum over the network is 0 if the network can give c for any
+    input: use layers without biases and unbounded activations, and stop before the distances vanish.
 
     Args:
-        nu: share of the examples outside, in (0, 1).
-        center: c, a sequence of numbers, or None for the first batch's.
-        reduction: as in `keras.losses.Loss`.
-        name: name of the loss.
-        dtype: dtype of the computation.
+        nu: share of the examples outside the sphere, in (0, 1).
+        center: c, a sequence of numbers, or None for the mean of the first batch.
+        **kwargs: `reduction`, `name` and `dtype`, as in `keras.losses.Loss`.
 
     Returns:
-        As a call: the reduced loss, for embeddings (batch, ..., d); targets are not used, any will do. `radius` is R,
-        `threshold` R^2, also in the logs; `score(embeddings)` is positive for anomalies.
+        A call returns the reduced loss, for embeddings (batch, ..., d) and any targets, which are not used. `radius` is
+        R, and `sphere_center` is c. `threshold` is R^2, which is also in the logs. `score(embeddings)` is positive for
+        anomalies.
 
     Raises:
-        ValueError: `nu` is not inside (0, 1), or `center` does not have the embeddings' size.
+        ValueError: `nu` is outside (0, 1), or `center` does not have the size of the embeddings.
         RuntimeError: on the first batch, if the loss was given to a stock `compile`.
 
     Source: Ruff et al., "Deep one-class classification", ICML 2018, equation 3 and section 3.3.
@@ -277,59 +238,50 @@ class DeepSVDD(TrainableLoss):
         (256,)
     """
 
-    def __init__(
-        self,
-        nu: float = 0.1,
-        *,
-        center: Any = None,
-        reduction: str | None = "sum_over_batch_size",
-        name: str = "deep_svdd",
-        dtype: Any = None,
-    ) -> None:
-        super().__init__(reduction=reduction, name=name, dtype=dtype)
-        owner = "DeepSVDD"
-        self.nu = check_float(owner, "nu", nu, above=0.0, below=1.0)
-        self.given_center = None
+    def __init__(self, nu: float = 0.1, *, center: Any = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.nu = check_float("DeepSVDD", "nu", nu, above=0.0, below=1.0)
+        self.center = None
         if center is not None:
-            self.given_center = [check_float(owner, "center", c) for c in check_several(owner, "center", center)]
+            self.center = [check_float("DeepSVDD", "center", c) for c in check_several("DeepSVDD", "center", center)]
 
     def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
         size = y_pred_shape[-1]
-        if len(y_pred_shape) < 2 or size is None or (self.given_center is not None and len(self.given_center) != size):
+        if len(y_pred_shape) < 2 or size is None or (self.center is not None and len(self.center) != size):
             raise ValueError(
-                "DeepSVDD: predictions must be embeddings (batch, ..., d) of a known size d, that of `center`. "
-                f"Received: y_pred of shape {tuple(y_pred_shape)}, center={self.given_center}"
+                "DeepSVDD: predictions must be embeddings (batch, ..., d) of a known size d, the size of `center`. "
+                f"Received: y_pred of shape {tuple(y_pred_shape)}, center={self.center}"
             )
-        first = "zeros" if self.given_center is None else keras.initializers.Constant(self.given_center)
-        self.center = self.add_weight(size, first, name="center", trainable=False, aggregation="mean")
-        self._threshold = RunningThreshold(self, 1 - self.nu)
+        first = "zeros" if self.center is None else keras.initializers.Constant(self.center)
+        self._center = self.add_statistic(size, first, name="center")
+        self.add_threshold(1 - self.nu)
 
     @property
-    def threshold(self) -> float:
-        """R^2."""
+    def sphere_center(self) -> np.ndarray:
+        """The centre c (d,)."""
         self.require_built()
-        return self._threshold.read()
+        return ops.convert_to_numpy(self._center)
 
     @property
     def radius(self) -> float:
-        """R."""
+        """The radius R."""
         return max(self.threshold, 0.0) ** 0.5
 
     def score(self, embeddings: Any) -> np.ndarray:
-        """||phi - c||^2 - R^2 of embeddings (..., d): positive outside of the sphere."""
-        offset = np.asarray(embeddings, "float64") - ops.convert_to_numpy(self.center)
+        """Return ||phi - c||^2 - R^2 of embeddings (..., d), which is positive outside the sphere."""
+        offset = np.asarray(embeddings, "float64") - self.sphere_center
         return np.sum(offset**2, axis=-1) - self.threshold
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        embeddings = ops.cast(y_pred, working_float(y_pred).name)
+        embeddings = at_least_float32(y_pred)
         offset = embeddings - ops.cast(self._center_for(embeddings), embeddings.dtype)
         squares = ops.sum(offset * offset, axis=-1)
-        return excess(squares, self._threshold.of(squares), self.nu)
+        return _worst_mean(squares, self.threshold_for(squares), self.nu)
 
     def _center_for(self, embeddings: Tensor) -> Tensor:
-        """The centre: in the first batch of training, unless given, the mean of what counts there."""
-        known = self.center.value
-        if self.given_center is not None:
+        """Return the centre, which the first batch of training sets unless `center` was given."""
+        known = self._center.value
+        if self.center is not None:
             return known
 
         def measured() -> Tensor:
@@ -340,10 +292,7 @@ class DeepSVDD(TrainableLoss):
             mean = ops.where(ops.abs(mean) < _LEAST_COORDINATE, ops.cast(apart, mean.dtype), mean)
             return ops.cast(ops.stop_gradient(mean), known.dtype)
 
-        center = cond(self._threshold.started.value > 0, lambda: known, measured)
+        center = cond(self._started.value > 0, lambda: known, measured)
         if self.training:
-            self.center.assign(center)
+            self._center.assign(center)
         return center
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "nu": self.nu, "center": self.given_center}

@@ -1,4 +1,4 @@
-"""Proper scores and calibration of probabilistic predictions, as functions and, in capitals, as Keras metrics."""
+"""Proper scores and calibration errors of probabilistic predictions, as functions and as Keras metrics."""
 
 from minimand.metrics._calibration import (
     adaptive_calibration_error,

@@ -1,4 +1,4 @@
-"""Whether stated confidence is earned: calibration errors, intervals, and the probability integral transform."""
+"""Calibration of probabilistic predictions: calibration errors, intervals, probability integral transforms."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from minimand.metrics._scores import as_floats, class_probabilities, where_posit
 
 
 def expected_calibration_error(y_true: Any, probabilities: Any, *, bins: int = 15) -> Tensor:
-    """How far accuracy is from confidence, over bins of equal width of the top class's probability.
+    """Return the mean distance of accuracy from confidence, over bins of equal width of the top class's probability.
+
+    Use expected_calibration_error to check whether predicted probabilities can be taken at face value.
 
     sum_b n_b/n |accuracy_b - confidence_b|
 
@@ -26,7 +28,7 @@ def expected_calibration_error(y_true: Any, probabilities: Any, *, bins: int = 1
         bins: number of bins >= 1.
 
     Returns:
-        A scalar in [0, 1]; NaN if a target is none of the classes, or a number is no probability.
+        A scalar in [0, 1]; NaN if a target is not one of the classes, or a number is not a probability.
 
     Raises:
         ValueError: `bins` is less than 1, or there are no rows.
@@ -44,9 +46,9 @@ def expected_calibration_error(y_true: Any, probabilities: Any, *, bins: int = 1
 
 
 def bin_gaps(y_true: Any, probabilities: Any, bins: int, *weights: Any) -> tuple[Tensor, Tensor]:
-    """The weighted number of positions, and for each bin the weighted sum of [right] - confidence over its own.
+    """The weighted number of positions, and for each bin the weighted sum of [correct] - confidence.
 
-    Each of `weights`, which are multiplied, is of the positions' shape or of their first axes.
+    The weight of a position is the product of `weights`, each of the positions' shape or of their first axes.
     """
     confidence, correct = _confidence(y_true, probabilities)
     total = ops.ones_like(confidence)
@@ -64,15 +66,18 @@ def bin_gaps(y_true: Any, probabilities: Any, bins: int, *weights: Any) -> tuple
 
 
 def adaptive_calibration_error(y_true: Any, probabilities: Any, *, bins: int = 15) -> Tensor:
-    """As `expected_calibration_error`, over bins of equally many examples.
+    """Return the mean distance of accuracy from confidence, over bins of equally many examples.
+
+    Use adaptive_calibration_error in place of `expected_calibration_error` when most confidences are nearly equal, so
+    that most bins of equal width are empty.
 
     Args:
         y_true: classes (rows, ...) as integers, or one-hot (rows, ..., classes).
         probabilities: (rows, ..., classes); each position counts as a row does.
-        bins: number of bins >= 1; no more than positions are used.
+        bins: number of bins >= 1; at most one for each position is used.
 
     Returns:
-        A scalar in [0, 1]; NaN if a target is none of the classes, or a number is no probability.
+        A scalar in [0, 1]; NaN if a target is not one of the classes, or a number is not a probability.
 
     Raises:
         ValueError: `bins` is less than 1, or there are no rows.
@@ -96,7 +101,9 @@ def adaptive_calibration_error(y_true: Any, probabilities: Any, *, bins: int = 1
 
 
 def interval_coverage(y_true: Any, low: Any, high: Any) -> Tensor:
-    """Whether each target lies in its interval: the mean is to be compared with the interval's nominal probability.
+    """Return 1 for each target that lies in its interval, and 0 for others.
+
+    Use interval_coverage to compare the mean with the nominal probability of the intervals.
 
     1[low <= y <= high]
 
@@ -117,13 +124,15 @@ def interval_coverage(y_true: Any, low: Any, high: Any) -> Tensor:
         True
     """
     y_true, low, high = as_floats(y_true, low, high)
-    # Without an order, which NaN does not have, it would count as outside.
+    # Comparisons with NaN are false, so NaN would count as outside.
     ordered = ops.logical_not(ops.isnan(y_true) | ops.isnan(low) | ops.isnan(high))
     return ops.where(ordered, ops.cast((y_true >= low) & (y_true <= high), y_true.dtype), np.nan)
 
 
 def interval_width(low: Any, high: Any) -> Tensor:
-    """The width of each interval, in the targets' unit: of intervals with equal coverage, narrower is better.
+    """Return the width of each interval, in the targets' unit.
+
+    Use interval_width to compare intervals of equal coverage, of which the narrower are better.
 
     high - low
 
@@ -146,7 +155,9 @@ def interval_width(low: Any, high: Any) -> Tensor:
 
 
 def gaussian_pit(y_true: Any, mean: Any, stddev: Any) -> Tensor:
-    """The probability integral transform of normal predictions: uniform on [0, 1] where they are calibrated.
+    """Return the probability integral transform of normal predictions.
+
+    Use gaussian_pit for a histogram, which is uniform on [0, 1] if the predictions are calibrated.
 
     Phi((y - m) / s)
 
@@ -170,7 +181,9 @@ def gaussian_pit(y_true: Any, mean: Any, stddev: Any) -> Tensor:
 
 
 def sample_pit(y_true: Any, samples: Any, *, seed: int | None = None) -> Tensor:
-    """The probability integral transform of samples: uniform on [0, 1] where the target is drawn as they are.
+    """Return the probability integral transform of predictions that are samples.
+
+    Use sample_pit for a histogram, which is uniform on [0, 1] if targets and samples have the same distribution.
 
     (r + u) / (S + 1), with r the target's rank among the S samples, u uniform; equal values in random order
 
@@ -199,10 +212,10 @@ def sample_pit(y_true: Any, samples: Any, *, seed: int | None = None) -> Tensor:
 
 
 def _confidence(y_true: Any, probabilities: Any) -> tuple[Tensor, Tensor]:
-    """The top class's probability, and 1 where it is the right one."""
+    """The top class's probability, and 1 where the top class is the true one."""
     members, probabilities = class_probabilities("A calibration error", y_true, probabilities)
     if probabilities.shape[0] == 0:
-        raise ValueError("A calibration error needs at least one row of `probabilities`. Received: none")
+        raise ValueError("A calibration error: `probabilities` must have at least one row. Received: none")
     top = ops.argmax(probabilities, axis=-1)
     correct = ops.cast(top == ops.argmax(members, axis=-1), probabilities.dtype)
     return ops.max(probabilities, axis=-1), ops.where(ops.isnan(members[..., 0]), np.nan, correct)

@@ -1,4 +1,4 @@
-"""The scores as Keras metrics, for `compile(metrics=...)`."""
+"""Scores and calibration as Keras metrics, for `compile(metrics=...)`."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from minimand._config import config_of
 from minimand._keras import get_keras_mask
 from minimand._validation import check_int
 from minimand.backend import Tensor
@@ -16,19 +17,21 @@ from minimand.metrics import _scores as scores
 
 
 class _MeanScore(keras.metrics.MeanMetricWrapper):
-    """The mean of a function that each subclass gives, so that its configuration is the name and the dtype alone."""
+    """The mean of a function that the subclass gives, so that the configuration has only the name and the dtype."""
 
     def __init__(self, function: Callable[[Any, Any], Tensor], name: str, dtype: Any, direction: str = "down") -> None:
         super().__init__(function, name=name, dtype=dtype)
         self._direction = direction
 
     def get_config(self) -> dict[str, Any]:
-        return {"name": self.name, "dtype": self.dtype}
+        return config_of(self)
 
 
 @keras.saving.register_keras_serializable(package="minimand")
 class Brier(_MeanScore):
-    """The mean Brier score of class probabilities: `metrics.brier`.
+    """The mean Brier score of class probabilities (`metrics.brier`).
+
+    Use Brier to follow the quality of predicted probabilities in `fit` and `evaluate`.
 
     1/n sum_i sum_c (p_ic - 1[c = y_i])^2
 
@@ -52,7 +55,9 @@ class Brier(_MeanScore):
 
 @keras.saving.register_keras_serializable(package="minimand")
 class GaussianNLL(_MeanScore):
-    """The mean of `metrics.gaussian_nll` for a model that predicts mean and standard deviation.
+    """The mean of `metrics.gaussian_nll` over examples.
+
+    Use GaussianNLL for a model that predicts a mean and a standard deviation as its last axis.
 
     mean of log(2 pi s^2) / 2 + (y - m)^2 / (2 s^2); y (...,), predictions (..., 2) of m and s
 
@@ -76,7 +81,9 @@ class GaussianNLL(_MeanScore):
 
 @keras.saving.register_keras_serializable(package="minimand")
 class GaussianCRPS(_MeanScore):
-    """The mean of `metrics.gaussian_crps` for a model that predicts mean and standard deviation.
+    """The mean of `metrics.gaussian_crps` over examples.
+
+    Use GaussianCRPS for a model that predicts a mean and a standard deviation as its last axis.
 
     mean of s (z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt(pi)); y (...,), predictions (..., 2) of m and s
 
@@ -100,7 +107,9 @@ class GaussianCRPS(_MeanScore):
 
 @keras.saving.register_keras_serializable(package="minimand")
 class IntervalCoverage(_MeanScore):
-    """The share of targets in their intervals, for a model that predicts both ends.
+    """The share of targets in their predicted intervals.
+
+    Use IntervalCoverage for a model that predicts both ends of an interval as its last axis.
 
     mean of 1[low <= y <= high]; y (...,), predictions (..., 2) of low and high
 
@@ -126,6 +135,8 @@ class IntervalCoverage(_MeanScore):
 class IntervalWidth(_MeanScore):
     """The mean width of predicted intervals, in the targets' unit.
 
+    Use IntervalWidth beside `IntervalCoverage`: wide intervals cover much.
+
     mean of high - low; predictions (..., 2) of low and high
 
     Args:
@@ -148,7 +159,9 @@ class IntervalWidth(_MeanScore):
 
 @keras.saving.register_keras_serializable(package="minimand")
 class ExpectedCalibrationError(keras.metrics.Metric):
-    """`metrics.expected_calibration_error` over all batches.
+    """The expected calibration error over all batches (`metrics.expected_calibration_error`).
+
+    Use ExpectedCalibrationError to follow calibration in `fit` and `evaluate`.
 
     sum_b n_b/n |accuracy_b - confidence_b|, with bins b of the top class's probability
 
@@ -181,7 +194,7 @@ class ExpectedCalibrationError(keras.metrics.Metric):
     def update_state(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> None:
         """Add a batch: classes or one-hot, probabilities (rows, ..., classes), and weights (rows, ...).
 
-        Positions that a mask of the predictions excludes don't count.
+        Positions that a mask of the predictions excludes do not count.
         """
         weights = [each for each in (sample_weight, get_keras_mask(y_pred)) if each is not None]
         weight, gaps = calibration.bin_gaps(y_true, y_pred, self.bins, *weights)
@@ -193,17 +206,17 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         return ops.divide_no_nan(ops.sum(ops.abs(self.gaps.value)), self.count.value)
 
     def get_config(self) -> dict[str, Any]:
-        return {"bins": self.bins, "name": self.name, "dtype": self.dtype}
+        return config_of(self)
 
 
 def _of_pair(function: Callable[[Any, Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
-    """The function of targets and predictions, the two numbers of which are the last axis."""
+    """The function of targets and predictions with two numbers on the last axis."""
 
     def of_pair(y_true: Any, y_pred: Any) -> Tensor:
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         if len(y_pred.shape) == 0 or y_pred.shape[-1] != 2:
             raise ValueError(
-                f"{function.__name__}: predictions must be pairs: shape (..., 2). Received: shape {tuple(y_pred.shape)}"
+                f"{function.__name__}: predictions must have shape (..., 2). Received: shape {tuple(y_pred.shape)}"
             )
         if len(y_true.shape) == len(y_pred.shape):
             y_true = ops.squeeze(y_true, axis=-1)

@@ -1,4 +1,4 @@
-"""Proper scores of probabilistic predictions, example by example: the smaller, the better."""
+"""Proper scores of probabilistic predictions, by example; a smaller score is better."""
 
 from __future__ import annotations
 
@@ -8,15 +8,17 @@ from typing import Any
 import numpy as np
 from keras import ops
 
-from minimand._ops import memberships
+from minimand._ops import compute_dtype, one_hot_targets
 from minimand.backend import Tensor
 
-# How far a probability may be outside of [0, 1] by rounding, also of half precision.
+# Rounding, also of half precision, may put a probability this far outside of [0, 1].
 _ROUNDING = 1e-3
 
 
 def gaussian_nll(y_true: Any, mean: Any, stddev: Any) -> Tensor:
-    """The negative log likelihood of a normal prediction, in nats.
+    """Return the negative log likelihood of a normal prediction, in nats.
+
+    Use gaussian_nll to compare models that predict a mean and a standard deviation; it punishes overconfidence hard.
 
     log(2 pi s^2) / 2 + (y - m)^2 / (2 s^2)
 
@@ -40,7 +42,9 @@ def gaussian_nll(y_true: Any, mean: Any, stddev: Any) -> Tensor:
 
 
 def sample_nll(y_true: Any, samples: Any, stddev: Any) -> Tensor:
-    """The negative log likelihood of an equal mixture of normal predictions, in nats.
+    """Return the negative log likelihood of an equal mixture of normal predictions, in nats.
+
+    Use sample_nll for samples of predicted functions, as from an ensemble or from `Trainer.predict_samples`.
 
     -log( 1/S sum_k prod_j N(y_j; f_kj, s_j^2) )
 
@@ -65,7 +69,9 @@ def sample_nll(y_true: Any, samples: Any, stddev: Any) -> Tensor:
 
 
 def gaussian_crps(y_true: Any, mean: Any, stddev: Any) -> Tensor:
-    """The continuous ranked probability score of a normal prediction, in the targets' unit.
+    """Return the continuous ranked probability score of a normal prediction, in the targets' unit.
+
+    Use gaussian_crps in place of `gaussian_nll` when outliers should count by their distance and not by its square.
 
     s (z (2 Phi(z) - 1) + 2 phi(z) - 1 / sqrt(pi)), z = (y - m) / s
 
@@ -93,21 +99,23 @@ def gaussian_crps(y_true: Any, mean: Any, stddev: Any) -> Tensor:
 
 
 def sample_crps(y_true: Any, samples: Any, *, fair: bool = True) -> Tensor:
-    """The continuous ranked probability score of samples, in the targets' unit.
+    """Return the continuous ranked probability score of samples, in the targets' unit.
+
+    Use sample_crps for predictions that are samples of the targets, of any distribution.
 
     1/S sum_k |x_k - y| - c sum_(k < l) |x_k - x_l|, c = 1 / (S (S - 1)) if fair, else 1 / S^2
 
     Args:
         y_true: targets, of any shape.
         samples: draws of the targets (samples, ...).
-        fair: whether the expectation is the score of the law that the samples are drawn from, without bias; else it
-            is that of their empirical distribution.
+        fair: whether the score is an unbiased estimate for the distribution that the samples are drawn from; if False
+            the score is that of the samples' empirical distribution.
 
     Returns:
         A tensor of the targets' shape.
 
     Raises:
-        ValueError: fewer than two samples, where `fair`.
+        ValueError: fewer than two samples with `fair=True`.
 
     Source: Gneiting and Raftery, JASA 102 (2007), equation 21; fair: Ferro, "Fair scores for ensemble forecasts",
     Quarterly Journal of the Royal Meteorological Society 140 (2014).
@@ -120,16 +128,20 @@ def sample_crps(y_true: Any, samples: Any, *, fair: bool = True) -> Tensor:
     y_true, samples = as_floats(y_true, samples)
     count = samples.shape[0]
     if fair and count < 2:
-        raise ValueError(f"sample_crps: `samples` must hold at least 2. Received: {count}")
+        raise ValueError(
+            f"sample_crps: `samples` must hold at least 2. Received: {count}. Draw more, or use fair=False."
+        )
     error = ops.sum(ops.abs(samples - y_true), axis=0) / count
-    # Of sorted numbers, the sum over pairs of their distances is sum_k (2 k - S + 1) x_(k), k from 0.
+    # The sum of distances over pairs of sorted numbers is sum_k (2 k - S + 1) x_(k), k from 0.
     coefficients = 2.0 * ops.arange(count, dtype=samples.dtype) - (count - 1)
     distances = ops.tensordot(coefficients, ops.sort(samples, axis=0), axes=1)
     return error - distances / (count * (count - 1) if fair else count * count)
 
 
 def brier(y_true: Any, probabilities: Any) -> Tensor:
-    """The Brier score of class probabilities, from 0 to 2.
+    """Return the Brier score of class probabilities, from 0 to 2.
+
+    Use brier to compare predicted probabilities by a score that is finite even where a true class got probability 0.
 
     sum_c (p_c - 1[c = y])^2
 
@@ -138,7 +150,7 @@ def brier(y_true: Any, probabilities: Any) -> Tensor:
         probabilities: (..., classes).
 
     Returns:
-        A tensor (...); NaN for a target that is none of the classes, and where numbers are no probabilities.
+        A tensor (...); NaN for a target that is not one of the classes, and for numbers that are not probabilities.
 
     Source: Brier, "Verification of forecasts expressed in terms of probability", Monthly Weather Review 78 (1950).
 
@@ -152,21 +164,21 @@ def brier(y_true: Any, probabilities: Any) -> Tensor:
 
 
 def class_probabilities(owner: str, y_true: Any, probabilities: Any) -> tuple[Tensor, Tensor]:
-    """Both as (..., classes); NaN for what is no class, and for what is no probability, such as a logit."""
+    """Both as (..., classes); NaN for a target that is not a class, and for a number that is not a probability."""
     (probabilities,) = as_floats(probabilities)
     *shape, count = probabilities.shape
-    members = memberships(owner, ops.convert_to_tensor(y_true), tuple(shape), count, probabilities.dtype)
+    members = one_hot_targets(owner, ops.convert_to_tensor(y_true), tuple(shape), count, probabilities.dtype)
     possible = (probabilities >= -_ROUNDING) & (probabilities <= 1.0 + _ROUNDING)
     return members, ops.where(possible, probabilities, np.nan)
 
 
 def where_positive(stddev: Tensor) -> Tensor:
-    """NaN elsewhere: a negative one would give a score, and a better one than the truth's."""
+    """The standard deviation, or NaN if it is not positive: a negative one would get too good a score."""
     return ops.where(stddev > 0, stddev, np.nan)
 
 
 def as_floats(*values: Any) -> list[Tensor]:
-    """As floating point tensors of at least float32."""
+    """The values as tensors of float32, or of float64 if one of them is."""
     tensors = [ops.convert_to_tensor(value) for value in values]
-    double = any(str(t.dtype).endswith("float64") for t in tensors)
-    return [ops.cast(t, "float64" if double else "float32") for t in tensors]
+    dtype = compute_dtype(*tensors)
+    return [ops.cast(t, dtype) for t in tensors]

@@ -2,6 +2,6 @@
 
 from minimand.optimizers._ivon import IVON
 from minimand.optimizers._proximal import Proximal
-from minimand.optimizers._variance import AdaBelief, SNRScaling, VarianceAware
+from minimand.optimizers._variance import MSVAG, SVAG, AdaBelief, SNRScaling
 
-__all__ = ["IVON", "AdaBelief", "Proximal", "SNRScaling", "VarianceAware"]
+__all__ = ["IVON", "MSVAG", "SVAG", "AdaBelief", "Proximal", "SNRScaling"]

@@ -1,51 +1,48 @@
-"""The diagonal of the Fisher information, from gradients of single examples."""
+"""Penalties on the distance to given weights, and the Fisher information that weights one of them."""
 
 from __future__ import annotations
 
 import base64
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Any
+from functools import partial
+from typing import Any, ClassVar
 
 import keras
 import numpy as np
 from keras import ops
 
 from minimand import backend
+from minimand._config import config_of, from_config
 from minimand._selection import match_path
 from minimand._validation import check_rows
 from minimand.backend import Tensor
+from minimand.gradients._exact import sums_of_powers
 from minimand.regularizers._base import WeightRegularizer
 
-# Arrays that belong to variables: one, or one for each path; in a configuration as text.
+# Arrays by the paths of variables. The path None stands for any weights.
+_Arrays = dict[str | None, np.ndarray]
 
 
-def arrays_of(owner: str, name: str, value: Any) -> dict[str | None, np.ndarray]:
-    """Arrays by path; a single one, for whatever weights it is used on, has the path None.
-
-    Args:
-        owner: the class, for messages.
-        name: the argument, for messages.
-        value: a model, whose trainable weights as they are now are copied; a mapping of paths to arrays; an array.
-    """
+def _arrays_of(owner: str, name: str, value: Any) -> _Arrays:
+    """Copies of a model's trainable weights, of the arrays of a mapping by path, or of one array."""
     if isinstance(value, keras.Model):
         if not value.built:
             raise ValueError(
-                f"{owner}: `{name}` must be a built model. Received: {value.name}, which has no weights yet"
+                f"{owner}: `{name}` must be a built model. Received: {value.name}, which has no weights yet. Call it "
+                "once, or begin it with keras.Input."
             )
         value = {variable.path: variable.numpy() for variable in value.trainable_variables}
-    if isinstance(value, Mapping):
-        arrays = {path: np.array(keras.ops.convert_to_numpy(each)) for path, each in value.items()}
-    else:
-        arrays = {None: np.array(keras.ops.convert_to_numpy(value))}
+    given = value if isinstance(value, Mapping) else {None: value}
+    arrays = {path: np.array(ops.convert_to_numpy(each)) for path, each in given.items()}
     for path, array in arrays.items():
         if not np.issubdtype(array.dtype, np.number) or not np.isfinite(array).all():
             raise ValueError(f"{owner}: `{name}` must be finite numbers. Received: others, for {path or 'the weights'}")
     return arrays
 
 
-def array_for(owner: str, name: str, arrays: Mapping[str | None, np.ndarray], variable: Any) -> np.ndarray:
-    """The array of a variable, or of a tensor if there is a single array."""
+def _array_for(owner: str, name: str, arrays: _Arrays, variable: Any) -> np.ndarray:
+    """The array of a variable; a tensor has no path and needs a single array."""
     own = getattr(variable, "path", "")
     path = None if None in arrays else match_path(own, [path for path in arrays if path])
     if path not in arrays:
@@ -61,44 +58,74 @@ def array_for(owner: str, name: str, arrays: Mapping[str | None, np.ndarray], va
     return arrays[path]
 
 
-def to_text(arrays: Mapping[str | None, np.ndarray]) -> list[list[Any]]:
-    """Rows of path, type, shape and base64: exact, and a quarter of the size of decimal numbers."""
+def _to_text(arrays: _Arrays) -> list[list[Any]]:
+    """Rows of path, type, shape and base64, which is exact and a quarter of the size of decimal numbers."""
     return [
         [path, str(each.dtype), list(each.shape), base64.b64encode(np.ascontiguousarray(each).tobytes()).decode()]
         for path, each in arrays.items()
     ]
 
 
-def from_text(rows: list[list[Any]]) -> Any:
-    """What `arrays_of` takes, from `to_text`."""
+def _from_text(rows: list[list[Any]]) -> Any:
+    """An argument for `_arrays_of`, from `_to_text`."""
     arrays = {path: np.frombuffer(base64.b64decode(text), dtype).reshape(shape) for path, dtype, shape, text in rows}
     return arrays.get(None, arrays)
 
 
-# Weights kept near those that they started from.
+class _Anchored(WeightRegularizer):
+    """Base class of penalties on the distance to an anchor, with arrays of the weights' shapes as arguments."""
+
+    _names: ClassVar[tuple[str, ...]] = ("anchor",)
+    anchor: _Arrays
+
+    def __init__(self, strength: Any, reduction: str, **arrays: Any) -> None:
+        super().__init__(strength, reduction=reduction)
+        for name, value in arrays.items():
+            setattr(self, name, _arrays_of(type(self).__name__, name, value))
+
+    def of(self, variable: Any) -> WeightRegularizer:
+        other = copy.copy(self)
+        for name in self._names:
+            setattr(other, name, {None: _array_for(type(self).__name__, name, getattr(self, name), variable)})
+        return other
+
+    def _own(self, weights: Tensor) -> list[Tensor]:
+        """The arrays of these weights, in the weights' precision."""
+        return [ops.cast(getattr(self, name)[None], weights.dtype) for name in self._names]
+
+    def get_config(self) -> dict[str, Any]:
+        return config_of(self, {name: _to_text(getattr(self, name)) for name in self._names})
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """A regularizer made from `get_config()`."""
+        arrays = {name: _from_text(config[name]) for name in cls._names}
+        return from_config(partial(cls, **arrays), {k: v for k, v in config.items() if k not in arrays})
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class L2SP(WeightRegularizer):
-    """The squared distance to given weights, as those of a pretrained model: L2-SP.
+class L2SP(_Anchored):
+    """L2-SP penalises the squared distance of the weights to given weights, as those of a pretrained model.
+
+    Use L2SP in place of weight decay for fine-tuning, so that weights stay near the pretrained ones and not near zero.
 
     R(w) = strength * sum (w - w0)^2
 
-    The anchor w0 is copied when the regularizer is made, and is a part of its configuration: a loaded model has the
-    same one (as text, of 5.3 bytes a weight), not the weights that it is loaded with.
+    The anchor w0 is copied when the regularizer is made. The anchor is a part of the configuration (as text, of 5.3
+    bytes a weight), so a loaded model has the same anchor and does not use its loaded weights.
 
     Args:
         strength: coefficient >= 0, or a schedule of it (see `WeightRegularizer`).
-        anchor: w0: a built model, whose trainable weights as they are now are taken; a mapping of paths of variables to
+        anchor: w0: a built model, whose present trainable weights are copied; a mapping of paths of variables to
             arrays; or, for `kernel_regularizer=`, an array of the weights' shape.
-        reduce: `"sum"`, or `"mean"`: divided by the number of weights.
+        reduction: `"sum"`, or `"mean"`: divided by the number of weights.
 
     Returns:
         As a call: for weights that have an anchor, a scalar. `project` gives the anchor.
 
     Raises:
-        ValueError: the model is not built, a number is not finite; on call, there is no anchor for the weights, or one
-            of another shape.
+        ValueError: the model is not built, a number is not finite; on call, the weights have no anchor, or an anchor of
+            another shape.
 
     Source: Li, Grandvalet and Davoine, "Explicit inductive bias for transfer learning with convolutional networks",
     ICML 2018, equation 2.
@@ -109,60 +136,46 @@ class L2SP(WeightRegularizer):
         >>> penalty = minimand.transforms.WeightPenalty(minimand.regularizers.L2SP(0.01, model))
     """
 
-    def __init__(self, strength: Any, anchor: Any, *, reduce: str = "sum") -> None:
-        super().__init__(strength, reduce=reduce)
-        self.anchors = arrays_of("L2SP", "anchor", anchor)
-
-    def of(self, variable: Any) -> L2SP:
-        other = copy.copy(self)
-        other.anchors = {None: array_for("L2SP", "anchor", self.anchors, variable)}
-        return other
+    def __init__(self, strength: Any, anchor: Any, *, reduction: str = "sum") -> None:
+        super().__init__(strength, reduction, anchor=anchor)
 
     def penalty(self, weights: Tensor) -> Tensor:
-        return ops.sum(ops.square(weights - ops.cast(self.anchors[None], weights.dtype)))
+        return ops.sum(ops.square(weights - self.projection(weights)))
 
     def proximal(self, weights: Tensor, step: Any) -> Tensor:
-        anchor = ops.cast(self.anchors[None], weights.dtype)
+        anchor = self.projection(weights)
         return anchor + (weights - anchor) / (1.0 + 2.0 * step)
 
     def projection(self, weights: Tensor) -> Tensor:
-        return ops.cast(self.anchors[None], weights.dtype)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "anchor": to_text(self.anchors)}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> L2SP:
-        """A regularizer made from `get_config()`."""
-        return super().from_config({**config, "anchor": from_text(config["anchor"])})
-
-
-# Weights kept near given ones, the more the more the data said about each.
+        return self._own(weights)[0]
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class ElasticWeightConsolidation(WeightRegularizer):
-    """Elastic weight consolidation: the squared distance to weights trained on an earlier task, by their importance.
+class ElasticWeightConsolidation(_Anchored):
+    """Elastic weight consolidation penalises changes of the weights that were important for an earlier task.
+
+    Use ElasticWeightConsolidation to train on a new task without forgetting the earlier one, whose data are no longer
+    at hand.
 
     R(w) = strength / 2 * sum F (w - w0)^2
 
-    With F the diagonal of the Fisher information on the earlier task's data (`fisher_information`) and the strength
-    the number of its examples, over that of the new task's if the loss is a mean, this is the earlier task's
-    Laplace approximation. Both arrays are copied when the regularizer is made and are a part of its configuration, as
-    text of 5.3 bytes a number.
+    This is the Laplace approximation of the earlier task if F is the diagonal of the Fisher information on its data
+    (`fisher_information`), and the strength is the number of its examples; if the loss is a mean, divide by the number
+    of examples of the new task. Both arrays are copied when the regularizer is made, and are a part of its
+    configuration, as text of 5.3 bytes a number.
 
     Args:
         strength: coefficient >= 0, or a schedule of it (see `WeightRegularizer`).
         fisher: F >= 0: a mapping of paths of variables to arrays, or an array of the weights' shape.
-        anchor: w0: a built model, whose trainable weights as they are now are taken, or as `fisher`.
-        reduce: `"sum"`, or `"mean"`: divided by the number of weights.
+        anchor: w0: a built model, whose present trainable weights are copied, or as `fisher`.
+        reduction: `"sum"`, or `"mean"`: divided by the number of weights.
 
     Returns:
         As a call: for weights that have an anchor, a scalar.
 
     Raises:
-        ValueError: a number is not finite or an entry of `fisher` negative; on call, there is no array for the
-            weights, or one of another shape.
+        ValueError: a number is not finite or an entry of `fisher` negative; on call, the weights have no array, or an
+            array of another shape.
 
     Source: Kirkpatrick et al., "Overcoming catastrophic forgetting in neural networks", PNAS 114 (2017), equation 3.
 
@@ -175,46 +188,31 @@ class ElasticWeightConsolidation(WeightRegularizer):
         >>> penalty = minimand.transforms.WeightPenalty(elastic, select="all")
     """
 
-    def __init__(self, strength: Any, fisher: Any, anchor: Any, *, reduce: str = "sum") -> None:
-        super().__init__(strength, reduce=reduce)
-        self.fishers = arrays_of("ElasticWeightConsolidation", "fisher", fisher)
-        self.anchors = arrays_of("ElasticWeightConsolidation", "anchor", anchor)
-        negative = [path for path, array in self.fishers.items() if np.any(array < 0)]
+    _names = ("fisher", "anchor")
+    fisher: _Arrays
+
+    def __init__(self, strength: Any, fisher: Any, anchor: Any, *, reduction: str = "sum") -> None:
+        super().__init__(strength, reduction, fisher=fisher, anchor=anchor)
+        negative = [path for path, array in self.fisher.items() if np.any(array < 0)]
         if negative:
             raise ValueError(
                 "ElasticWeightConsolidation: `fisher` must be >= 0. "
                 f"Received: negative entries for {negative[0] or 'the weights'}"
             )
 
-    def of(self, variable: Any) -> ElasticWeightConsolidation:
-        other = copy.copy(self)
-        other.fishers = {None: array_for("ElasticWeightConsolidation", "fisher", self.fishers, variable)}
-        other.anchors = {None: array_for("ElasticWeightConsolidation", "anchor", self.anchors, variable)}
-        return other
-
     def penalty(self, weights: Tensor) -> Tensor:
-        distance = weights - ops.cast(self.anchors[None], weights.dtype)
-        return 0.5 * ops.sum(ops.cast(self.fishers[None], weights.dtype) * ops.square(distance))
+        fisher, anchor = self._own(weights)
+        return 0.5 * ops.sum(fisher * ops.square(weights - anchor))
 
     def proximal(self, weights: Tensor, step: Any) -> Tensor:
-        anchor = ops.cast(self.anchors[None], weights.dtype)
-        return anchor + (weights - anchor) / (1.0 + step * ops.cast(self.fishers[None], weights.dtype))
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "fisher": to_text(self.fishers), "anchor": to_text(self.anchors)}
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> ElasticWeightConsolidation:
-        """A regularizer made from `get_config()`."""
-        return super().from_config(
-            {**config, "fisher": from_text(config["fisher"]), "anchor": from_text(config["anchor"])}
-        )
+        fisher, anchor = self._own(weights)
+        return anchor + (weights - anchor) / (1.0 + step * fisher)
 
 
 # The diagonal of the Fisher information, from gradients of single examples.
 
-# Numbers of gradients that are held at once, and rows whose squares are summed in float32.
-_CHUNK, _ROWS = 2**22, 1024
+# Rows whose squares are summed in float32.
+_ROWS = 1024
 
 
 def fisher_information(model: keras.Model, x: Any, y: Any, loss: Any) -> dict[str, np.ndarray]:
@@ -258,26 +256,21 @@ def fisher_information(model: keras.Model, x: Any, y: Any, loss: Any) -> dict[st
     criterion = keras.losses.get(loss)
     variables = model.trainable_variables
 
-    leaves = keras.tree.flatten(data)
+    def sums(rows: Any, trainable: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
+        def example_loss(values: Sequence[Tensor], row: Any) -> tuple[Tensor, Tensor]:
+            inputs, targets = keras.tree.map_structure(lambda leaf: leaf[None], row)
+            outputs, _ = model.stateless_call(values, other, inputs, training=False)
+            return ops.sum(criterion(targets, outputs)), ops.zeros(())
 
-    def total(rows: list[Tensor], trainable: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
-        def squared(row: list[Tensor]) -> list[Tensor]:
-            inputs, targets = keras.tree.pack_sequence_as(data, [leaf[None] for leaf in row])
-
-            def example_loss(values: Sequence[Tensor]) -> tuple[Tensor, None]:
-                outputs, _ = model.stateless_call(values, other, inputs, training=False)
-                return ops.sum(criterion(targets, outputs)), None
-
-            _, gradients = backend.value_and_gradient(example_loss, trainable, differentiable=False)
-            return [ops.square(gradient) for gradient in gradients]
-
-        return backend.sum_over_rows(squared, rows, max(1, _CHUNK // max(model.count_params(), 1)))
+        members = ops.ones((keras.tree.flatten(rows)[0].shape[0], 1))
+        return [squares[0] for (squares,) in sums_of_powers(example_loss, trainable, rows, members)[0]]
 
     state = [v.value for v in variables], [v.value for v in model.non_trainable_variables]
-    compiled = backend.jit(total)
-    sums: list[Any] = [0.0] * len(variables)
+    compiled = backend.jit(sums)
+    totals: list[Any] = [0.0] * len(variables)
     for start in range(0, count, _ROWS):
-        found = compiled([leaf[start : start + _ROWS] for leaf in leaves], *state)
+        rows = keras.tree.map_structure(lambda leaf, start=start: leaf[start : start + _ROWS], data)
+        found = compiled(rows, *state)
         # In double precision over the parts.
-        sums = [s + ops.convert_to_numpy(f).astype("float64") for s, f in zip(sums, found, strict=True)]
-    return {v.path: np.asarray(s / count, dtype=v.dtype) for v, s in zip(variables, sums, strict=True)}
+        totals = [t + ops.convert_to_numpy(f).astype("float64") for t, f in zip(totals, found, strict=True)]
+    return {v.path: np.asarray(t / count, dtype=v.dtype) for v, t in zip(variables, totals, strict=True)}

@@ -1,25 +1,82 @@
-"""Groups of weights of several variables, that vanish together."""
+"""Penalties that make groups of weights vanish together: the groups, their proximal map, and the regularizers."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
-from minimand._ops import at_least, magnitude, safe_sqrt, soft_threshold
+from minimand._ops import at_least, compute_dtype, safe_abs, safe_sqrt, soft_threshold
 from minimand._selection import match_path
-from minimand._validation import check_bool, check_float, check_int
+from minimand._validation import check_bool, check_float
 from minimand.backend import Tensor
-from minimand.regularizers._base import WeightRegularizer, exact_dtype
+from minimand.regularizers._base import WeightRegularizer
 
-# Weights in groups: their norms, and the proximal map of a sum of norms.
+# Disjoint groups of the entries of tensors, the parts. `sizes` has the number of entries of each group: a number, or an
+# array of the shape of `sums`.
 
 
-def labels_for(owner: str, labels: np.ndarray, shape: tuple[int, ...], name: str = "weights") -> np.ndarray:
+class AxisGroups:
+    """Groups of a tensor that is seen in the shape `view`: `axes` run over a group, the other axes over the groups."""
+
+    def __init__(self, view: tuple[int, ...], axes: tuple[int, ...]) -> None:
+        self.view, self.axes = view, axes
+        self.sizes = math.prod(view[axis] for axis in axes)
+
+    def sums(self, parts: Sequence[Tensor]) -> Tensor:
+        """The sum over each group."""
+        return ops.sum(ops.reshape(parts[0], self.view), axis=self.axes, keepdims=True)
+
+    def broadcast(self, values: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
+        """For each entry of the parts its group's value, in shapes that broadcast to the parts'."""
+        shape = tuple(parts[0].shape)
+        if len(shape) == len(self.view):
+            return [values]
+        return [ops.reshape(ops.broadcast_to(values, self.view), shape)]
+
+
+class LabelGroups:
+    """Groups of equal labels, in one or several tensors; entries with negative labels are in no group.
+
+    Args:
+        labels: for each part, integers in a shape that broadcasts to the part's.
+        shapes: shapes of the parts.
+    """
+
+    def __init__(self, labels: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]]) -> None:
+        # The last group holds the entries that are in no group; its size is 0.
+        found = np.unique(np.concatenate([each[each >= 0].ravel() for each in labels]))
+        self.count = len(found)
+        self.labels = [np.where(each >= 0, np.searchsorted(found, each), self.count).astype("int32") for each in labels]
+        self.sizes = np.zeros(self.count + 1)
+        for each, shape in zip(self.labels, shapes, strict=True):
+            np.add.at(self.sizes, each.ravel(), math.prod(shape) // each.size)
+        self.sizes[-1] = 0.0
+
+    def sums(self, parts: Sequence[Tensor]) -> Tensor:
+        """The sum over each group."""
+        total: Any = 0.0
+        for part, labels in zip(parts, self.labels, strict=True):
+            axes = tuple(axis for axis, size in enumerate(labels.shape) if size == 1 and part.shape[axis] > 1)
+            flat = ops.reshape(ops.sum(part, axis=axes) if axes else part, (-1,))
+            # `ops.segment_sum` computes in float32 on PyTorch.
+            start = ops.zeros((self.count + 1,), flat.dtype)
+            total = total + ops.scatter_update(start, labels.reshape(-1, 1), flat, reduction="add")
+        return total
+
+    def broadcast(self, values: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
+        """For each entry of the parts its group's value, in shapes that broadcast to the parts'."""
+        return [ops.reshape(ops.take(values, each.ravel()), each.shape) for each in self.labels]
+
+
+Groups = AxisGroups | LabelGroups
+
+
+def _labels_for(owner: str, labels: np.ndarray, shape: tuple[int, ...], name: str = "weights") -> np.ndarray:
     """The labels with as many axes as weights of this shape, to which they must broadcast."""
     short = len(shape) - labels.ndim
     if short < 0 or any(a not in (1, b) for a, b in zip(labels.shape, shape[short:], strict=True)):
@@ -30,68 +87,10 @@ def labels_for(owner: str, labels: np.ndarray, shape: tuple[int, ...], name: str
     return labels.reshape((1,) * short + labels.shape)
 
 
-class Groups(Protocol):
-    """Disjoint groups of the entries of tensors."""
-
-    sizes: Any
-    """Number of entries of each group: a number, or an array of the shape of `sums`."""
-
-    def sums(self, parts: Sequence[Tensor]) -> Tensor:
-        """The sum over each group."""
-        ...
-
-    def spread(self, values: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
-        """For each entry of the parts its group's value, in shapes that broadcast to the parts'."""
-        ...
-
-
-class AxisGroups:
-    """Groups that are the axes `axes` of a tensor, seen in the shape `view`; the other axes tell them apart."""
-
-    def __init__(self, view: tuple[int, ...], axes: tuple[int, ...]) -> None:
-        self.view, self.axes = view, axes
-        self.sizes = math.prod(view[axis] for axis in axes)
-
-    def sums(self, parts: Sequence[Tensor]) -> Tensor:
-        return ops.sum(ops.reshape(parts[0], self.view), axis=self.axes, keepdims=True)
-
-    def spread(self, values: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
-        shape = tuple(parts[0].shape)
-        if len(shape) == len(self.view):
-            return [values]
-        return [ops.reshape(ops.broadcast_to(values, self.view), shape)]
-
-
-class LabelGroups:
-    """Groups of equal labels, in one or several tensors; entries with negative labels are in none.
-
-    Args:
-        labels: for each part, integers in a shape that broadcasts to the part's.
-        shapes: shapes of the parts.
-    """
-
-    def __init__(self, labels: Sequence[np.ndarray], shapes: Sequence[tuple[int, ...]]) -> None:
-        # The last group takes what is in none; its size is 0.
-        found = np.unique(np.concatenate([each[each >= 0].ravel() for each in labels]))
-        self.count = len(found)
-        self.labels = [np.where(each >= 0, np.searchsorted(found, each), self.count).astype("int32") for each in labels]
-        self.sizes = np.zeros(self.count + 1)
-        for each, shape in zip(self.labels, shapes, strict=True):
-            np.add.at(self.sizes, each.ravel(), math.prod(shape) // each.size)
-        self.sizes[-1] = 0.0
-
-    def sums(self, parts: Sequence[Tensor]) -> Tensor:
-        total: Any = 0.0
-        for part, labels in zip(parts, self.labels, strict=True):
-            axes = tuple(axis for axis, size in enumerate(labels.shape) if size == 1 and part.shape[axis] > 1)
-            flat = ops.reshape(ops.sum(part, axis=axes) if axes else part, (-1,))
-            # Not `ops.segment_sum`, which is in float32 on PyTorch.
-            start = ops.zeros((self.count + 1,), flat.dtype)
-            total = total + ops.scatter_update(start, labels.reshape(-1, 1), flat, reduction="add")
-        return total
-
-    def spread(self, values: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
-        return [ops.reshape(ops.take(values, each.ravel()), each.shape) for each in self.labels]
+def factors_of(groups: Groups, weight_by_size: bool, dtype: Any) -> Tensor:
+    """The factor of each group's norm: sqrt(p_g), or 1 for groups that are not empty."""
+    sizes = np.asarray(groups.sizes)
+    return ops.convert_to_tensor(np.sqrt(sizes) if weight_by_size else np.float64(sizes > 0), dtype)
 
 
 def norms(groups: Groups, parts: Sequence[Tensor]) -> Tensor:
@@ -99,13 +98,16 @@ def norms(groups: Groups, parts: Sequence[Tensor]) -> Tensor:
     return safe_sqrt(groups.sums([ops.square(part) for part in parts]))
 
 
+# The proximal map of a sum of norms.
+
+
 def shrunk(groups: Groups, parts: Sequence[Tensor], steps: Sequence[Any], factors: Any) -> list[Tensor]:
     """argmin_u sum over groups f_g ||u_g|| + sum (u - w)^2 / (2 s): the proximal map of the group lasso.
 
-    A group is 0 if and only if ||w_g / s_g|| <= f_g. Else u = w r / (r + s f_g), with its norm r: the root of
-    phi(r) = sum (w / (r + s f_g))^2 = 1. With equal steps s that is r = ||w_g|| - s f_g. Otherwise it is found by
-    Newton's method for phi^(-1/2), which is increasing and concave, so that from the left of the root the iterates
-    increase to it, and one step from the right leads there.
+    A group is 0 if and only if ||w_g / s_g|| <= f_g. Otherwise u = w r / (r + s f_g), where the norm r of u is the root
+    of phi(r) = sum (w / (r + s f_g))^2 = 1. With equal steps s the root is r = ||w_g|| - s f_g. With other steps, the
+    root is found by Newton's method for phi^(-1/2), which is increasing and concave. From the left of the root the
+    iterates increase to the root, and one step from the right leads to its left.
 
     Args:
         groups: the groups.
@@ -122,7 +124,7 @@ def shrunk(groups: Groups, parts: Sequence[Tensor], steps: Sequence[Any], factor
     if all(len(ops.shape(step)) == 0 for step in steps):
         kept = length - steps[0] * factors
         ratio = ops.where(kept <= 0, 0.0, kept / ops.where(length <= 0, 1.0, length))
-        return [part * share for part, share in zip(parts, groups.spread(ratio, parts), strict=True)]
+        return [part * share for part, share in zip(parts, groups.broadcast(ratio, parts), strict=True)]
     return _shrunk_each(groups, parts, squares, steps, factors, length)
 
 
@@ -136,8 +138,8 @@ def _shrunk_each(
 ) -> list[Tensor]:
     """`shrunk` with a step for each entry."""
     limits = np.finfo(keras.backend.standardize_dtype(length.dtype))
-    of_group = groups.spread(factors + ops.zeros_like(length), parts)
-    # Where nothing is shrunk and nothing is there, 0 / 0 must be 0.
+    of_group = groups.broadcast(factors + ops.zeros_like(length), parts)
+    # 0 / 0 must be 0 where nothing is shrunk and all weights are 0.
     shifts = [ops.clip(step * f, float(limits.tiny), np.inf) for step, f in zip(steps, of_group, strict=True)]
     lengths = groups.sums([ops.square(part / shift) for part, shift in zip(parts, shifts, strict=True)])
     positive = ops.logical_not(lengths <= 1.0)
@@ -147,7 +149,7 @@ def _shrunk_each(
     start = ops.where(positive, start, 0.0)
 
     def improve(root: Tensor, change: Tensor) -> tuple[Tensor, Tensor]:
-        inverse = [1.0 / (r + shift) for r, shift in zip(groups.spread(root, parts), shifts, strict=True)]
+        inverse = [1.0 / (r + shift) for r, shift in zip(groups.broadcast(root, parts), shifts, strict=True)]
         terms = [square * each * each for square, each in zip(squares, inverse, strict=True)]
         phi = groups.sums(terms)
         slope = groups.sums([term * each for term, each in zip(terms, inverse, strict=True)])
@@ -164,54 +166,54 @@ def _shrunk_each(
         (start, length),
         maximum_iterations=50,
     )
-    roots = groups.spread(root, parts)
+    roots = groups.broadcast(root, parts)
     return [part * (r / (r + shift)) for part, r, shift in zip(parts, roots, shifts, strict=True)]
 
 
-# Weights that vanish by groups.
+# The group lasso of one tensor.
 
-_NAMES = ("output", "input", "channel", "position", "unit")
+_NAMES = ("output", "input", "channel", "position")
 
 
 @keras.saving.register_keras_serializable(package="minimand")
 class GroupLasso(WeightRegularizer):
-    """The group lasso: pushes whole groups of weights to zero together.
+    """GroupLasso pushes whole groups of weights to zero together.
+
+    Use GroupLasso to remove units, filters or channels, which makes a smaller model; `sparsity.compact` makes it.
 
     R(w) = strength * sum over groups g of sqrt(p_g) ||w_g||_2, with p_g weights in group g
 
     The gradient at a group that is all zero is the smallest subgradient, 0. Gradient steps on this penalty make groups
-    small, never exactly zero: for that there is `prox`, and `optimizers.Proximal`, which takes it at each step.
+    small but never exactly zero. `optimizers.Proximal` makes them zero by taking `prox` at each step.
 
-    What is a group, for weights whose last two axes are inputs and outputs (Dense, Conv1D, Conv2D, Conv3D):
+    The groups, for weights whose last two axes are inputs and outputs (Dense, Conv1D, Conv2D, Conv3D), are
 
-    - `"output"`: all weights of an output unit or filter (last axis). Also a feature of an Embedding.
-    - `"input"` or `"channel"`: of an input unit or channel (last axis but one). Also a channel of a depthwise
-      convolution, and a token of an Embedding.
-    - `"position"`: of a position of a convolution's window (all axes but the last two).
-    - `"unit"`: as `"output"`, where the last axis holds the units of each of `splits` gates in turn, with those of a
-      unit's gates together: LSTM (`splits=4`) and GRU (3).
+    - `"output"`: all weights of an output unit or filter (last axis). For an Embedding, a group is a feature.
+    - `"input"` or `"channel"`: all weights of an input unit or channel (last axis but one). For a depthwise convolution
+      a group is a channel, and for an Embedding a token.
+    - `"position"`: all weights of a position of a convolution's window (all axes but the last two).
+    - `("gates", 4)`: as `"output"`, for a last axis with the units of each of 4 gates in turn (LSTM; 3 for GRU). A
+      group has the weights of a unit in all gates.
     - `("block", (rows, columns))`: blocks of so many inputs and outputs, at each position.
-    - `("axes", axes)`: one for each index along these axes. `("axes", (-2, -1))` are the filters of a depthwise
+    - `("axes", axes)`: one group for each index along these axes. `("axes", (-2, -1))` are the filters of a depthwise
       convolution; for EinsumDense's (inputs, heads, features), `("axes", 1)` are heads.
-    - an array of integers that broadcasts to the weights: equal ones are a group, negative ones in none.
+    - an array of integers that broadcasts to the weights: equal integers are a group, negative ones are in no group.
 
-    Groups across several variables are those of `JointGroupLasso`.
+    `JointGroupLasso` has groups across several variables.
 
     Args:
         strength: coefficient >= 0, or a schedule of it (see `WeightRegularizer`).
         groups: as above.
         weight_by_size: whether there is the factor sqrt(p_g), without which large groups are favoured.
-        splits: number >= 1 of gates, for `"unit"`.
-        reduce: `"sum"`, or `"mean"`: divided by the number of weights.
+        reduction: `"sum"`, or `"mean"`: divided by the number of weights.
 
     Returns:
         As a call: for weights of rank 2 or more (of any rank by labels or axes), a scalar. `prox` is exact, for a step
         of each weight too.
 
     Raises:
-        ValueError: a number is out of its range, `groups` or `reduce` is unknown, `splits` goes with other groups than
-            `"unit"`; on call, the weights have a rank below 2, no such axis, no axis of positions, or a size that does
-            not divide.
+        ValueError: a number is out of its range, `groups` or `reduction` is unknown; on call, the weights have a rank
+            below 2, no such axis, no axis of positions, or a size that blocks or gates do not divide.
 
     Source: Yuan and Lin, "Model selection and estimation in regression with grouped variables", JRSS B 68 (2006);
     for networks, Scardapane et al., "Group sparse regularization for deep neural networks", Neurocomputing 241 (2017).
@@ -226,23 +228,12 @@ class GroupLasso(WeightRegularizer):
     """
 
     def __init__(
-        self,
-        strength: Any,
-        groups: Any = "output",
-        *,
-        weight_by_size: bool = True,
-        splits: int = 1,
-        reduce: str = "sum",
+        self, strength: Any, groups: Any = "output", *, weight_by_size: bool = True, reduction: str = "sum"
     ) -> None:
-        super().__init__(strength, reduce=reduce)
+        super().__init__(strength, reduction=reduction)
         owner = type(self).__name__
         self.groups = _checked_groups(groups, owner)
         self.weight_by_size = check_bool(owner, "weight_by_size", weight_by_size)
-        self.splits = check_int(owner, "splits", splits, minimum=1)
-        if splits > 1 and not (isinstance(groups, str) and groups == "unit"):
-            raise ValueError(
-                f'{owner}: `splits` goes with groups="unit". Received: splits={splits!r}, groups={groups!r}'
-            )
         self._found: dict[tuple[int, ...], Groups] = {}
 
     def check(self, shape: tuple[int, ...]) -> None:
@@ -257,67 +248,38 @@ class GroupLasso(WeightRegularizer):
     def _find(self, shape: tuple[int, ...]) -> Groups:
         owner, rank = type(self).__name__, len(shape)
         if isinstance(self.groups, np.ndarray):
-            return LabelGroups([labels_for(owner, self.groups, shape)], [shape])
-        if isinstance(self.groups, tuple) and self.groups[0] == "axes":
-            if not all(-rank <= axis < rank for axis in self.groups[1]):
-                raise ValueError(
-                    f"{owner}: the axes in `groups` must be axes of the weights. "
-                    f"Received: groups={self.groups!r}, weights of shape {shape}"
-                )
-            return _all_axes_but({axis % rank for axis in self.groups[1]}, shape)
+            return LabelGroups([_labels_for(owner, self.groups, shape)], [shape])
+        kind, numbers = self.groups if isinstance(self.groups, tuple) else (self.groups, ())
+        received = f"Received: groups={self.groups!r}, weights of shape {shape}"
+        if kind == "axes":
+            if not all(-rank <= axis < rank for axis in numbers):
+                raise ValueError(f"{owner}: the axes in `groups` must be axes of the weights. {received}")
+            return _all_axes_but({axis % rank for axis in numbers}, shape)
         if rank < 2:
-            raise ValueError(
-                f"{owner}: the weights must have rank 2 or more (a kernel). Received: weights of shape {shape}"
-            )
-        if isinstance(self.groups, tuple):
-            rows, columns = self.groups[1]
+            raise ValueError(f"{owner}: the weights must have rank 2 or more (a kernel). {received}")
+        if numbers:
+            rows, columns = numbers if kind == "block" else (1, *numbers)
             if shape[-2] % rows or shape[-1] % columns:
-                raise ValueError(
-                    f"{owner}: blocks must divide the last two axes of the weights. "
-                    f"Received: groups={self.groups!r}, weights of shape {shape}"
-                )
+                raise ValueError(f"{owner}: blocks and gates must divide the last axes of the weights. {received}")
+            if kind == "gates":
+                return AxisGroups((*shape[:-1], columns, shape[-1] // columns), tuple(range(rank)))
             view = (*shape[:-2], shape[-2] // rows, rows, shape[-1] // columns, columns)
             return AxisGroups(view, (rank - 1, rank + 1))
-        if self.groups == "unit":
-            if shape[-1] % self.splits:
-                raise ValueError(
-                    f"{owner}: `splits` must divide the last axis of the weights. "
-                    f"Received: splits={self.splits}, weights of shape {shape}"
-                )
-            return AxisGroups((*shape[:-1], self.splits, shape[-1] // self.splits), tuple(range(rank)))
-        if self.groups == "position":
+        if kind == "position":
             if rank < 3:
                 raise ValueError(
-                    f'{owner}: groups="position" needs the weights of a convolution, of rank 3 or more. '
-                    f"Received: weights of shape {shape}"
+                    f'{owner}: groups="position" needs the weights of a convolution, of rank 3 or more. {received}'
                 )
             return _all_axes_but(set(range(rank - 2)), shape)
-        return _all_axes_but({rank - 1 if self.groups == "output" else rank - 2}, shape)
-
-    def _factors(self, groups: Groups) -> Any:
-        """What each group's norm is multiplied by."""
-        if not self.weight_by_size:
-            return np.float64(np.asarray(groups.sizes) > 0)
-        return np.sqrt(groups.sizes)
+        return _all_axes_but({rank - 1 if kind == "output" else rank - 2}, shape)
 
     def penalty(self, weights: Tensor) -> Tensor:
         groups = self._grouping(tuple(weights.shape))
-        return ops.sum(ops.convert_to_tensor(self._factors(groups), weights.dtype) * norms(groups, [weights]))
+        return ops.sum(factors_of(groups, self.weight_by_size, weights.dtype) * norms(groups, [weights]))
 
     def proximal(self, weights: Tensor, step: Any) -> Tensor:
         groups = self._grouping(tuple(weights.shape))
-        return shrunk(groups, [weights], [step], ops.convert_to_tensor(self._factors(groups), weights.dtype))[0]
-
-    def get_config(self) -> dict[str, Any]:
-        groups = self.groups
-        if isinstance(groups, tuple):
-            groups = [groups[0], list(groups[1])]
-        return {
-            **super().get_config(),
-            "groups": groups.tolist() if isinstance(groups, np.ndarray) else groups,
-            "weight_by_size": self.weight_by_size,
-            "splits": self.splits,
-        }
+        return shrunk(groups, [weights], [step], factors_of(groups, self.weight_by_size, weights.dtype))[0]
 
 
 def _all_axes_but(axes: set[int], shape: tuple[int, ...]) -> AxisGroups:
@@ -325,43 +287,43 @@ def _all_axes_but(axes: set[int], shape: tuple[int, ...]) -> AxisGroups:
 
 
 def _checked_groups(groups: Any, owner: str) -> Any:
+    """A name, a pair of a kind and its numbers, or an array of labels."""
     if isinstance(groups, str) and groups in _NAMES:
         return groups
-    if isinstance(groups, (tuple, list)) and len(groups) == 2 and groups[0] in ("block", "axes"):
+    if isinstance(groups, (tuple, list)) and len(groups) == 2 and groups[0] in ("block", "axes", "gates"):
         kind, numbers = groups
         numbers = tuple(numbers) if isinstance(numbers, Sequence) else (numbers,)
         integers = numbers and all(isinstance(n, int) and not isinstance(n, bool) for n in numbers)
-        if integers and (kind == "axes" or (len(numbers) == 2 and min(numbers) >= 1)):
+        count = {"block": 2, "gates": 1, "axes": len(numbers)}[kind]
+        if integers and len(numbers) == count and (kind == "axes" or min(numbers) >= 1):
             return kind, numbers
     elif not isinstance(groups, str):
         labels = np.asarray(groups)
         if labels.size and np.issubdtype(labels.dtype, np.integer) and labels.max() >= 0:
             return labels
     raise ValueError(
-        f'{owner}: `groups` must be one of {", ".join(map(repr, _NAMES))}, ("block", (rows, columns)), '
-        f'("axes", axes) or an array of integers with a group. Received: groups={groups!r}'
+        f'{owner}: `groups` must be one of {", ".join(map(repr, _NAMES))}, ("gates", number), '
+        '("block", (rows, columns)), ("axes", axes) or an array of integers with a group. '
+        f"Received: groups={groups!r}"
     )
-
-
-# Weights that vanish by groups and within them.
 
 
 @keras.saving.register_keras_serializable(package="minimand")
 class SparseGroupLasso(GroupLasso):
-    """The sparse group lasso: whole groups of weights go to zero, and single weights in the groups that stay.
+    """SparseGroupLasso pushes whole groups of weights to zero, and single weights in the groups that stay.
+
+    Use SparseGroupLasso in place of `GroupLasso` when single weights of a useful unit may go too.
 
     R(w) = strength * (a sum |w| + (1 - a) sum over groups g of sqrt(p_g) ||w_g||_2), a = `l1_ratio`
 
-    Its proximal map is exactly that of the first term followed by that of the second, with one step for each weight
-    too.
+    The proximal map is exactly that of the first term followed by that of the second, also with a step for each weight.
 
     Args:
         strength: coefficient >= 0, or a schedule of it (see `WeightRegularizer`).
         l1_ratio: a, 0 <= a <= 1. At 1 this is the lasso, at 0 the group lasso.
         groups: as in `GroupLasso`.
         weight_by_size: as in `GroupLasso`.
-        splits: as in `GroupLasso`.
-        reduce: `"sum"`, or `"mean"`: divided by the number of weights.
+        reduction: `"sum"`, or `"mean"`: divided by the number of weights.
 
     Returns:
         As a call: for weights of a shape that has such groups, a scalar.
@@ -385,54 +347,52 @@ class SparseGroupLasso(GroupLasso):
         groups: Any = "output",
         *,
         weight_by_size: bool = True,
-        splits: int = 1,
-        reduce: str = "sum",
+        reduction: str = "sum",
     ) -> None:
-        super().__init__(strength, groups, weight_by_size=weight_by_size, splits=splits, reduce=reduce)
+        super().__init__(strength, groups, weight_by_size=weight_by_size, reduction=reduction)
         self.l1_ratio = check_float("SparseGroupLasso", "l1_ratio", l1_ratio, minimum=0.0, maximum=1.0)
 
     def penalty(self, weights: Tensor) -> Tensor:
-        return self.l1_ratio * ops.sum(magnitude(weights)) + (1.0 - self.l1_ratio) * super().penalty(weights)
+        return self.l1_ratio * ops.sum(safe_abs(weights)) + (1.0 - self.l1_ratio) * super().penalty(weights)
 
     def proximal(self, weights: Tensor, step: Any) -> Tensor:
         within = soft_threshold(weights, self.l1_ratio * step)
         return super().proximal(within, (1.0 - self.l1_ratio) * step)
 
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "l1_ratio": self.l1_ratio}
 
+# The group lasso of several tensors.
 
-# Groups of weights of several variables, that vanish together.
-
-Labels = Mapping[str, Any]
 _Families = list[tuple[list[int], LabelGroups]]
 
 
 @keras.saving.register_keras_serializable(package="minimand")
 class JointGroupLasso(WeightRegularizer):
-    """The group lasso with groups across variables: a filter with its bias, a unit's incoming and outgoing weights.
+    """JointGroupLasso is the group lasso with groups across variables, such as a filter with its bias.
+
+    Use JointGroupLasso to remove units with all of their weights: `sparsity.unit_groups(model)` gives the groups that
+    `sparsity.compact` can remove.
 
     R(w) = strength * sum over groups g of sqrt(p_g) ||w_g||_2, with p_g weights in group g
 
-    `sparsity.unit_groups(model)` gives the groups that `sparsity.compact` can remove. A weight may be in several
-    groups, as one between two layers is among the outgoing weights of a unit and the incoming ones of another: each
-    mapping of a list holds groups that do not overlap. The proximal map is then found by Dykstra's algorithm, at the
-    cost of one for each mapping and sweep; with a single mapping it is exact and direct.
+    Each mapping of a list holds groups that do not overlap. A weight may be in groups of several mappings: a weight
+    between two layers is an outgoing weight of one unit and an incoming weight of another. The proximal map is exact
+    and direct for a single mapping. For several mappings it is found by Dykstra's algorithm, at the cost of one map for
+    each mapping and sweep.
 
-    It is no `kernel_regularizer=`, which sees one variable: use `transforms.WeightPenalty` or `optimizers.Proximal`,
-    with `select="all"` if there are biases.
+    A `kernel_regularizer=` sees one variable, so use `transforms.WeightPenalty` or `optimizers.Proximal`, with
+    `select="all"` if there are biases.
 
     Args:
         strength: coefficient >= 0, or a schedule of it (see `WeightRegularizer`).
         groups: a mapping of paths of variables to integers that broadcast to their shapes, or a list of such mappings.
-            Equal integers of a mapping are a group, in whichever variable; negative ones are in none.
+            Equal integers of a mapping are a group, in whichever variable; negative ones are in no group.
         weight_by_size: whether there is the factor sqrt(p_g).
-        reduce: `"sum"`, or `"mean"`: divided by the number of weights in groups.
+        reduction: `"sum"`, or `"mean"`: divided by the number of weights in groups.
 
     Raises:
-        TypeError: `groups` is not such a mapping or list; it is called for one variable.
-        ValueError: a mapping is empty, labels are not integers; before the first step, a named variable is not among
-            those selected, or labels do not broadcast to it.
+        TypeError: `groups` is not such a mapping or list; on a call with one variable.
+        ValueError: a mapping is empty, labels are not integers; before the first step, a named variable is not
+            selected, or labels do not broadcast to it.
 
     Source: Jacob, Obozinski and Vert, "Group lasso with overlap and graph lasso", ICML 2009, section 2, the penalty by
     norms; `prox` with overlap: Bauschke and Combettes, "A Dykstra-like algorithm for two monotone operators", Pacific
@@ -447,17 +407,23 @@ class JointGroupLasso(WeightRegularizer):
     """
 
     def __init__(
-        self, strength: Any, groups: Labels | Sequence[Labels], *, weight_by_size: bool = True, reduce: str = "sum"
+        self,
+        strength: Any,
+        groups: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        *,
+        weight_by_size: bool = True,
+        reduction: str = "sum",
     ) -> None:
-        super().__init__(strength, reduce=reduce)
-        self.groups = _checked(groups)
+        super().__init__(strength, reduction=reduction)
+        self.groups = _checked_mappings(groups)
         self.weight_by_size = check_bool("JointGroupLasso", "weight_by_size", weight_by_size)
         self._found: dict[Any, _Families] = {}
 
     def of(self, variable: Any) -> WeightRegularizer:
         raise TypeError(
-            "JointGroupLasso: its groups are of several variables: use transforms.WeightPenalty or "
-            f"optimizers.Proximal. Received: a call for {getattr(variable, 'path', 'a tensor')} alone"
+            "JointGroupLasso: the groups are across variables, so a call needs all of them. "
+            f"Received: {getattr(variable, 'path', 'a tensor')} alone. Use transforms.WeightPenalty or "
+            "optimizers.Proximal."
         )
 
     def check_variables(self, variables: Sequence[keras.Variable]) -> None:
@@ -485,59 +451,53 @@ class JointGroupLasso(WeightRegularizer):
             indices = [index_of[match] for match in found.values()]
             shapes = [tuple(variables[index].shape) for index in indices]
             labels = [
-                labels_for("JointGroupLasso", each, shape, path)
+                _labels_for("JointGroupLasso", each, shape, path)
                 for (path, each), shape in zip(mapping.items(), shapes, strict=True)
             ]
             families.append((indices, LabelGroups(labels, shapes)))
         return families
 
-    def _factors(self, groups: LabelGroups, families: _Families) -> Any:
-        sizes = groups.sizes
-        factors = np.sqrt(sizes) if self.weight_by_size else np.float64(sizes > 0)
-        if self.reduce == "mean":
-            factors = factors / sum(math.fsum(each.sizes) for _, each in families)
-        return factors
+    def _strength(self, families: _Families, dtype: Any) -> Tensor:
+        """The coefficient for the number of weights in groups."""
+        return self.coefficient((sum(int(groups.sizes.sum()) for _, groups in families),), dtype)
 
     def total(self, variables: Sequence[keras.Variable], values: Sequence[Tensor]) -> Tensor:
         families = self._families(variables)
         result: Any = 0.0
         for indices, groups in families:
             parts = [values[index] for index in indices]
-            factors = ops.convert_to_tensor(self._factors(groups, families), parts[0].dtype)
+            factors = factors_of(groups, self.weight_by_size, parts[0].dtype)
             result = result + ops.sum(factors * norms(groups, parts))
-        return self.coefficient((), result.dtype) * result
+        return self._strength(families, result.dtype) * result
 
     def require_proximal(self) -> None:
-        """There is one."""
+        """`proximal_step` is the proximal map."""
 
     def proximal_step(
         self, variables: Sequence[keras.Variable], values: Sequence[Tensor], steps: Sequence[Any]
     ) -> list[Tensor]:
         families = self._families(variables)
-        exact = exact_dtype(values[0])
-        strength = self.coefficient((), exact)
+        exact = compute_dtype(values[0])
+        strength = self._strength(families, exact)
         current = [ops.cast(value, exact) for value in values]
         steps = [ops.convert_to_tensor(step, exact) * strength for step in steps]
 
         def shrink(family: int, parts: Sequence[Tensor]) -> list[Tensor]:
             indices, groups = families[family]
-            factors = ops.convert_to_tensor(self._factors(groups, families), exact)
+            factors = factors_of(groups, self.weight_by_size, exact)
             return shrunk(groups, parts, [steps[index] for index in indices], factors)
 
         if len(families) == 1:
-            for index, part in zip(families[0][0], shrink(0, [current[i] for i in families[0][0]]), strict=True):
+            indices, _ = families[0]
+            for index, part in zip(indices, shrink(0, [current[i] for i in indices]), strict=True):
                 current[index] = part
         else:
             current = _dykstra(shrink, [indices for indices, _ in families], current)
         return [ops.cast(part, value.dtype) for part, value in zip(current, values, strict=True)]
 
-    def get_config(self) -> dict[str, Any]:
-        groups = [{path: labels.tolist() for path, labels in mapping.items()} for mapping in self.groups]
-        return {**super().get_config(), "groups": groups, "weight_by_size": self.weight_by_size}
-
 
 def _dykstra(shrink: Any, members: Sequence[Sequence[int]], values: list[Tensor]) -> list[Tensor]:
-    """The proximal map of a sum of functions of some of the values each, from their own, `shrink(function, parts)`."""
+    """The proximal map of a sum of functions of parts of the values; `shrink(function, parts)` is that of one."""
     exponent = -11 if keras.backend.standardize_dtype(values[0].dtype) == "float64" else -6
     size = ops.max(ops.stack([ops.max(ops.abs(value)) for value in values]))
 
@@ -558,15 +518,15 @@ def _dykstra(shrink: Any, members: Sequence[Sequence[int]], values: list[Tensor]
     values, _, alive, _ = ops.while_loop(
         lambda values, rests, alive, change: change > 10.0**exponent * size, sweep, start, maximum_iterations=100
     )
-    # A group that one function puts to 0 is moved off it by the next one, by less and less.
+    # The next function moves a group off 0 again, by less and less in each sweep.
     return [value * mask for value, mask in zip(values, alive, strict=True)]
 
 
-def _checked(groups: Any) -> list[dict[str, np.ndarray]]:
+def _checked_mappings(groups: Any) -> list[dict[str, np.ndarray]]:
     mappings = [groups] if isinstance(groups, Mapping) else groups
     if not isinstance(mappings, (list, tuple)) or not all(isinstance(each, Mapping) for each in mappings):
         raise TypeError(
-            "JointGroupLasso: `groups` must be a mapping of paths of variables to integers, or a list of such. "
+            "JointGroupLasso: `groups` must be a mapping of paths of variables to integers, or a list of mappings. "
             f"Received: groups={groups!r}"
         )
     checked = [{str(path): np.asarray(labels) for path, labels in mapping.items()} for mapping in mappings]

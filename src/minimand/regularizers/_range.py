@@ -1,4 +1,4 @@
-"""Weights kept within a range."""
+"""The penalty on weights outside of a range."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ from minimand.regularizers._base import WeightRegularizer
 
 @keras.saving.register_keras_serializable(package="minimand")
 class Range(WeightRegularizer):
-    """The distance of each weight to an interval, or its square: free inside.
+    """Range penalises the distance of each weight to an interval, or the square of that distance.
+
+    Use Range to keep weights bounded, for instance for fixed-point hardware; weights inside the interval are free.
 
     R(w) = strength * sum max(w - high, low - w, 0)^power
 
@@ -27,13 +29,13 @@ class Range(WeightRegularizer):
         low: lower end, in units of the weights.
         high: upper end, at least `low`.
         power: 1 or 2.
-        reduce: `"sum"`, or `"mean"`: divided by the number of weights.
+        reduction: `"sum"`, or `"mean"`: divided by the number of weights.
 
     Returns:
         As a call: for weights of any shape, a scalar. `project` clips the weights to the interval.
 
     Raises:
-        ValueError: a number is not finite, `strength` is negative, `low` exceeds `high`, `power` or `reduce` is
+        ValueError: a number is not finite, `strength` is negative, `low` exceeds `high`, `power` or `reduction` is
             unknown.
 
     Source: the penalties of the constraint low <= w <= high; Nocedal and Wright, "Numerical optimization", 2nd
@@ -48,8 +50,8 @@ class Range(WeightRegularizer):
         [0.25, 1.0, -1.0]
     """
 
-    def __init__(self, strength: Any, low: float, high: float, *, power: int = 2, reduce: str = "sum") -> None:
-        super().__init__(strength, reduce=reduce)
+    def __init__(self, strength: Any, low: float, high: float, *, power: int = 2, reduction: str = "sum") -> None:
+        super().__init__(strength, reduction=reduction)
         self.low = check_float("Range", "low", low)
         self.high = check_float("Range", "high", high)
         if self.low > self.high:
@@ -71,6 +73,3 @@ class Range(WeightRegularizer):
 
     def projection(self, weights: Tensor) -> Tensor:
         return ops.clip(weights, self.low, self.high)
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "low": self.low, "high": self.high, "power": self.power}

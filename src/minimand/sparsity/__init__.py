@@ -1,7 +1,6 @@
-"""What a sparse model is worth: a report, the groups that matter, and a smaller model with the same outputs."""
+"""Tools for sparse models: a report, the groups of weights of a unit, and a smaller model with the same outputs."""
 
-from minimand.sparsity._compact import compact
-from minimand.sparsity._groups import unit_groups
-from minimand.sparsity._report import report
+from minimand.sparsity._compact import compact, unit_groups
+from minimand.sparsity._report import LayerSparsity, SparsityReport, report
 
-__all__ = ["compact", "report", "unit_groups"]
+__all__ = ["LayerSparsity", "SparsityReport", "compact", "report", "unit_groups"]

@@ -1,8 +1,8 @@
-"""Which channels of a model's tensors belong together, which are constant, and which nothing needs.
+"""The channels of a model's tensors: the ones that belong together, the constant ones and the needed ones.
 
-A channel is an entry of a tensor's last axis: a unit, filter or feature. Each gets a number where a layer makes it, and
-keeps it through layers that work on each channel alone; an addition makes its terms' channels one. A layer that is not
-known here needs all of its inputs, and makes channels that are needed: nothing around it is ever removed.
+A channel is an entry of a tensor's last axis: a unit, filter or feature. Each channel gets a number where a layer makes
+it, and keeps the number through layers that work on each channel alone. An addition unites the channels of its terms.
+An unknown layer needs all of its inputs and makes channels that are needed, so nothing around it is ever removed.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ import keras
 import numpy as np
 
 _LAYERS = keras.layers
-DENSE = (_LAYERS.Dense,)
-CONVOLUTIONS = (_LAYERS.Conv1D, _LAYERS.Conv2D, _LAYERS.Conv3D)
+LINEAR = (_LAYERS.Dense, _LAYERS.Conv1D, _LAYERS.Conv2D, _LAYERS.Conv3D)
 DEPTHWISE = (_LAYERS.DepthwiseConv1D, _LAYERS.DepthwiseConv2D)
 _NOT_ELEMENTWISE = ("softmax", "log_softmax", "sparsemax", "glu")
 _ACTIVATIONS = (_LAYERS.Activation, _LAYERS.ReLU, _LAYERS.LeakyReLU, _LAYERS.ELU)
-# In inference these leave entries as they are, or make of equal ones the same; the next do where there is no padding.
+# In inference these layers keep a constant channel constant and unchanged; the windows below do without padding.
 _SAME_CONSTANT = (
     _LAYERS.Dropout, _LAYERS.SpatialDropout1D, _LAYERS.SpatialDropout2D, _LAYERS.SpatialDropout3D,
     _LAYERS.GaussianNoise, _LAYERS.GaussianDropout,
@@ -37,10 +36,10 @@ _ZERO_PADDING = (_LAYERS.ZeroPadding1D, _LAYERS.ZeroPadding2D, _LAYERS.ZeroPaddi
 
 @dataclass
 class Step:
-    """A call of a layer: its role here, the numbers of its inputs' and output's channels, its inputs' constants.
+    """A call of a layer, with the numbers of the channels of its inputs and its output.
 
-    The roles: `"linear"` makes channels of others (Dense, convolutions), `"scale"` works on each with weights
-    (normalisation, depthwise convolutions), `"pass"` without, `"other"` is not known.
+    The role is `"linear"` for a layer that makes new channels (Dense, convolutions), `"scale"` for weights on each
+    channel alone (normalisation, depthwise convolutions), `"pass"` for no weights, and `"other"` for an unknown layer.
     """
 
     role: str
@@ -48,7 +47,7 @@ class Step:
     inputs: list[np.ndarray]
     output: np.ndarray
     constants: np.ndarray
-    """Of a linear layer's input: the value of channels that have the same one everywhere, NaN for others."""
+    """The values of the first input's channels that are the same everywhere, and NaN for other channels."""
     positions: tuple[int | None, ...]
     """Sizes of the output's axes between the first and the last."""
 
@@ -58,11 +57,11 @@ class Channels:
 
     Args:
         model: the built model.
-        owner: the public function, for messages.
+        owner: name of the public function, for error messages.
 
     Attributes:
         steps: the calls of its layers, in order.
-        kept: for each channel's number, whether it must stay for the outputs to stay as they are.
+        kept: for each channel's number, whether the outputs depend on the channel.
     """
 
     def __init__(self, model: keras.Model, owner: str) -> None:
@@ -90,13 +89,13 @@ class Channels:
         return numbers
 
     def root(self, number: int) -> int:
-        """The number that stands for all channels that are one with this one."""
+        """The number that stands for all channels that are united with this one."""
         while self._parents[number] != number:
             number = self._parents[number]
         return number
 
     def roots(self, numbers: np.ndarray) -> np.ndarray:
-        """`root` of each."""
+        """The root of each number."""
         return np.array([self.root(number) for number in numbers.tolist()], dtype=int)
 
     def _unite(self, left: np.ndarray, right: np.ndarray) -> None:
@@ -109,7 +108,7 @@ class Channels:
 
     @property
     def required(self) -> np.ndarray:
-        """For each number, whether its channel is one of the inputs, outputs or of a layer that is not known."""
+        """For each number, whether its channel belongs to the inputs, the outputs or an unknown layer."""
         marks = np.zeros(len(self._parents), bool)
         marks[self.roots(np.array(self._required, dtype=int))] = True
         return marks[self.roots(np.arange(len(self._parents)))]
@@ -117,13 +116,11 @@ class Channels:
     # One call.
 
     def _call(self, layer: Any, inputs: Any, outputs: Any, shared: bool) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Add the step; the channels and constants of its outputs."""
-        handled = None
-        if inputs and len(outputs) == 1 and not shared:
-            handled = self._known(layer, inputs, outputs[0].shape)
+        """Add the step, and return the channels and constants of its outputs."""
+        known = None if shared or not inputs or len(outputs) > 1 else self._known(layer, inputs, outputs[0].shape)
         numbers, constants = [each for each, _ in inputs], inputs[0][1] if inputs else np.zeros(0)
-        if handled is not None:
-            role, *result = handled
+        if known is not None:
+            role, *result = known
             if role == "linear" and not _elementwise(layer.activation):
                 self._require(result[0])
             self.steps.append(Step(role, layer, numbers, result[0], constants, tuple(outputs[0].shape[1:-1])))
@@ -138,12 +135,12 @@ class Channels:
         return results
 
     def _known(self, layer: Any, inputs: Any, shape: Any) -> tuple[str, np.ndarray, np.ndarray] | None:
-        """Role, channels and constants of the output; None for a layer that is not known, or is in an unusual form."""
+        """Role, channels and constants of the output; None for an unknown layer or an unusual configuration."""
         (numbers, constants), kind, count = inputs[0], type(layer), shape[-1]
         last = (-1, len(shape) - 1)
         if getattr(layer, "data_format", "channels_last") != "channels_last" or count is None:
             return None
-        if kind in DENSE + CONVOLUTIONS and _is_plain(layer):
+        if kind in LINEAR and _is_plain(layer):
             return "linear", self._new(count), _activated(layer.activation, linear_constants(layer, constants))
         if kind in DEPTHWISE and layer.depth_multiplier == 1 and _elementwise(layer.activation):
             return "scale", numbers, _activated(layer.activation, _depthwise_constants(layer, constants))
@@ -167,12 +164,10 @@ class Channels:
             return "pass", numbers, np.sum([c for _, c in inputs], axis=0)
         return None
 
-    # What is needed.
+    # The channels that are needed.
 
     def _needed(self) -> np.ndarray:
-        roots = self.roots(np.arange(len(self._parents)))
-        needed = np.zeros(len(roots), bool)
-        needed[roots[np.array(self._required, dtype=int)]] = True
+        roots, needed = self.roots(np.arange(len(self._parents))), self.required
         linear = [step for step in reversed(self.steps) if step.role == "linear"]
         used = [uses(step.layer) & ~foldable(step.layer, step.constants)[:, None] for step in linear]
         while True:
@@ -181,14 +176,14 @@ class Channels:
                 by_any = use[:, needed[roots[step.output]]].any(axis=1)
                 needed[roots[step.inputs[0][by_any]]] = True
                 if not needed[roots[step.output]].any():
-                    # A layer must have a unit.
+                    # Each layer keeps a unit.
                     needed[roots[step.output[0]]] = True
             if needed.sum() == before:
                 return needed[roots]
 
 
 def uses(layer: Any) -> np.ndarray:
-    """(inputs, outputs): whether an output of a linear layer has a weight for an input."""
+    """(inputs, outputs): whether an output of a linear layer has a non-zero weight for an input."""
     kernel = keras.ops.convert_to_numpy(layer.kernel)
     return (kernel.reshape(-1, *kernel.shape[-2:]) != 0).any(axis=0)
 
@@ -200,15 +195,15 @@ def window_sums(layer: Any) -> np.ndarray:
 
 
 def foldable(layer: Any, constants: np.ndarray) -> np.ndarray:
-    """For each input of a layer with a kernel, whether it is constant, and its share can be a part of the bias."""
+    """For each input of a layer with a kernel, whether its share of the outputs can become a part of the bias."""
     if getattr(layer, "padding", "valid") != "valid":
-        # Padding makes positions differ, but for zeros.
+        # With padding the share of a constant differs between positions, unless the constant is zero.
         return constants == 0
     return np.isfinite(constants)
 
 
 def linear_constants(layer: Any, constants: np.ndarray) -> np.ndarray:
-    """Values of a linear layer's outputs before the activation that do not depend on varying inputs; NaN for others."""
+    """The constant outputs of a linear layer before its activation; NaN for outputs that vary."""
     total, known = window_sums(layer), foldable(layer, constants)
     fixed = ~(uses(layer) & ~known[:, None]).any(axis=0)
     value = np.where(known, constants, 0.0) @ total + _array(layer.bias, total.shape[1])
@@ -216,7 +211,7 @@ def linear_constants(layer: Any, constants: np.ndarray) -> np.ndarray:
 
 
 def _depthwise_constants(layer: Any, constants: np.ndarray) -> np.ndarray:
-    """As `linear_constants`, for a convolution of each channel alone."""
+    """The same for a convolution of each channel alone."""
     kernel = keras.ops.convert_to_numpy(layer.kernel).astype("float64").reshape(-1, len(constants))
     constants = np.where((kernel == 0).all(axis=0), 0.0, constants)
     value = constants * kernel.sum(axis=0) + _array(layer.bias, len(constants))
@@ -224,24 +219,24 @@ def _depthwise_constants(layer: Any, constants: np.ndarray) -> np.ndarray:
 
 
 def _calls(model: keras.Model, owner: str) -> Sequence[Any]:
-    """The nodes of the model's graph, each after those that it needs. Keras has no public name for them."""
+    """The nodes of the model's graph, inputs first. Keras has no public name for the nodes."""
     if isinstance(model, keras.Sequential) and model.built:
         model = keras.Model(model.inputs, model.outputs)
     if not hasattr(model, "_nodes_by_depth"):
         raise ValueError(
             f"{owner}: `model` must be a built Sequential or functional model, whose layers' connections are known. "
-            f"Received: {model.name} of type {type(model).__name__}. Of a minimand.Trainer, give its `model`."
+            f"Received: {model.name} of type {type(model).__name__}. Pass `trainer.model` of a minimand.Trainer."
         )
     return [node for depth in sorted(model._nodes_by_depth, reverse=True) for node in model._nodes_by_depth[depth]]
 
 
 def _is_addition(kind: type) -> bool:
-    """Whether it is the layer, or what `a + b` of symbolic tensors makes, which has no public name."""
+    """Whether it is the layer `Add`, or the operation of `a + b` on symbolic tensors, which has no public name."""
     return kind is _LAYERS.Add or (kind.__module__ == "keras.src.ops.numpy" and kind.__name__ == "Add")
 
 
 def _is_plain(layer: Any) -> bool:
-    """Whether a linear layer is nothing but its kernel and bias."""
+    """Whether a linear layer has only its kernel and bias: no groups, LoRA or quantization."""
     return (
         getattr(layer, "groups", 1) == 1
         and not getattr(layer, "lora_enabled", False)
@@ -250,7 +245,7 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _elementwise(activation: Any) -> bool:
-    """Whether it is none, or one of Keras's that work on each entry alone."""
+    """Whether the activation is None, or one of Keras's that work on each entry alone."""
     if activation is None:
         return True
     name = getattr(activation, "__name__", "")
@@ -258,7 +253,7 @@ def _elementwise(activation: Any) -> bool:
 
 
 def _activated(activation: Any, constants: np.ndarray) -> np.ndarray:
-    """Constants after an activation or a layer that is one."""
+    """Constants after an activation function or layer."""
     if activation is None:
         return constants
     if not isinstance(activation, keras.layers.Layer) and not _elementwise(activation):
@@ -273,7 +268,7 @@ def _array(variable: Any, count: int) -> np.ndarray:
 
 
 def _normalised(layer: Any, constants: np.ndarray) -> np.ndarray:
-    """Constants after a batch normalisation in inference; without a scale, its offset."""
+    """Constants after a batch normalisation in inference; a scale of 0 makes its offset a constant."""
     count = len(constants)
     scale = np.ones(count) if layer.gamma is None else _array(layer.gamma, count)
     deviation = np.sqrt(_array(layer.moving_variance, count) + layer.epsilon)

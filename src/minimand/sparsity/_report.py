@@ -1,4 +1,4 @@
-"""How sparse a model is, and what that is worth."""
+"""A report of the zeros of a model and of the operations that they save."""
 
 from __future__ import annotations
 
@@ -9,38 +9,68 @@ from typing import Any
 import keras
 import numpy as np
 
-from minimand.sparsity._channels import CONVOLUTIONS, DENSE, DEPTHWISE, Channels, Step, uses
+from minimand.sparsity._channels import DEPTHWISE, LINEAR, Channels, Step, uses
 
 
 @dataclass(frozen=True)
 class LayerSparsity:
-    """One layer's numbers. `flops` are None where the shape of the layer's output is not known."""
+    """The zeros of a Dense or convolution layer, and its outputs that `compact` removes.
+
+    Read it in the `layers` of a `SparsityReport`.
+
+    Attributes:
+        name: name of the layer.
+        weights: number of entries of the kernel.
+        zeros: number of them that are exactly zero.
+        zero_inputs: number of inputs (rows, input channels) with only zero weights.
+        inputs: number of inputs.
+        zero_outputs: number of outputs (columns, filters) with only zero weights, biases apart.
+        outputs: number of outputs.
+        removable: number of outputs that `compact` removes.
+        flops: multiplications and additions for an example; None where the output's shape is not known.
+        flops_left: the same after `compact`.
+
+    Source: counts.
+
+    Examples:
+        >>> import keras, minimand
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, kernel_initializer="zeros")])
+        >>> layer = minimand.sparsity.report(model).layers[0]
+        >>> layer.zeros, layer.zero_outputs, layer.removable
+        (6, 2, 0)
+    """
 
     name: str
     weights: int
     zeros: int
     zero_inputs: int
-    """Inputs (rows, input channels) all of whose weights are zero."""
     inputs: int
     zero_outputs: int
-    """Outputs (columns, filters) all of whose weights are zero, biases apart."""
     outputs: int
     removable: int
-    """Outputs that `compact` removes."""
     flops: int | None
-    """Multiplications and additions for an example."""
     flops_left: int | None
-    """The same, after `compact`."""
 
 
 @dataclass(frozen=True)
 class SparsityReport:
-    """What `report` returns; `print` shows a table.
+    """The result of `report`, which prints as a table.
+
+    Use `figure` for a picture of it.
 
     Attributes:
         layers: the numbers of each Dense and convolution layer.
         weights: number of trainable weights of the model.
-        zeros: how many of them are exactly zero.
+        zeros: number of them that are exactly zero.
+
+    Source: counts.
+
+    Examples:
+        >>> import keras, minimand
+        >>> model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(2, kernel_initializer="zeros")])
+        >>> found = minimand.sparsity.report(model)
+        >>> found.weights, found.sparsity
+        (8, 1.0)
     """
 
     layers: list[LayerSparsity] = field(repr=False)
@@ -105,9 +135,10 @@ class SparsityReport:
 
 
 def report(model: keras.Model) -> SparsityReport:
-    """The exactly zero weights, inputs and outputs of a model, and what `compact` would leave of it.
+    """Count the exactly zero weights, inputs and outputs of a model, and the operations that `compact` saves.
 
-    A weight counts as zero if it is 0.0; squares of small weights may be zero where they are not.
+    Use report after training with a sparse penalty, to see which layers became smaller. A weight counts as zero if it
+    is exactly 0.0.
 
     Args:
         model: a built Sequential or functional model.
@@ -116,9 +147,9 @@ def report(model: keras.Model) -> SparsityReport:
         A `SparsityReport`.
 
     Raises:
-        ValueError: the connections of the model's layers are not known: it is a subclassed model or not built.
+        ValueError: the connections of the model's layers are not known, because it is subclassed or not built.
 
-    Source: counts; operations of a layer as two for each weight and position.
+    Source: counts; a layer has two operations for each weight and position.
 
     Examples:
         >>> import keras, numpy as np, minimand
@@ -132,7 +163,7 @@ def report(model: keras.Model) -> SparsityReport:
     layers = [
         _layer(step, channels.kept)
         for step in channels.steps
-        if type(step.layer) in DENSE + CONVOLUTIONS + DEPTHWISE and step.role != "other"
+        if type(step.layer) in LINEAR + DEPTHWISE and step.role != "other"
     ]
     values = [keras.ops.convert_to_numpy(variable) for variable in model.trainable_variables]
     return SparsityReport(layers, sum(v.size for v in values), sum(int((v == 0).sum()) for v in values))

@@ -12,19 +12,35 @@ import numpy as np
 from keras import ops
 
 from minimand._keras import set_keras_mask
-from minimand.losses import TrainableLoss
-from minimand.testing._numbers import finite_difference, gradient, numpy
-from minimand.testing._suite import fit, network, require, restored, same_numbers, skip, trainer_of, values_of
-from minimand.testing._trained import TrainedSuite
+from minimand.losses._base import trainable_losses
+from minimand.testing._suite import (
+    TrainedSuite,
+    finite_difference,
+    fit,
+    gradient,
+    network,
+    numpy,
+    require,
+    restored,
+    same_numbers,
+    skip,
+    trainer_of,
+    values_of,
+)
 
 _KINDS = ("numbers", "classes", "binary", "embeddings")
 
 
 def built(loss: Any, y_true: np.ndarray, y_pred: np.ndarray) -> Any:
     """The loss, with the variables, if it has some, for examples like these."""
-    if isinstance(loss, TrainableLoss):
-        loss.build_once((None, *y_true.shape[1:]), (None, *y_pred.shape[1:]))
+    for part in trainable_losses(loss):
+        part.build_once((None, *y_true.shape[1:]), (None, *y_pred.shape[1:]))
     return loss
+
+
+def _variables(loss: Any) -> list[Any]:
+    """The trainable variables of a loss and of the losses in it."""
+    return [variable for part in trainable_losses(loss) for variable in part.trainable_variables]
 
 
 class LossSuite(TrainedSuite):
@@ -115,9 +131,11 @@ class LossSuite(TrainedSuite):
         """A loss after a step of training, from now on as it evaluates."""
         y, p = self.examples(np.random.default_rng(5), 20)
         loss = built(self.make(**arguments), y, p)
-        if isinstance(loss, TrainableLoss):
+        parts = trainable_losses(loss)
+        if parts:
             loss(y, p)
-            loss.training = False
+        for part in parts:
+            part.training = False
         return loss
 
     def _batches(self) -> list[tuple[int, ...]]:
@@ -166,7 +184,7 @@ class LossSuite(TrainedSuite):
 
     def test_the_variables_gradient_is_the_references(self) -> None:
         loss = self._settled(reduction="sum")
-        variables = getattr(loss, "trainable_variables", [])
+        variables = _variables(loss)
         if not variables or self.rescaled:
             skip("no variables, or with a gradient of their own")
         y, p = self.examples(self.random, 5)
@@ -337,10 +355,10 @@ class LossSuite(TrainedSuite):
         y, p = self.examples(self.random, 4)
         before = float(numpy(loss(y, p)))
         for twin in (copy.deepcopy(loss), pickle.loads(pickle.dumps(loss))):
-            if isinstance(twin, TrainableLoss):
-                twin.training = False
+            for part in trainable_losses(twin):
+                part.training = False
             require(float(numpy(twin(y, p))) == before, "A copy has another value.")
-            for variable in getattr(twin, "trainable_variables", []):
+            for variable in _variables(twin):
                 variable.assign(variable.numpy() + 0.25)
             require(float(numpy(loss(y, p))) == before, "A change of a copy's variables changes the original.")
 
@@ -350,7 +368,7 @@ class LossSuite(TrainedSuite):
         x, y = self._data()
         trainer = self._compiled()
         trainer.prepare(x, y)
-        variables = trainer.loss.trainable_variables if isinstance(trainer.loss, TrainableLoss) else []
+        variables = _variables(trainer.loss)
         trained = {id(variable) for variable in trainer.trainable_variables}
         require({id(v) for v in variables} <= trained, "The trainer does not know the loss's variables.")
         weights = trainer.model.trainable_variables
@@ -367,7 +385,7 @@ class LossSuite(TrainedSuite):
         trainer = self._compiled()
         model = network(self._last_layers)
         model.compile(keras.optimizers.SGD(0.02), self.make())
-        if not (isinstance(trainer.loss, TrainableLoss) and trainer.loss.needs_trainer):
+        if not trainable_losses(trainer.loss):
             same_numbers(fit(model, x, y)["loss"], fit(trainer, x, y)["loss"], "`fit` differs.", rtol=1e-5, atol=1e-6)
             return
         try:

@@ -10,9 +10,7 @@ import numpy as np
 from keras import ops
 
 import minimand
-from minimand.testing._numbers import numpy
-from minimand.testing._suite import fit, network, require, restored, same_numbers, skip, values_of
-from minimand.testing._trained import TrainedSuite
+from minimand.testing._suite import TrainedSuite, fit, network, numpy, require, restored, same_numbers, skip, values_of
 from minimand.transforms import Transform
 
 

@@ -13,8 +13,20 @@ from keras import ops
 
 from minimand import backend
 from minimand.regularizers import WeightRegularizer
-from minimand.testing._numbers import finite_difference, gradient, numpy
-from minimand.testing._suite import Suite, dtype_policy, file, fit, require, restored, same_numbers, skip, trainer_of
+from minimand.testing._suite import (
+    Suite,
+    dtype_policy,
+    file,
+    finite_difference,
+    fit,
+    gradient,
+    numpy,
+    require,
+    restored,
+    same_numbers,
+    skip,
+    trainer_of,
+)
 from minimand.transforms import WeightPenalty
 
 

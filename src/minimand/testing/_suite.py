@@ -1,4 +1,4 @@
-"""What the suites share: seeds, sentences that say what is wrong, models, and training in a trainer."""
+"""The base of the suites: numbers, assertions with sentences, small models, and the tests of training."""
 
 from __future__ import annotations
 
@@ -15,9 +15,62 @@ import numpy as np
 
 import minimand
 from minimand import backend
-from minimand.testing._numbers import numpy
 
 BATCH = 16
+
+
+def numpy(value: Any) -> np.ndarray:
+    """The value of a tensor or a variable, without its gradient."""
+    if isinstance(value, keras.Variable):
+        return value.numpy()
+    return keras.ops.convert_to_numpy(keras.ops.stop_gradient(value))
+
+
+def gradient(function: Callable[..., Any], *values: Any) -> list[np.ndarray]:
+    """Gradients of a scalar function of arrays by each of them, by the framework.
+
+    Args:
+        function: takes as many tensors as there are `values`; gives a scalar.
+        *values: arrays.
+
+    Returns:
+        Arrays of their shapes.
+
+    Examples:
+        >>> import keras, numpy as np
+        >>> from minimand import testing
+        >>> testing.gradient(lambda v: keras.ops.sum(v**2), np.array([1.0, 2.0]))[0].tolist()
+        [2.0, 4.0]
+    """
+    tensors = [keras.ops.convert_to_tensor(value) for value in values]
+    return [numpy(g) for g in backend.value_and_gradient(lambda t: (function(*t), None), tensors)[1]]
+
+
+def finite_difference(function: Callable[[np.ndarray], Any], value: Any, step: float = 1e-6) -> np.ndarray:
+    """Central differences of a scalar function of one float64 array.
+
+    (f(v + h e_j) - f(v - h e_j)) / 2h for each entry j: right to h^2 f'''/6 and the rounding of f over h.
+
+    Args:
+        function: takes a float64 array; gives a number.
+        value: where.
+        step: h > 0.
+
+    Returns:
+        An array of the value's shape.
+
+    Examples:
+        >>> from minimand import testing
+        >>> testing.finite_difference(lambda v: (v**2).sum(), [1.0, 2.0]).round(6).tolist()
+        [2.0, 4.0]
+    """
+    value = np.array(value, dtype="float64")
+    result = np.zeros_like(value)
+    for index in np.ndindex(value.shape):
+        shift = np.zeros_like(value)
+        shift[index] = step
+        result[index] = (float(function(value + shift)) - float(function(value - shift))) / (2 * step)
+    return result
 
 
 class Suite:
@@ -122,3 +175,74 @@ def data_parallel(devices: Sequence[str]) -> Iterator[None]:
         yield
     finally:
         keras.distribution.set_distribution(None)
+
+
+class TrainedSuite(Suite):
+    """Tests of `fit` with a part, for a subclass that says by `_compiled` what is trained, and on what."""
+
+    # How a step may be run, in arguments of `compile`; the first is what the others must agree with.
+    _modes: tuple[dict[str, Any], ...] = ({"run_eagerly": True}, {"jit_compile": True})
+
+    def _compiled(self, *, dropout: bool = False, **arguments: Any) -> keras.Model:
+        """A new compiled model with the part, always of the same weights; `arguments` are those of `compile`.
+
+        Dropout draws other numbers in half precision, and on TensorFlow when XLA compiles it.
+        """
+        raise NotImplementedError
+
+    def _targets(self, random: np.random.Generator, rows: int) -> np.ndarray:
+        """Targets for the model."""
+        return random.normal(size=(rows, 2)).astype("float32")
+
+    def _data(self, rows: int = 32) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and targets, always the same; by default two batches."""
+        random = np.random.default_rng(3)
+        return random.normal(size=(rows, 4)).astype("float32"), self._targets(random, rows)
+
+    def test_fit_saves_and_goes_on(self) -> None:
+        """With a last batch of one row; loaded from its file, a model goes on as the saved one does, bit for bit."""
+        x, y = self._data(rows=33)
+        model = self._compiled(dropout=True)
+        fit(model, x, y)
+        with file("model.keras") as path:
+            model.save(path)
+            loaded = keras.saving.load_model(path)
+        same_weights(loaded, model, "Not what was saved")
+        expected, found = fit(model, x, y, epochs=2), fit(loaded, x, y, epochs=2)
+        require(found == expected, f"A loaded model does not go on as the saved one does: {found}, not {expected}")
+        same_weights(loaded, model, "A loaded model does not go on as the saved one does")
+
+    def test_the_same_seeds_give_the_same_numbers(self) -> None:
+        x, y = self._data()
+        first, second = (fit(self._compiled(dropout=True), x, y) for _ in range(2))
+        # Keras numbers the names of parts that are not named.
+        require([*first.values()] == [*second.values()], f"The same seeds gave {first} and {second}.")
+
+    def test_compiled_and_eager_training_agree(self) -> None:
+        if backend.name == "torch":
+            skip("Keras trains eagerly on PyTorch")
+        x, y = self._data()
+        losses = [fit(self._compiled(**mode), x, y, epochs=2)["loss"] for mode in self._modes]
+        for mode, loss in zip(self._modes, losses, strict=True):
+            same_numbers(loss, losses[0], f"Eager training differs from that with {mode}.", rtol=1e-3, atol=1e-4)
+
+    def test_mixed_precision(self) -> None:
+        """Keras scales the loss in float16; the part must see it as it is."""
+        x, y = self._data()
+        expected = fit(self._compiled(), x, y)["loss"]
+        for policy in ("mixed_float16", "mixed_bfloat16"):
+            with dtype_policy(policy):
+                model = self._compiled()
+            scaled = isinstance(model.optimizer, keras.optimizers.LossScaleOptimizer)
+            require(scaled == (policy == "mixed_float16"), f"The optimizer in {policy} is {model.optimizer}.")
+            # bfloat16 has 8 bits: each of the network's layers adds an error of up to 2^-8.
+            same_numbers(fit(model, x, y)["loss"], expected, f"Training in {policy}.", rtol=0.1, atol=0.05)
+
+    def test_two_devices_train_as_one(self) -> None:
+        devices = require_two_devices()
+        x, y = self._data()
+        expected = fit(self._compiled(dropout=True), x, y, epochs=2)["loss"]
+        with data_parallel(devices):
+            actual = fit(self._compiled(dropout=True), x, y, epochs=2)["loss"]
+        # Sums over devices are taken in another order.
+        same_numbers(actual, expected, "Two devices differ from one.", rtol=1e-3, atol=1e-4)

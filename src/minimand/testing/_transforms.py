@@ -10,9 +10,20 @@ import numpy as np
 
 from minimand import backend
 from minimand.losses import GeneralRobust
-from minimand.testing._numbers import finite_difference, numpy
-from minimand.testing._suite import BATCH, fit, network, require, restored, same_numbers, skip, trainer_of, values_of
-from minimand.testing._trained import TrainedSuite
+from minimand.testing._suite import (
+    BATCH,
+    TrainedSuite,
+    finite_difference,
+    fit,
+    network,
+    numpy,
+    require,
+    restored,
+    same_numbers,
+    skip,
+    trainer_of,
+    values_of,
+)
 from minimand.transforms import Transform, WeightPenalty
 
 

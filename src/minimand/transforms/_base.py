@@ -1,31 +1,32 @@
-"""Transforms that need the size of the training set."""
+"""The base class of the transforms of an objective, and the base of those that need the size of the training set."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import keras
 from keras import ops
 
 from minimand._batches import Batch
+from minimand._config import config_of, from_config
 from minimand._objective import Objective, Weights
-from minimand._scope import isolated
 from minimand._state import StateLayer
 from minimand._validation import check_float
 from minimand.backend import Tensor
 
-# The one idea: a transform maps an objective to an objective.
+__all__ = ["Batch", "Objective", "Schedule", "Transform", "Weights"]
 
-__all__ = ["Batch", "Objective", "Transform", "Weights"]
+Schedule: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
+"""A number, or a function of the number of training steps that gives one."""
 
 
 class Transform:
     """Base class of the transforms of an objective: L(w) -> T(L)(w).
 
-    A subclass implements `apply(objective) -> objective`. Transforms in a list compose like functions, the first
-    being applied first: `transforms=[A, B]` minimises `B(A(L))`.
+    Derive from `Transform` to change what a `Trainer` minimises. A subclass implements
+    `apply(objective) -> objective`. Transforms in a list compose like functions, the first being applied first:
+    `transforms=[A, B]` minimises `B(A(L))`.
 
     Variables made with `add_weight` and random numbers drawn with `self.seed_generator` belong to the trainer's
     state: they are saved, restored, and advance once a step.
@@ -33,6 +34,9 @@ class Transform:
     Args:
         seed: integer seed of `seed_generator`, or None for an unpredictable one.
         name: name of the transform; prefix of its variables' paths.
+
+    Attributes:
+        step: variable with the number of training steps, if `add_step_counter` was called; else None.
 
     Raises:
         TypeError: `seed` is neither an integer nor None.
@@ -60,7 +64,10 @@ class Transform:
         self.seed = seed
         self.state = StateLayer(name=name or _snake_case(type(self).__name__))
         self.state.seed_generator = keras.random.SeedGenerator(seed)
+        self.step: keras.Variable | None = None
         self.built = False
+
+    # For subclasses: variables, steps and schedules.
 
     @property
     def name(self) -> str:
@@ -81,6 +88,39 @@ class Transform:
         """Make a variable of the transform; the arguments are those of `keras.layers.Layer.add_weight`."""
         return self.state.add_weight(*args, **kwargs)
 
+    def add_weight_like(
+        self, weight: keras.Variable, kind: str, initializer: Any = "zeros", *, trainable: bool = True
+    ) -> keras.Variable:
+        """Make a float32 variable with the shape of a model's weight, named after its path and `kind`."""
+        name = f"{weight.path.replace('/', '_')}_{kind}"
+        return self.add_weight(weight.shape, initializer, "float32", trainable=trainable, name=name)
+
+    def add_step_counter(self) -> None:
+        """Make the variable `step`, which `next_step` counts, if it does not exist yet."""
+        if self.step is None:
+            self.step = self.add_weight((), "zeros", "int32", trainable=False, name="step")
+
+    def next_step(self) -> Tensor:
+        """The number of training steps before this one, after `add_step_counter`; counts this step."""
+        assert self.step is not None, "call `add_step_counter` first"
+        following = self.step.value + 1
+        self.step.assign(following)
+        # Not the value read above, which on PyTorch may be the variable's own memory.
+        return following - 1
+
+    def check_schedule(self, name: str, value: Any) -> Schedule:
+        """Return an argument that is a number >= 0 or a schedule of one, or raise; for a schedule, count steps."""
+        if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
+            self.add_step_counter()
+            return value
+        return check_float(type(self).__name__, name, value, minimum=0.0)
+
+    def value_now(self, schedule: Schedule) -> float | Tensor:
+        """A number as it is, or the value of a schedule in this step, which is counted."""
+        return schedule if isinstance(schedule, float) else value_at(schedule, self.next_step())
+
+    # Called by the trainer.
+
     def bind(self, optimizer: keras.optimizers.Optimizer) -> None:
         """Called by `compile`, before `build`, with the optimizer that it was given."""
 
@@ -88,26 +128,36 @@ class Transform:
         """Called after each `compile` with the built model, to check and to prepare; make variables the first time."""
 
     needs_examples = False
-    """Whether `fit` is to count the training examples, which may read batches, and to call `begin_fit`."""
+    """Whether `fit` must count the training examples, which may read batches, and call `begin_fit`."""
 
     def begin_fit(self, examples: int | None) -> None:
-        """Called by `fit` with the number of training examples, or None where it is not known, if it is needed."""
+        """Called by `fit` if `needs_examples`, with the number of training examples, or None if it is not known."""
 
     def check_ready(self) -> None:
         """Called before the first step, to raise if something is missing that only `fit` can give."""
 
     counts_steps = False
-    """Whether the training loop counts steps for the transform, as for a `PeriodicTransform`."""
+    """Whether the transform acts in some steps only; then a loop that counts steps calls the next three methods."""
+
+    def start_counting(self) -> None:
+        """Called by the training loop when it takes over the count of steps."""
+
+    def tick(self) -> bool:
+        """Called before each step of such a loop: whether the transform acts in the step."""
+        return True
+
+    def stop_counting(self) -> None:
+        """Called after each step of such a loop."""
 
     def apply(self, objective: Objective) -> Objective:
         """The transformed objective."""
         raise NotImplementedError(f"{type(self).__name__} must implement `apply(self, objective)`.")
 
     draws_weights = False
-    """Whether `sample` draws weights."""
+    """Whether `sample` draws weights from a law."""
 
     def sample(self, weights: Weights, seed: Tensor) -> Weights:
-        """Weights drawn for a prediction, from those of `fit`; the same weights where the transform draws none.
+        """Weights drawn for a prediction, from those of `fit`; the same weights if the transform draws none.
 
         Args:
             weights: values for the model's trainable variables.
@@ -117,140 +167,48 @@ class Transform:
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make an equal transform."""
-        return {"seed": self.seed, "name": self.name}
+        return config_of(self)
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Transform:
-        """A transform made from `get_config()`, in which schedules, regularizers and functions are serialised."""
-        return cls(**{name: keras.saving.deserialize_keras_object(value) for name, value in config.items()})
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """A transform made from `get_config()`."""
+        return from_config(cls, config)
 
 
 def _snake_case(name: str) -> str:
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "_", name).lower()
 
 
-# The mean of an objective over several passes.
-
-Pass = Callable[[Batch], tuple[Tensor, Any]]
-
-
-def mean_of(passes: Sequence[Pass], batch: Batch) -> tuple[Tensor, Any]:
-    """The mean loss of the passes, and what the first one left behind."""
-    loss, aux = passes[0](batch)
-    for one in passes[1:]:
-        loss = loss + isolated(one)(batch)[0]
-    return loss / len(passes) if len(passes) > 1 else loss, aux
-
-
-# Transforms that add a penalty, with a strength that may follow a schedule.
-
-Strength: TypeAlias = float | keras.optimizers.schedules.LearningRateSchedule
-
-
-class PenaltyTransform(Transform):
-    """A transform with a strength >= 0, or a schedule of it by the number of training steps.
-
-    Args:
-        strength: the number or schedule.
-        **kwargs: the arguments of `Transform`.
-    """
-
-    def __init__(self, strength: Strength, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        if not isinstance(strength, keras.optimizers.schedules.LearningRateSchedule):
-            strength = check_float(type(self).__name__, "strength", strength, minimum=0.0)
-        else:
-            self.step = self.add_weight((), "zeros", "int32", trainable=False, name="step")
-        self.strength = strength
-
-    def strength_now(self) -> float | Tensor:
-        """The strength in this step; counts it."""
-        if isinstance(self.strength, float):
-            return self.strength
-        strength = ops.cast(self.strength(self.step.value), "float32")
-        # Last, since on PyTorch the value read above is the variable's own memory.
-        self.step.assign(self.step.value + 1)
-        return strength
-
-    def get_config(self) -> dict[str, Any]:
-        strength = self.strength
-        if not isinstance(strength, float):
-            strength = keras.saving.serialize_keras_object(strength)
-        return {"strength": strength, **super().get_config()}
-
-
-# Transforms that do something in one of every so many steps.
-
-
-class PeriodicTransform(Transform):
-    """A transform that acts in every k-th step, counted by its variable `step`.
-
-    Where the training loop can, it counts too, and a step is compiled or run without what it does not do: the training
-    loop calls `start_counting`, then `tick` before each step. Elsewhere `due_now` is a tensor, for `keras.ops.cond`.
-
-    Args:
-        every: number k >= 1 of steps.
-        **kwargs: the arguments of `Transform`.
-    """
-
-    counts_steps = True
-
-    def __init__(self, *, every: int, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.every = every
-        self.step = self.add_weight((), "zeros", "int32", trainable=False, name="step")
-        self._due: bool | None = True if every == 1 else None
-        self._count = 0
-
-    def start_counting(self) -> None:
-        """Take over the count of `step`."""
-        self._count = int(ops.convert_to_numpy(self.step.value))
-
-    def tick(self) -> bool:
-        """Whether the next step is one of them; until `stop_counting`, `due_now` says the same."""
-        self._due = self._count % self.every == 0
-        self._count += 1
-        return self._due
-
-    def stop_counting(self) -> None:
-        """Leave it to `step` again."""
-        self._due = True if self.every == 1 else None
-
-    def due_now(self) -> bool | Tensor:
-        """Whether this step is one of them; counts it."""
-        due = ops.equal(self.step.value % self.every, 0) if self._due is None else self._due
-        self.step.assign(self.step.value + 1)
-        return due
-
-
-# Transforms that need the size of the training set.
+def value_at(schedule: Schedule, step: Any) -> float | Tensor:
+    """A number as it is, or the value of a schedule after so many steps."""
+    return schedule if isinstance(schedule, float) else ops.cast(schedule(step), "float32")
 
 
 class SizedTransform(Transform):
-    """A transform with the variable `examples`: the number of training examples, found by `fit` if `automatic`.
+    """A transform with the variable `training_examples`, the number of training examples, if `fit` must find it.
 
     Args:
-        automatic: whether `fit` is to find the number.
-        remedy: the argument that gives it otherwise, for messages.
+        automatic: whether `fit` must find the number.
+        remedy: the argument that gives the number otherwise, for messages.
         **kwargs: the arguments of `Transform`.
     """
 
     def __init__(self, *, automatic: bool, remedy: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.needs_examples, self._remedy = automatic, remedy
-        self.examples = self.add_weight((), "zeros", "float32", trainable=False, name="examples")
+        self.training_examples = self.add_weight((), "zeros", "float32", trainable=False, name="examples")
 
     def begin_fit(self, examples: int | None) -> None:
         if examples is None:
             raise ValueError(
-                f"{type(self).__name__}: the number of training examples is not known of a generator or data set "
-                f"without a length. Give it: {self._remedy}."
+                f"{type(self).__name__}: cannot infer the number of training examples from a generator or a data set "
+                f"without a length. Received: no length. Pass {self._remedy}."
             )
-        self.examples.assign(examples)
+        self.training_examples.assign(examples)
 
     def check_ready(self) -> None:
-        if self.needs_examples and float(ops.convert_to_numpy(self.examples.value)) == 0.0:
+        if self.needs_examples and float(ops.convert_to_numpy(self.training_examples.value)) == 0.0:
             raise ValueError(
-                f"{type(self).__name__}: the number of training examples is found by `fit`. "
-                f"Outside of it, give {self._remedy}."
+                f"{type(self).__name__}: the number of training examples is found by `fit`. Received: a step outside "
+                f"of `fit`. Pass {self._remedy}."
             )

@@ -1,4 +1,4 @@
-"""A penalty on the variance of the per-example gradients."""
+"""Penalties on the norm of the gradient, and on its variance between examples."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from minimand._scope import record, recorded
 from minimand._selection import Select, check_select, merged, selection
 from minimand._validation import check_bool, check_choice, check_int
 from minimand.backend import Tensor
-from minimand.gradients._exact import exact_sums
+from minimand.gradients._exact import check_separable, exact_moments
 from minimand.gradients._examples import ExampleGradients
-from minimand.gradients._moments import ESTIMATORS
-from minimand.transforms._base import Batch, Objective, PenaltyTransform, Strength, Weights
-from minimand.transforms._gradient_measures import check_model, check_objective
-
-# A penalty on the norm of the gradient.
+from minimand.gradients._moments import ESTIMATORS, estimated_variance
+from minimand.transforms._base import Batch, Objective, Schedule, Transform, Weights
+from minimand.transforms._gradient_measures import check_objective
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class GradientNormPenalty(PenaltyTransform):
+class GradientNormPenalty(Transform):
     """A penalty on the norm of the objective's gradient by the weights.
+
+    Use `GradientNormPenalty` to find flat minima, as with large steps of gradient descent.
 
     L(w) -> L(w) + c |grad L(w)|^2, or L(w) + c |grad L(w)| with `squared=False`
 
-    Its own gradient is exact, 2 c H grad L with the Hessian H, in about two plain steps. This is the gradient of the
-    batch: that it is small says nothing of its variance between examples, which is `GradientVariancePenalty`'s.
+    The penalty's own gradient is exact, 2 c H grad L with the Hessian H, and a step costs about two plain steps. The
+    gradient is that of the batch; a small one says nothing of its variance between examples, which is the subject of
+    `GradientVariancePenalty`.
 
     Args:
         strength: coefficient c >= 0, or a `keras.optimizers.schedules.LearningRateSchedule` of it by training step.
@@ -56,9 +57,10 @@ class GradientNormPenalty(PenaltyTransform):
     """
 
     def __init__(
-        self, strength: Strength, *, squared: bool = True, select: Select = "all", name: str | None = None
+        self, strength: Schedule, *, squared: bool = True, select: Select = "all", name: str | None = None
     ) -> None:
-        super().__init__(strength, name=name)
+        super().__init__(name=name)
+        self.strength = self.check_schedule("strength", strength)
         self.squared = check_bool("GradientNormPenalty", "squared", squared)
         self.select = check_select(select, "GradientNormPenalty")
 
@@ -75,63 +77,49 @@ class GradientNormPenalty(PenaltyTransform):
             (loss, (aux, assigned)), gradients = backend.pure_value_and_gradient(at, selected)
             record(assigned)
             squares = sum(ops.sum(ops.square(at_least_float32(g))) for g in gradients)
-            penalty = self.strength_now() * (squares if self.squared else safe_sqrt(squares))
+            penalty = self.value_now(self.strength) * (squares if self.squared else safe_sqrt(squares))
             if batch.gradient_weight is not None:
                 loss, aux = objective(weights, batch)
             return loss + ops.cast(penalty, loss.dtype), aux
 
         return penalised
 
-    def get_config(self) -> dict[str, Any]:
-        config = {**super().get_config(), "squared": self.squared, "select": self.select}
-        # It draws nothing.
-        del config["seed"]
-        return config
-
-
-# A penalty on the variance of the per-example gradients.
-
 
 @keras.saving.register_keras_serializable(package="minimand")
-class GradientVariancePenalty(PenaltyTransform):
-    """A penalty on the variance of the gradient between examples, or on its differences between groups of examples.
+class GradientVariancePenalty(Transform):
+    """A penalty on the variance of the gradient between examples.
 
-    L(w) -> L(w) + c sum_j V_j, V_j = Var_i[ dL_i/dw_j ]; with `groups` e = 1, ..., E (Fishr)
-    L(w) -> L(w) + c / E sum_e |V_e - mean V|^2
+    Use `GradientVariancePenalty` to favour weights whose gradient the examples agree on.
 
-    The variance is that between the examples of a batch, without bias, and the penalty's own gradient is exact (a
-    gradient of a gradient). The estimators of V are those of `gradients.gradient_moments`:
+    L(w) -> L(w) + c sum_j V_j, V_j = Var_i[ dL_i/dw_j ]
 
-    - `"probe"`: the squares of one more gradient, in which examples have random signs. Two to three plain steps.
-    - `"micro_batch"`: the spread of the gradients of K consecutive parts of the batch; the one for models with batch
-      normalisation. A batch of n < K examples gives n parts of one; n mod K examples are left out.
-    - `"exact"`: of all examples; fast for Dense layers and convolutions that a functional or Sequential model calls
-      once, a pass for each example for other weights.
+    V is the unbiased variance between the examples of a batch, and the penalty's own gradient is exact (a gradient of a
+    gradient). The estimators of V are those of `gradients.gradient_moments`:
+
+    - `"probe"`: the squares of one more gradient, in which examples have random signs. A step costs two to three plain
+      steps.
+    - `"micro_batch"`: the variance of the gradients of K consecutive parts of the batch. This is the estimator for
+      models with batch normalisation. A batch of n < K examples gives n parts of one; n mod K examples are left out.
+    - `"exact"`: V itself. It is fast for Dense layers and convolutions that a functional or Sequential model calls
+      once, and takes a pass for each example for other weights.
 
     Noise layers draw the same noise for both gradients. A single example has no variance and adds nothing.
 
     Args:
         strength: coefficient c >= 0, or a `keras.optimizers.schedules.LearningRateSchedule` of it by training step.
-        estimator: one of the three above. Groups need `"exact"`: a square of a noisy variance would penalise the noise.
+        estimator: `"probe"`, `"micro_batch"` or `"exact"`.
         micro_batches: number K >= 2 of parts.
-        groups: which group each example is in, an integer from 0 to E - 1: the key of an entry (batch,) of the model's
-            inputs, if these are a dictionary (the model may have an input that it does not use), or a function of the
-            `Batch` that returns it. An example with another number is in no group; a group of fewer than two examples
-            is left out of a step.
-        num_groups: number E >= 2 of groups.
         select: which weights count: `"all"`, `"kernels"` (rank 2 or more), a regular expression of paths, or a function
-            of the variable. The last layer alone is much cheaper, and the choice of Fishr's authors.
+            of the variable. The last layer alone is much cheaper.
         seed: integer seed of the signs, or None.
         name: name of the transform.
 
     Raises:
-        TypeError: `groups` is neither a string nor a function.
-        ValueError: a number is out of its range, `groups` without `num_groups` or `"exact"`; in `compile`, batch
-            normalisation without `"micro_batch"`, or `"exact"` after other transforms; in `fit`, no input has the name
-            that `groups` gives.
+        ValueError: a number is out of its range, `estimator` is unknown; in `compile`, `select` chooses nothing, batch
+            normalisation without `"micro_batch"`, or `"exact"` after other transforms.
 
-    Source: Rame, Dancette and Cord, "Fishr: invariant gradient variances for out-of-distribution generalization", ICML
-    2022, section 3 (there with biased variances); without groups its trace. The estimate by signs is derived in
+    Source: the trace of the variance that Rame, Dancette and Cord compare between domains, "Fishr: invariant gradient
+    variances for out-of-distribution generalization", ICML 2022, section 3. The estimate by signs is derived in
     `docs/gradient-variance.md`.
 
     Examples:
@@ -143,39 +131,23 @@ class GradientVariancePenalty(PenaltyTransform):
 
     def __init__(
         self,
-        strength: Strength,
+        strength: Schedule,
         *,
         estimator: str = "probe",
         micro_batches: int = 4,
-        groups: str | Callable[[Batch], Tensor] | None = None,
-        num_groups: int | None = None,
         select: Select = "all",
         seed: int | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(strength, seed=seed, name=name)
-        owner = "GradientVariancePenalty"
-        self.estimator = check_choice(owner, "estimator", estimator, ESTIMATORS)
-        self.micro_batches = check_int(owner, "micro_batches", micro_batches, minimum=2)
-        if groups is not None and not isinstance(groups, str) and not callable(groups):
-            raise TypeError(f"{owner}: `groups` must be a key of the inputs or a function. Received: groups={groups!r}")
-        if (groups is None) != (num_groups is None):
-            raise ValueError(
-                f"{owner}: `groups` and `num_groups` go together. "
-                f"Received: groups={groups!r}, num_groups={num_groups!r}"
-            )
-        if groups is not None and estimator != "exact":
-            raise ValueError(
-                f'{owner}: `groups` needs estimator="exact", because the square of a noisy variance has the noise in '
-                f"it. Received: estimator={estimator!r}"
-            )
-        self.groups = groups
-        self.num_groups = None if num_groups is None else check_int(owner, "num_groups", num_groups, minimum=2)
-        self.select = check_select(select, owner)
+        super().__init__(seed=seed, name=name)
+        self.strength = self.check_schedule("strength", strength)
+        self.estimator = check_choice("GradientVariancePenalty", "estimator", estimator, ESTIMATORS)
+        self.micro_batches = check_int("GradientVariancePenalty", "micro_batches", micro_batches, minimum=2)
+        self.select = check_select(select, "GradientVariancePenalty")
 
     def build(self, model: keras.Model) -> None:
         self.mask = selection(model.trainable_variables, self.select, "GradientVariancePenalty")
-        check_model(self.estimator, model, "GradientVariancePenalty")
+        check_separable(self.estimator, model, "GradientVariancePenalty")
 
     def apply(self, objective: Objective) -> Objective:
         check_objective(self.estimator, objective, "GradientVariancePenalty")
@@ -183,57 +155,111 @@ class GradientVariancePenalty(PenaltyTransform):
         def penalised(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
             loss, aux = objective(weights, batch)
             gradients = ExampleGradients(objective, weights, batch.plain(), self.mask)
-            penalty = self._variance(gradients) if self.groups is None else self._differences(gradients)
-            return loss + ops.cast(self.strength_now() * penalty, loss.dtype), aux
+            seed = self.seed_generator.next()
+            variance = estimated_variance(gradients, self.estimator, self.micro_batches, seed)
+            penalty = self.value_now(self.strength) * sum(ops.sum(v) for v in variance)
+            return loss + ops.cast(penalty, loss.dtype), aux
 
         return penalised
 
-    def _variance(self, gradients: ExampleGradients) -> Tensor:
-        """The sum of V over the weights."""
-        if self.estimator == "probe":
-            return sum(ops.sum(ops.square(at_least_float32(v))) for v in gradients.probe(self.seed_generator.next()))
-        if self.estimator == "micro_batch":
-            return sum(ops.sum(v) for v in gradients.micro_batches(self.micro_batches).variance())
-        count = ops.cast(gradients.count, gradients.dtype)
-        first, second, _ = exact_sums(gradients)
-        spread = sum(ops.sum(s - ops.square(f) / count) for f, s in zip(first, second, strict=True))
-        return spread / at_least(count - 1.0, 1.0)
 
-    def _differences(self, gradients: ExampleGradients) -> Tensor:
-        """The mean squared distance of the groups' V from the mean V."""
-        batch = gradients.batch
-        if callable(self.groups):
-            index = self.groups(batch)
-        elif isinstance(batch.x, Mapping) and self.groups in batch.x:
-            index = batch.x[self.groups]
-        else:
-            known = f"the names {list(batch.x)}" if isinstance(batch.x, Mapping) else "no names"
-            raise ValueError(
-                "GradientVariancePenalty: `groups` must be the name of an input, or a function of the batch. "
-                f"Received: groups={self.groups!r}, and inputs with {known}"
+@keras.saving.register_keras_serializable(package="minimand")
+class Fishr(Transform):
+    """A penalty on the differences between domains of the variance of the gradient: Fishr.
+
+    Use `Fishr` if the training data come from several domains (hospitals, cameras, users), to favour weights that work
+    in another domain. Choose the model honestly: the published gain depends on a choice by the test domain. On the
+    Colored MNIST of DomainBed, Fishr has 52.0 % accuracy against 51.5 % of plain training (ERM) if the model is chosen
+    by the training domains.
+
+    L(w) -> L(w) + c / E sum_e |V_e - mean V|^2, e = 1, ..., E
+
+    V_e is the unbiased variance of the gradient between the examples of a batch that belong to domain e, for each
+    weight. V_e is exact, since the square of a noisy variance would penalise the noise; the cost is that of the
+    estimator `"exact"` of `GradientVariancePenalty`.
+
+    Args:
+        strength: coefficient c >= 0, or a `keras.optimizers.schedules.LearningRateSchedule` of it by training step.
+        domains: the domain of each example, an integer from 0 to E - 1: the key of an entry (batch,) of the model's
+            inputs, if these are a dictionary (the model need not use the input), or a function of the `Batch` that
+            returns the integers (batch,). An example with another number is in no domain; a domain with fewer than two
+            examples in a batch is left out of the step.
+        num_domains: number E >= 2 of domains.
+        select: which weights count: `"all"`, `"kernels"` (rank 2 or more), a regular expression of paths, or a function
+            of the variable. The last layer alone is much cheaper, and is the choice of Fishr's authors.
+        name: name of the transform.
+
+    Raises:
+        TypeError: `domains` is neither a string nor a function.
+        ValueError: a number is out of its range; in `compile`, `select` chooses nothing, batch normalisation, or
+            earlier transforms; in `fit`, no input has the name `domains`.
+
+    Source: Rame, Dancette and Cord, "Fishr: invariant gradient variances for out-of-distribution generalization", ICML
+    2022, section 3 (there with biased variances).
+
+    Examples:
+        >>> import keras, numpy as np, minimand
+        >>> inputs = {"x": keras.Input((3,)), "site": keras.Input((), dtype="int32")}
+        >>> trainer = minimand.Trainer(keras.Model(inputs, keras.layers.Dense(1)(inputs["x"])))
+        >>> trainer.compile("adam", "mse", transforms=[minimand.transforms.Fishr(1.0, "site", 2)])
+        >>> x = {"x": np.ones((8, 3)), "site": np.arange(8) % 2}
+        >>> history = trainer.fit(x, np.zeros((8, 1)), verbose=0)
+    """
+
+    def __init__(
+        self,
+        strength: Schedule,
+        domains: str | Callable[[Batch], Tensor],
+        num_domains: int,
+        *,
+        select: Select = "all",
+        name: str | None = None,
+    ) -> None:
+        super().__init__(name=name)
+        self.strength = self.check_schedule("strength", strength)
+        if not isinstance(domains, str) and not callable(domains):
+            raise TypeError(
+                "Fishr: `domains` must be the key of an input or a function of the Batch. "
+                f"Received: domains={domains!r}"
             )
-        index = ops.cast(ops.reshape(index, (-1,)), "int32")
-        members = ops.cast(index[:, None] == ops.arange(self.num_groups, dtype="int32"), gradients.dtype)
-        counts = ops.sum(members, axis=0)
-        present = ops.cast(counts > 1, counts.dtype)
+        self.domains = domains
+        self.num_domains = check_int("Fishr", "num_domains", num_domains, minimum=2)
+        self.select = check_select(select, "Fishr")
+
+    def build(self, model: keras.Model) -> None:
+        self.mask = selection(model.trainable_variables, self.select, "Fishr")
+        check_separable("exact", model, "Fishr")
+
+    def apply(self, objective: Objective) -> Objective:
+        check_objective("exact", objective, "Fishr")
+
+        def penalised(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
+            loss, aux = objective(weights, batch)
+            gradients = ExampleGradients(objective, weights, batch.plain(), self.mask)
+            return loss + ops.cast(self.value_now(self.strength) * self._distance(gradients), loss.dtype), aux
+
+        return penalised
+
+    def _distance(self, gradients: ExampleGradients) -> Tensor:
+        """The mean squared distance of the domains' V from the mean V."""
+        index = ops.cast(ops.reshape(self._domains_of(gradients.batch), (-1,)), "int32")
+        members = ops.cast(index[:, None] == ops.arange(self.num_domains, dtype="int32"), gradients.dtype)
+        present = ops.cast(ops.sum(members, axis=0) > 1, gradients.dtype)
         number = at_least(ops.sum(present), 1.0)
-        first, second, _ = exact_sums(gradients, members)
         distance = 0.0
-        for f, s in zip(first, second, strict=True):
-            by_group = (-1, *[1] * (len(f.shape) - 1))
-            size, here = ops.reshape(at_least(counts, 2.0), by_group), ops.reshape(present, by_group)
-            variance = (s - ops.square(f) / size) / (size - 1.0)
+        for variance in exact_moments(gradients, members)[1]:
+            here = ops.reshape(present, (-1, *[1] * (len(variance.shape) - 1)))
             mean = ops.sum(here * variance, axis=0) / number
             distance = distance + ops.sum(here * ops.square(variance - mean))
         return distance / number
 
-    def get_config(self) -> dict[str, Any]:
-        groups = self.groups
-        return {
-            **super().get_config(),
-            "estimator": self.estimator,
-            "micro_batches": self.micro_batches,
-            "groups": groups if groups is None else keras.saving.serialize_keras_object(groups),
-            "num_groups": self.num_groups,
-            "select": self.select,
-        }
+    def _domains_of(self, batch: Batch) -> Tensor:
+        if callable(self.domains):
+            return self.domains(batch)
+        if isinstance(batch.x, Mapping) and self.domains in batch.x:
+            return batch.x[self.domains]
+        known = f"the names {list(batch.x)}" if isinstance(batch.x, Mapping) else "no names"
+        raise ValueError(
+            "Fishr: `domains` must be the name of an input, or a function of the batch. "
+            f"Received: domains={self.domains!r}, and inputs with {known}. Pass the inputs as a dictionary."
+        )

@@ -1,9 +1,9 @@
-"""The noise that goes with the optimizer IVON."""
+"""Variational inference: noise on the weights whose size is trained, and the noise of the optimizer IVON."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import compress
 from typing import Any
@@ -13,14 +13,15 @@ import numpy as np
 from keras import ops
 
 from minimand import backend
+from minimand._config import config_of, from_config
 from minimand._selection import Select, check_select, selection, shifted
 from minimand._validation import check_bool, check_choice, check_float, check_int
 from minimand.backend import Tensor
 from minimand.optimizers import IVON
-from minimand.transforms._base import Batch, Objective, Pass, SizedTransform, Weights, mean_of
-from minimand.transforms._weight_noise import PER, SIGNS, Placement
+from minimand.transforms._base import Batch, Objective, SizedTransform, Weights
+from minimand.transforms._noise import PER, SIGNS, NoisePlacement, mean_of
 
-# Priors of weights, and how far a normal posterior is from them.
+# Divergences of a normal posterior from a prior.
 
 
 def normal_divergence(mean: Tensor, log_stddev: Tensor, prior_stddev: float) -> Tensor:
@@ -30,9 +31,9 @@ def normal_divergence(mean: Tensor, log_stddev: Tensor, prior_stddev: float) -> 
 
 
 def empirical_bayes_divergence(mean: Tensor, log_stddev: Tensor) -> Tensor:
-    """The least KL(N(m, s^2) || N(0, p^2)) of all p, which is that of p^2 = mean(m^2 + s^2).
+    """The least KL(N(m, s^2) || N(0, p^2)) over p, at p^2 = mean(m^2 + s^2).
 
-    The derivative by p is 0 there, so that the gradient is that at fixed p.
+    The derivative by p is 0 at the minimum, so the gradient equals the gradient at fixed p.
     """
     count = math.prod(mean.shape)
     best = ops.sum(ops.square(mean) + ops.exp(2.0 * log_stddev)) / count
@@ -42,6 +43,8 @@ def empirical_bayes_divergence(mean: Tensor, log_stddev: Tensor) -> Tensor:
 @keras.saving.register_keras_serializable(package="minimand")
 class ScaleMixturePrior:
     """A prior of two normal laws, a wide and a narrow one, for each weight.
+
+    Use `ScaleMixturePrior` in `VariationalWeightNoise` if many weights should be close to 0 and a few large.
 
     p(w) = a N(w; 0, s1^2) + (1 - a) N(w; 0, s2^2)
 
@@ -77,15 +80,15 @@ class ScaleMixturePrior:
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make an equal prior."""
-        return {"wide": self.wide, "narrow": self.narrow, "share": self.share}
+        return config_of(self)
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> ScaleMixturePrior:
+    def from_config(cls, config: dict[str, Any]) -> Any:
         """A prior made from `get_config()`."""
-        return cls(**config)
+        return from_config(cls, config)
 
 
-# Noise on the weights whose size is learned: mean-field variational inference.
+# Mean-field variational inference.
 
 _MOPED_SHARE = 0.1
 # The least standard deviation of a weight that is zero when training starts from a trained model.
@@ -94,42 +97,45 @@ _MOPED_LEAST = 1e-3
 
 @keras.saving.register_keras_serializable(package="minimand")
 class VariationalWeightNoise(SizedTransform):
-    """The evidence bound: normal noise on the weights, its size trained, at the cost of its distance from a prior.
+    """Mean-field variational inference: normal noise on the weights, with trained sizes and a prior.
+
+    Use `VariationalWeightNoise` for predictions with uncertainty, or to find out which weights matter.
 
     L(w) -> E_e[ L(w + s e) ] + c KL( N(w, s^2) || prior ), e ~ N(0, I), s = exp(r), r trained
 
     With L the mean negative log likelihood of the examples and c = 1 / N, N the size of the training set, this is the
-    negative evidence lower bound per example, and N(w, s^2) the variational posterior. So the loss must be a negative
-    log likelihood: a cross-entropy, or `losses.UncertaintyWeighted` or `AdaptiveStudentT` for regression; squared
-    error is that of a normal law of variance 1/2.
+    negative evidence lower bound per example, and N(w, s^2) is the variational posterior. So the loss must be a
+    negative log likelihood: a cross-entropy, or `losses.UncertaintyWeighted` or `AdaptiveStudentT` for regression.
+    Squared error is the negative log likelihood of a normal law of variance 1/2.
 
-    A step evaluates `samples` draws, each the same for all examples of a batch, and with `antithetic` its negative too.
-    The KL divergence is exact, and summed over the weights; that of a `ScaleMixturePrior` is estimated at the same
-    draws. `evaluate` and `predict` use w, the posterior's mean; `Trainer.predict_samples` draws from the posterior.
+    A step evaluates `samples` draws. Each draw is the same for all examples of a batch; with `antithetic`, the negative
+    of each draw is evaluated too. The KL divergence is exact and summed over the weights; the divergence from a
+    `ScaleMixturePrior` is estimated at the same draws. `evaluate` and `predict` use w, the posterior's mean;
+    `Trainer.predict_samples` draws from the posterior.
 
     Args:
         prior: standard deviation > 0 of a normal prior; `"empirical_bayes"`, one for each weight tensor, the best at
             every step, in closed form; or a `ScaleMixturePrior`.
-        kl_weight: c >= 0, or `"auto"`: 1 / N with the number of training examples that `fit` is given. It is known
-            of arrays, and of a `keras.utils.PyDataset`, `tf.data.Dataset` or torch `DataLoader` that has a length.
-        temperature: factor >= 0 of the divergence; below 1, a "cold" posterior, narrower than Bayes's.
+        kl_weight: c >= 0, or `"auto"`: 1 / N with the number of training examples that `fit` is given. `fit` can count
+            arrays, and a `keras.utils.PyDataset`, `tf.data.Dataset` or torch `DataLoader` that has a length.
+        temperature: factor >= 0 of the divergence; a factor below 1 gives a "cold" posterior, narrower than Bayes's.
         warm_up: number >= 0 of training steps in which the divergence's factor rises from 0 in proportion.
         init: initial standard deviation > 0, or `"moped"`, to start from a trained model: a tenth of each weight's
-            size, and a prior that is centred at the weights as they are then.
+            size, and a prior that is centred at the weights at the start.
         select: which weights get noise: `"all"`, `"kernels"` (rank 2 or more), a regular expression of paths, or a
             function of the variable.
         samples: number >= 1 of draws a step.
         antithetic: whether each draw is used with both signs.
-        per: `"batch"`, `"example"` or `"position"`: what has a draw of its own, as in `WeightNoise`.
+        per: `"batch"` or `"example"`: the unit that has a draw of its own, as in `WeightNoise`.
         seed: integer seed, or None.
         name: name of the transform.
 
     Raises:
-        ValueError: a number is out of its range, a name is unknown, `select` chooses nothing, or nothing that `per`
-            can work for, a `ScaleMixturePrior` is not per batch; in `fit`, the number of training examples is not
+        ValueError: a number is out of its range, a name is unknown, `select` chooses nothing, or no kernel for
+            `per="example"`, a `ScaleMixturePrior` is not per batch; in `fit`, the number of training examples is not
             known.
         TypeError: `antithetic` is not a boolean.
-        NotImplementedError: as `WeightNoise`, for `per`.
+        NotImplementedError: in training with `per="example"`, a layer is called twice in one pass.
 
     Source: Graves, "Practical variational inference for neural networks", NIPS 2011; Blundell et al., "Weight
     uncertainty in neural networks", ICML 2015; moped: Krishnan, Subedar and Tickoo, "Specifying weight priors in
@@ -169,8 +175,8 @@ class VariationalWeightNoise(SizedTransform):
         self.per = check_choice(owner, "per", per, PER)
         if per != "batch" and isinstance(prior, ScaleMixturePrior):
             raise ValueError(
-                "VariationalWeightNoise: a ScaleMixturePrior, whose divergence is estimated at the draws of the "
-                f'weights, needs per="batch". Received: per={per!r}'
+                f'VariationalWeightNoise: a ScaleMixturePrior needs per="batch". Received: per={per!r}. Use a normal '
+                'prior or prior="empirical_bayes", whose divergence does not depend on draws of the weights.'
             )
         self.temperature = check_float(owner, "temperature", temperature, minimum=0.0)
         self.warm_up = check_int(owner, "warm_up", warm_up, minimum=0)
@@ -178,34 +184,26 @@ class VariationalWeightNoise(SizedTransform):
         self.samples = check_int(owner, "samples", samples, minimum=1)
         self.log_stddevs: dict[str, keras.Variable] = {}
         self.centers: dict[str, keras.Variable] = {}
-        if warm_up:
-            self.step = self.add_weight((), "zeros", "int32", trainable=False, name="step")
+        if self.warm_up:
+            self.add_step_counter()
 
     def build(self, model: keras.Model) -> None:
         self.mask = selection(model.trainable_variables, self.select, "VariationalWeightNoise")
-        self.placement = Placement(model, self.mask, self.per, "VariationalWeightNoise")
+        self.placement = NoisePlacement(model, self.mask, self.per, "VariationalWeightNoise")
         self.weights = list(model.trainable_variables)
         self.selected = list(compress(self.weights, self.mask))
         for weight in self.selected:
             if weight.path not in self.log_stddevs:
-                self.log_stddevs[weight.path] = self._made("log_stddev", weight, self._initial_log_stddev)
+                start = _like(weight, self._initial_log_stddev)
+                self.log_stddevs[weight.path] = self.add_weight_like(weight, "log_stddev", start)
                 if self.init == "moped":
-                    self.centers[weight.path] = self._made("center", weight, ops.copy, trainable=False)
+                    center = self.add_weight_like(weight, "center", _like(weight, ops.copy), trainable=False)
+                    self.centers[weight.path] = center
 
     def _initial_log_stddev(self, value: Tensor) -> Tensor:
         if isinstance(self.init, str):
             return ops.log(ops.clip(_MOPED_SHARE * ops.abs(value), _MOPED_LEAST, 1e30))
         return ops.full_like(value, math.log(self.init))
-
-    def _made(self, kind: str, weight: keras.Variable, start: Any, trainable: bool = True) -> keras.Variable:
-        """A variable like a weight, whose first value is a function of the weight's."""
-
-        def initial(shape: Any, dtype: Any = None) -> Tensor:
-            # Called when the weight has its value, which may be after `build`.
-            return ops.cast(start(weight.value), dtype)
-
-        name = f"{weight.path.replace('/', '_')}_{kind}"
-        return self.add_weight(weight.shape, initial, "float32", trainable=trainable, name=name)
 
     def _stddev(self, variable: keras.Variable) -> Tensor:
         return ops.exp(self.log_stddevs[variable.path].value)
@@ -221,7 +219,7 @@ class VariationalWeightNoise(SizedTransform):
         return shifted(weights, self.mask, self._steps(self.selected, noise))
 
     def divergence(self, weights: Weights, draws: Sequence[Sequence[Tensor]]) -> Tensor:
-        """KL(posterior || prior), summed over the chosen weights; where it has no closed form, at these unit draws."""
+        """KL(posterior || prior), summed over the selected weights; the draws are for a `ScaleMixturePrior`."""
         total: Any = 0.0
         for index, (variable, weight) in enumerate(zip(self.selected, compress(weights, self.mask), strict=True)):
             log_stddev = self.log_stddevs[variable.path].value
@@ -239,36 +237,32 @@ class VariationalWeightNoise(SizedTransform):
         return total
 
     def _weight_of_step(self) -> Any:
-        """The divergence's factor; advances the count of steps."""
-        weight = 1.0 / self.examples.value if isinstance(self.kl_weight, str) else self.kl_weight
+        """The factor of the divergence in this step, which is counted."""
+        weight = 1.0 / self.training_examples.value if isinstance(self.kl_weight, str) else self.kl_weight
         if not self.warm_up:
             return self.temperature * weight
-        step = self.step.value
-        rising = ops.minimum(ops.cast(step, "float32") / self.warm_up, 1.0)
-        self.step.assign(step + 1)
-        return self.temperature * weight * rising
+        return self.temperature * weight * ops.minimum(ops.cast(self.next_step(), "float32") / self.warm_up, 1.0)
 
     def apply(self, objective: Objective) -> Objective:
         def bound(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
             shared = list(compress(self.weights, self.placement.on_weights))
-            shapes = [tuple(variable.shape) for variable in shared]
-            passes: list[Pass] = []
-            draws = []
-            for _ in range(self.samples):
-                noise = backend.noise("normal", shapes, self.seed_generator.next()) if shapes else []
-                draws.append(noise)
-                passes += self.placement.passes(
-                    objective, weights, self._steps(shared, noise), lambda index: self._stddev(self.weights[index]),
-                    self.seed_generator, antithetic=self.antithetic,
-                )  # fmt: skip
-            loss, aux = mean_of(passes, batch)
+            draws: list[list[Tensor]] = []
+
+            def draw(seed: Tensor) -> list[Tensor]:
+                draws.append(backend.noise("normal", [tuple(variable.shape) for variable in shared], seed))
+                return self._steps(shared, draws[-1])
+
+            loss, aux = self.placement.mean_over_draws(
+                objective, weights, batch, draw, lambda index: self._stddev(self.weights[index]), self.seed_generator,
+                samples=self.samples, antithetic=self.antithetic,
+            )  # fmt: skip
             penalty = self._weight_of_step() * self.divergence(weights, draws)
             return loss + ops.cast(penalty, loss.dtype), aux
 
         return bound
 
     def signal_to_noise(self) -> dict[str, np.ndarray]:
-        """|w| / s of each chosen weight, by its path: where it is small, the weight may as well be 0.
+        """|w| / s of each selected weight, by the weight's path; a weight with a small ratio may be set to 0.
 
         Raises:
             ValueError: the transform has not been built by a trainer.
@@ -276,26 +270,20 @@ class VariationalWeightNoise(SizedTransform):
         Source: Graves, NIPS 2011, section 6.
         """
         if not self.built:
-            raise ValueError("VariationalWeightNoise.signal_to_noise: train with the transform first.")
+            raise ValueError(
+                "VariationalWeightNoise.signal_to_noise: needs a transform that a trainer has built. Received: a "
+                "transform without variables. Train with the transform first."
+            )
         return {
             variable.path: np.abs(ops.convert_to_numpy(variable.value))
             / np.exp(ops.convert_to_numpy(self.log_stddevs[variable.path].value))
             for variable in self.selected
         }
 
-    def get_config(self) -> dict[str, Any]:
-        return {
-            **super().get_config(),
-            "prior": keras.saving.serialize_keras_object(self.prior),
-            "kl_weight": self.kl_weight,
-            "temperature": self.temperature,
-            "warm_up": self.warm_up,
-            "init": self.init,
-            "select": self.select,
-            "samples": self.samples,
-            "antithetic": self.antithetic,
-            "per": self.per,
-        }
+
+def _like(weight: keras.Variable, start: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
+    """An initializer that is a function of a weight's value when it is called, which may be after `build`."""
+    return lambda shape, dtype=None: ops.cast(start(weight.value), dtype)
 
 
 # The noise that goes with the optimizer IVON.
@@ -305,10 +293,12 @@ class VariationalWeightNoise(SizedTransform):
 class IVONNoise(SizedTransform):
     """Weights drawn from the posterior that the optimizer `IVON` maintains.
 
+    Use `IVONNoise` together with the optimizer `IVON`, which needs it.
+
     L(w) -> E_e[ L(w + s e) ], e ~ N(0, I), s = 1 / sqrt(N (h + d))
 
     h is the optimizer's running estimate of the Hessian's diagonal, from products of gradient and noise, and d its
-    weight decay. The noise is in the objective alone: the weights themselves are never noisy.
+    weight decay. The noise is in the objective alone; the model's own weights are never noisy.
 
     Args:
         examples: N > 0, or `"auto"`: the number of training examples that `fit` is given
@@ -342,7 +332,7 @@ class IVONNoise(SizedTransform):
     ) -> None:
         automatic = isinstance(examples, str) and examples == "auto"
         super().__init__(automatic=automatic, remedy="examples=", seed=seed, name=name)
-        self.number: float | str = examples if automatic else check_float("IVONNoise", "examples", examples, above=0.0)
+        self.examples = examples if automatic else check_float("IVONNoise", "examples", examples, above=0.0)
         self.select = check_select(select, "IVONNoise")
         self.samples = check_int("IVONNoise", "samples", samples, minimum=1)
         self.hessians: dict[str, keras.Variable] = {}
@@ -350,8 +340,8 @@ class IVONNoise(SizedTransform):
     def bind(self, optimizer: keras.optimizers.Optimizer) -> None:
         if not isinstance(optimizer, IVON):
             raise ValueError(
-                "IVONNoise: goes with the optimizer minimand.optimizers.IVON. "
-                f"Received: optimizer={type(optimizer).__name__}"
+                "IVONNoise: `optimizer` must be a minimand.optimizers.IVON. "
+                f"Received: optimizer={type(optimizer).__name__}. Compile with minimand.optimizers.IVON()."
             )
         self.optimizer = optimizer
 
@@ -361,17 +351,16 @@ class IVONNoise(SizedTransform):
         start = keras.initializers.Constant(self.optimizer.hessian_init)
         for weight in self.selected:
             if weight.path not in self.hessians:
-                name = f"{weight.path.replace('/', '_')}_hessian"
-                self.hessians[weight.path] = self.add_weight(weight.shape, start, "float32", name=name)
+                self.hessians[weight.path] = self.add_weight_like(weight, "hessian", start)
             self.optimizer.track(weight, self.hessians[weight.path])
 
     def _draw(self, weights: Weights, seed: Tensor) -> list[Tensor]:
         """The weights with noise, such that the derivative by h is the estimate of the Hessian's diagonal.
 
-        That estimate is k = g e / s, with the gradient g at the noisy weights: the noise s e is given the derivative
-        e / s by h.
+        The estimate is k = g e / s, with the gradient g at the noisy weights: the noise s e gets the derivative e / s
+        by h.
         """
-        examples = self.examples.value if isinstance(self.number, str) else self.number
+        examples = self.training_examples.value if isinstance(self.examples, str) else self.examples
         noise = backend.noise("normal", [tuple(v.shape) for v in self.selected], seed)
 
         def of_tensors(hessian: Tensor, e: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
@@ -393,6 +382,3 @@ class IVONNoise(SizedTransform):
             return mean_of([partial(objective, draw) for draw in draws], batch)
 
         return noisy
-
-    def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "examples": self.number, "select": self.select, "samples": self.samples}

@@ -17,10 +17,12 @@ from minimand.transforms._base import Batch, Objective, Transform, Weights
 class WeightPenalty(Transform):
     """A penalty on the weights, by any Keras regularizer, without rebuilding the model.
 
+    Use `WeightPenalty` to regularize a model that is already built, such as a pretrained one.
+
     L(w) -> L(w) + sum over selected weights of R(w)
 
-    A regularizer of `minimand.regularizers` may have a schedule as its strength, which goes by the number of training
-    steps that are counted here.
+    A regularizer of `minimand.regularizers` may have a schedule as its strength; `WeightPenalty` counts the training
+    steps for it.
 
     Args:
         regularizer: a `keras.regularizers.Regularizer`, or a name or callable that Keras accepts as one.
@@ -29,10 +31,10 @@ class WeightPenalty(Transform):
         name: name of the transform.
 
     Raises:
-        ValueError: `regularizer` is None or unknown, `select` chooses nothing, or weights for which the regularizer
-            makes no sense.
+        ValueError: `regularizer` is None or unknown, `select` chooses nothing, or weights whose shape the regularizer
+            does not accept.
 
-    Source: as the sum of loss and penalty in Tikhonov, "On the solution of ill-posed problems and the method of
+    Source: a sum of loss and penalty, as in Tikhonov, "On the solution of ill-posed problems and the method of
     regularization", Soviet Math. Doklady 4 (1963).
 
     Examples:
@@ -44,30 +46,25 @@ class WeightPenalty(Transform):
         super().__init__(name=name)
         self.regularizer = keras.regularizers.get(regularizer)
         if self.regularizer is None:
-            raise ValueError("WeightPenalty: `regularizer` must be a Keras regularizer. Received: regularizer=None")
+            raise ValueError(
+                "WeightPenalty: `regularizer` must be a Keras regularizer. Received: regularizer=None. "
+                'Pass one, such as "l2" or minimand.regularizers.GroupLasso(1e-3).'
+            )
         self.select = check_select(select, "WeightPenalty")
-
-    @property
-    def _scheduled(self) -> bool:
-        return isinstance(self.regularizer, WeightRegularizer) and self.regularizer.scheduled
+        if isinstance(self.regularizer, WeightRegularizer) and self.regularizer.scheduled:
+            self.add_step_counter()
 
     def build(self, model: keras.Model) -> None:
         self.mask = selection(model.trainable_variables, self.select, "WeightPenalty")
         self.penalised = list(compress(model.trainable_variables, self.mask))
         if isinstance(self.regularizer, WeightRegularizer):
             self.regularizer.check_variables(self.penalised)
-        if self._scheduled and not hasattr(self, "step"):
-            self.step = self.add_weight((), "zeros", "int32", trainable=False, name="step")
 
     def _penalty(self, weights: Weights) -> Tensor:
         values = list(compress(weights, self.mask))
         if not isinstance(self.regularizer, WeightRegularizer):
             return sum(self.regularizer(value) for value in values)
-        regularizer = self.regularizer
-        if self._scheduled:
-            step = self.step.value
-            regularizer = regularizer.at(step)
-            self.step.assign(step + 1)
+        regularizer = self.regularizer if self.step is None else self.regularizer.at(self.next_step())
         return regularizer.total(self.penalised, values)
 
     def apply(self, objective: Objective) -> Objective:
@@ -76,10 +73,3 @@ class WeightPenalty(Transform):
             return loss + keras.ops.cast(self._penalty(weights), loss.dtype), aux
 
         return penalised
-
-    def get_config(self) -> dict[str, Any]:
-        return {
-            "regularizer": keras.saving.serialize_keras_object(self.regularizer),
-            "select": self.select,
-            "name": self.name,
-        }

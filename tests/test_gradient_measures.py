@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from minimand.gradients import evidence, gradient_moments
-from minimand.optimizers import VarianceAware
+from minimand.optimizers import MSVAG
 from minimand.transforms import MeasureGradient, MiniBatchVariance
 from minimand.transforms._gradient_measures import GradientStatistics
 from tests.helpers import data, dtype_policy, network, numpy
@@ -143,7 +143,7 @@ def test_the_optimizer_gets_the_variance_of_the_batch(random):
     model = small_network()
     x, y = (part.astype("float32") for part in batch_for(model, random, rows=40))
     reference = trainer_of(small_network())
-    optimizer = VarianceAware(0.1, beta=0.8, variance="mini_batch", clipvalue=100.0)
+    optimizer = MSVAG(0.1, beta=0.8, variance="mini_batch", clipvalue=100.0)
     trainer = trainer_of(model, MiniBatchVariance(estimator="exact"), optimizer=optimizer)
     w = [v.numpy().astype("float64") for v in model.trainable_variables]
     m, noise = [0.0 * v for v in w], [0.0 * v for v in w]
@@ -168,7 +168,7 @@ def test_mini_batch_variance_in_fit_and_from_a_file(estimator, random, tmp_path)
     x, y = data(random)
     model = network() if estimator == "micro_batch" else small_network()
     x = x if estimator == "micro_batch" else x[:, :3]
-    optimizer = VarianceAware(0.05, variance="mini_batch", weight_decay=0.01)
+    optimizer = MSVAG(0.05, variance="mini_batch", weight_decay=0.01)
     trainer = trainer_of(model, MiniBatchVariance(estimator=estimator, seed=1), optimizer=optimizer)
     losses = trainer.fit(x, y, batch_size=16, epochs=4, verbose=0).history["loss"]
     assert losses[-1] < losses[0]

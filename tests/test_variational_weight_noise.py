@@ -231,7 +231,7 @@ def test_the_size_of_a_training_set_without_targets(random):
         sets.append((tf.data.Dataset.from_tensor_slices(x).batch(16), 70))
     for inputs, size in sets:
         trainer.fit(inputs, verbose=0, shuffle=False)
-        assert transform.examples.numpy() == size
+        assert transform.training_examples.numpy() == size
 
 
 def test_the_size_of_the_training_set(random):
@@ -242,7 +242,7 @@ def test_the_size_of_the_training_set(random):
 
     def examples(*arguments, **more):
         trainer.fit(*arguments, verbose=0, **more)
-        return int(transform.examples.numpy())
+        return int(transform.training_examples.numpy())
 
     assert examples(x, y) == 70
     assert examples(x, y, validation_split=0.25) == 52

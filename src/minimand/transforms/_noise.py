@@ -1,20 +1,93 @@
-"""Noise on the weights of linear layers that differs from example to example."""
+"""Noise on the selected weights: one draw for the batch, or in linear layers another one for each example."""
 
 from __future__ import annotations
 
 import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any, NamedTuple, TypeAlias
 
 import keras
 from keras import ops
 
 from minimand import backend
 from minimand._keras import AutocastScope
-from minimand._ops import at_least_float32, root
-from minimand._scope import forked_scope, shadowed
+from minimand._ops import at_least_float32, nonzero_sqrt
+from minimand._scope import forked_scope, isolated, shadowed
+from minimand._selection import shifted
 from minimand.backend import Tensor
+from minimand.transforms._base import Batch, Objective, Weights
+
+# The mean of an objective over draws of the noise.
+
+PER = ("batch", "example")
+# Signs of the passes of one draw, without and with antithetic ones.
+SIGNS = {False: (1,), True: (1, -1)}
+Pass: TypeAlias = Callable[[Batch], tuple[Tensor, Any]]
+
+
+def mean_of(passes: Sequence[Pass], batch: Batch) -> tuple[Tensor, Any]:
+    """The mean loss of the passes, and the aux of the first one."""
+    loss, aux = passes[0](batch)
+    for one in passes[1:]:
+        loss = loss + isolated(one)(batch)[0]
+    return loss / len(passes) if len(passes) > 1 else loss, aux
+
+
+class NoisePlacement:
+    """For each selected weight, the place of its noise: in the weight's layer, by example, or on the weight itself.
+
+    Args:
+        model: the built model.
+        mask: which of the model's trainable weights get noise.
+        per: one of `PER`.
+        owner: the transform, for messages.
+    """
+
+    def __init__(self, model: keras.Model, mask: Sequence[bool], per: str, owner: str) -> None:
+        self.layers = _linear_layers(model, mask, owner) if per == "example" else []
+        self.in_layers = [k for part in self.layers for k in (part.kernel, part.bias) if k is not None]
+        self.on_weights = [c and k not in self.in_layers for k, c in enumerate(mask)]
+
+    def mean_over_draws(
+        self,
+        objective: Objective,
+        weights: Weights,
+        batch: Batch,
+        draw: Callable[[Tensor], Sequence[Tensor]],
+        stddev_of: Callable[[int], Tensor],
+        generator: keras.random.SeedGenerator,
+        *,
+        samples: int,
+        antithetic: bool,
+        law: str = "normal",
+    ) -> tuple[Tensor, Any]:
+        """The mean of the objective over draws of the noise, and the aux of the first one.
+
+        Args:
+            objective: the objective.
+            weights: values for the model's trainable variables.
+            batch: the batch.
+            draw: gives, from a seed, the noise on each of the weights `on_weights`.
+            stddev_of: gives the standard deviation of the noise on a weight `in_layers`, by the weight's index.
+            generator: source of the seeds.
+            samples: number of draws.
+            antithetic: whether each draw is used with both signs.
+            law: law of the noise in layers, as in `Backend.noise`.
+        """
+        stddevs = {index: stddev_of(index) for index in self.in_layers}
+        passes = []
+        for _ in range(samples):
+            steps = draw(generator.next()) if any(self.on_weights) else []
+            seeds = [(generator.next(), generator.next()) for _ in self.layers]
+            for sign in SIGNS[antithetic]:
+                shared = partial(objective, shifted(weights, self.on_weights, steps, sign))
+                passes.append(_with_example_noise(shared, self.layers, stddevs, seeds, law, sign))
+        return mean_of(passes, batch)
+
+
+# Linear layers whose noise differs from example to example.
 
 _CONVOLUTIONS = (
     keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D,
@@ -32,14 +105,14 @@ class LinearLayer(NamedTuple):
     bias: int | None
 
 
-def linear_layers(model: keras.Model, mask: Sequence[bool], owner: str) -> list[LinearLayer]:
-    """The layers whose chosen kernel can have noise of its own for each example.
+def _linear_layers(model: keras.Model, mask: Sequence[bool], owner: str) -> list[LinearLayer]:
+    """The layers whose selected kernel can have noise of its own for each example.
 
-    These are Dense, EinsumDense and convolutions, without LoRA, that share their kernel with no other layer; with
-    their biases, where those are chosen.
+    They are Dense, EinsumDense and convolution layers, without LoRA, that share their kernel with no other layer.
+    Their biases are included if they are selected.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such layer.
     """
     index = {id(v): k for k, (v, c) in enumerate(zip(model.trainable_variables, mask, strict=True)) if c}
     found = [
@@ -51,22 +124,20 @@ def linear_layers(model: keras.Model, mask: Sequence[bool], owner: str) -> list[
     found = [part for part in found if kernels.count(part.kernel) == 1]
     if not found:
         raise ValueError(
-            f'{owner}: per="example" and per="position" need the kernel of a Dense, EinsumDense or convolution layer '
-            "without LoRA among the weights that `select` chooses. Received: "
+            f'{owner}: per="example" needs the kernel of a Dense, EinsumDense or convolution layer without LoRA among '
+            "the weights that `select` chooses. Received: "
             f"{[v.path for v, c in zip(model.trainable_variables, mask, strict=True) if c]}. "
             'Use per="batch", which works for all weights.'
         )
     return found
 
 
-def with_example_noise(
+def _with_example_noise(
     function: Callable[..., Any],
     layers: Sequence[LinearLayer],
     stddevs: Mapping[int, Tensor],
     seeds: Sequence[tuple[Tensor, Tensor]],
-    *,
     law: str,
-    per: str,
     sign: int,
 ) -> Callable[..., Any]:
     """The function, such that these layers have noise when it calls them.
@@ -77,7 +148,6 @@ def with_example_noise(
         stddevs: the standard deviation of the noise on each of their weights, by its index; it broadcasts to it.
         seeds: two for each layer.
         law: law of the noise on a weight, as in `Backend.noise`.
-        per: `"example"` or `"position"`, for independent noise wherever the weights are used.
         sign: 1, or -1 for the opposite noise.
     """
 
@@ -85,7 +155,7 @@ def with_example_noise(
         with contextlib.ExitStack() as stack:
             for part, pair in zip(layers, seeds, strict=True):
                 bias = None if part.bias is None else stddevs[part.bias]
-                call = _noisy_call(part.layer, (stddevs[part.kernel], bias), pair, law, per, sign)
+                call = _noisy_call(part.layer, (stddevs[part.kernel], bias), pair, law, sign)
                 stack.enter_context(shadowed(part.layer, "call", call))
             return function(*args)
 
@@ -93,7 +163,7 @@ def with_example_noise(
 
 
 def _noisy_call(
-    layer: Any, stddevs: tuple[Any, Any], seeds: tuple[Tensor, Tensor], law: str, per: str, sign: int
+    layer: Any, stddevs: tuple[Any, Any], seeds: tuple[Tensor, Tensor], law: str, sign: int
 ) -> Callable[..., Tensor]:
     call, activation = layer.call, layer.activation
     calls = 0
@@ -110,13 +180,14 @@ def _noisy_call(
         nonlocal calls
         calls += 1
         axes = _axes(layer, len(inputs.shape))
-        # Where an example uses each weight once, noise on the weights and on what they are summed to are the same.
+        # If an example uses each weight once, noise on the weights and noise on the sums of products are the same.
         once = not isinstance(layer, _CONVOLUTIONS) and len(axes[0]) == len(inputs.shape) - 1
-        on_output = law == "normal" and (once or per == "position")
+        on_output = law == "normal" and once
         if on_output and calls > 1:
             raise NotImplementedError(
-                f"per={per!r}: the layer {layer.name} is called more than once in one pass, and the noise of its calls "
-                'would be the same numbers. Use per="batch", or leave its kernel out with `select`.'
+                f'per="example" needs layers that are called once in a pass, since the noise of several calls would be '
+                f"the same numbers. Received: the layer {layer.name}, which is called more than once. "
+                'Use per="batch", or leave its kernel out with `select`.'
             )
         with shadowed(layer, "activation", None):
             outputs = call(inputs, *args, **kwargs)
@@ -144,7 +215,7 @@ def _local(layer: Any, linear: Any, x: Tensor, stddevs: tuple[Any, Any], shape: 
             variance = variance if bias is None else variance + bias
         else:
             variance = linear(squares, kernel, bias)
-    stddev = root(variance)
+    stddev = nonzero_sqrt(variance)
     (normal,) = backend.noise("normal", [shape], seed)
     return stddev * ops.cast(normal, stddev.dtype)
 
@@ -169,11 +240,11 @@ def _flipout(
     (signs,) = backend.noise("rademacher", [(rows, sum(counts))], seeds[1])
     signs = ops.cast(signs, x.dtype)
 
-    def spread(part: Tensor, axes: list[int], sizes: Sequence[int]) -> Tensor:
+    def broadcast(part: Tensor, axes: list[int], sizes: Sequence[int]) -> Tensor:
         return ops.reshape(part, [rows, *(size if k in axes else 1 for k, size in enumerate(sizes) if k > 0)])
 
-    flipped = x * spread(signs[:, : counts[0]], used, x.shape)
-    return linear(flipped, kernel, bias) * spread(signs[:, counts[0] :], made, shape)
+    flipped = x * broadcast(signs[:, : counts[0]], used, x.shape)
+    return linear(flipped, kernel, bias) * broadcast(signs[:, counts[0] :], made, shape)
 
 
 def _axes(layer: Any, rank: int) -> tuple[list[int], list[int]]:
@@ -184,18 +255,17 @@ def _axes(layer: Any, rank: int) -> tuple[list[int], list[int]]:
     if isinstance(layer, keras.layers.Dense):
         return [rank - 1], [rank - 1]
     inputs, kernel, outputs = _labels(layer)
-    spread = rank - len(inputs.replace("...", ""))
-    return _positions(inputs, kernel, spread), _positions(outputs, kernel, spread)
+    hidden = "." * (rank - len(inputs.replace("...", "")))
 
+    def positions(labels: str) -> list[int]:
+        """The axes whose labels are the kernel's; the ellipsis stands for the hidden axes."""
+        return [axis for axis, label in enumerate(labels.replace("...", hidden)) if label != "." and label in kernel]
 
-def _positions(labels: str, kernel: str, spread: int) -> list[int]:
-    """Where the labels of the kernel stand, when the ellipsis stands for `spread` axes."""
-    expanded = labels.replace("...", "." * spread)
-    return [axis for axis, label in enumerate(expanded) if label != "." and label in kernel]
+    return positions(inputs), positions(outputs)
 
 
 def _labels(layer: Any) -> tuple[str, str, str]:
-    """Of inputs, kernel and outputs in an EinsumDense's equation."""
+    """The labels of inputs, kernel and outputs in an EinsumDense's equation."""
     operands, outputs = layer.equation.replace(" ", "").split("->")
     inputs, kernel = operands.split(",")
     return inputs, kernel, outputs

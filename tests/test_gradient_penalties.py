@@ -6,9 +6,10 @@ import pytest
 from keras import layers, ops
 
 from minimand.gradients import GradientMoments, gradient_moments
-from minimand.optimizers import VarianceAware
+from minimand.optimizers import SVAG
 from minimand.transforms import (
     Batch,
+    Fishr,
     GradientNormPenalty,
     GradientVariancePenalty,
     MeasureGradient,
@@ -77,9 +78,7 @@ PENALTIES = {
     "probe": lambda: GradientVariancePenalty(0.7, seed=1),
     "micro_batch": lambda: GradientVariancePenalty(0.7, estimator="micro_batch", micro_batches=3),
     "exact": lambda: GradientVariancePenalty(0.7, estimator="exact"),
-    "groups": lambda: GradientVariancePenalty(
-        0.7, estimator="exact", groups=lambda batch: batch.x[:, 0] > 0, num_groups=2
-    ),
+    "fishr": lambda: Fishr(0.7, lambda batch: batch.x[:, 0] > 0, 2),
     "norm": lambda: GradientNormPenalty(0.7),
     "root": lambda: GradientNormPenalty(0.7, squared=False),
     "after_noise": lambda: [WeightNoise(0.3, seed=2), GradientVariancePenalty(0.7, seed=1)],
@@ -152,33 +151,27 @@ def test_probe_penalty_is_unbiased(random):
     assert abs(draws.mean() - exact) < 4 * draws.std() / np.sqrt(400)
 
 
-def test_differences_of_variances_between_groups(random, float64):
-    """Fishr's penalty by hand, by a key of the inputs; a group of one example is left out."""
+def test_differences_of_variances_between_domains(random, float64):
+    """By a key of the inputs and by a function; a domain of one example is left out."""
     keras.utils.set_random_seed(4)
     features, domain = keras.Input((3,), name="x"), keras.Input((), dtype="int32", name="domain")
     model = keras.Model({"x": features, "domain": domain}, layers.Dense(2)(layers.Dense(4, "tanh")(features)))
     x, y = random.normal(size=(9, 3)), random.normal(size=(9, 2))
-    for groups in ([0, 1, 1, 0, 2, 2, 0, 1, 2], [0, 1, 1, 0, 2, 1, 0, 1, 1]):
-        inputs = {"x": x, "domain": np.array(groups, "int32")}
+    for domains in ([0, 1, 1, 0, 2, 2, 0, 1, 2], [0, 1, 1, 0, 2, 1, 0, 1, 1]):
+        inputs = {"x": x, "domain": np.array(domains, "int32")}
         plain = trainer_of(model)
         each = [
             plain.value_and_gradient({"x": x[k : k + 1], "domain": np.zeros(1, "int32")}, y[k : k + 1])[1]
             for k in range(9)
         ]
         last = [np.stack([numpy(g[index]) for g in each]) for index in (2, 3)]
-        present = [e for e in range(3) if groups.count(e) > 1]
+        present = [e for e in range(3) if domains.count(e) > 1]
         variances = [
-            np.concatenate([g[np.array(groups) == e].var(axis=0, ddof=1).ravel() for g in last]) for e in present
+            np.concatenate([g[np.array(domains) == e].var(axis=0, ddof=1).ravel() for g in last]) for e in present
         ]
         expected = np.mean([np.sum((v - np.mean(variances, axis=0)) ** 2) for v in variances])
         for spec in ("domain", lambda batch: batch.x["domain"]):
-            penalty = GradientVariancePenalty(
-                0.7,
-                estimator="exact",
-                groups=spec,
-                num_groups=3,
-                select=lambda v: any(v is last for last in model.trainable_variables[2:]),
-            )
+            penalty = Fishr(0.7, spec, 3, select=lambda v: any(v is last for last in model.trainable_variables[2:]))
             loss = trainer_of(model, penalty).value_and_gradient(inputs, y)[0]
             clean = plain.value_and_gradient(inputs, y)[0]
             assert float(numpy(loss) - numpy(clean)) == pytest.approx(0.7 * expected, rel=1e-5)
@@ -253,9 +246,10 @@ def batch_normalised():
         (lambda: GradientVariancePenalty(float("inf")), ["`strength`", "inf"]),
         (lambda: GradientVariancePenalty(1.0, estimator="all"), ["`estimator`", "'probe'", "'all'"]),
         (lambda: GradientVariancePenalty(1.0, micro_batches=1), ["`micro_batches`", ">= 2", "1"]),
-        (lambda: GradientVariancePenalty(1.0, groups="d"), ["`groups`", "`num_groups`", "None"]),
-        (lambda: GradientVariancePenalty(1.0, groups="d", num_groups=2), ["`groups`", '"exact"', "'probe'"]),
-        (lambda: GradientVariancePenalty(1.0, estimator="exact", groups="d", num_groups=1), ["`num_groups`", ">= 2"]),
+        (lambda: Fishr(-1.0, "d", 2), ["`strength`", ">= 0", "-1.0"]),
+        (lambda: Fishr(1.0, "d", 1), ["`num_domains`", ">= 2", "1"]),
+        (lambda: trainer_of(batch_normalised(), Fishr(1.0, "d", 2)), ["batch_normalization", '"micro_batch"']),
+        (lambda: trainer_of(small_network(), WeightNoise(0.1), Fishr(1.0, "d", 2)), ["Fishr", "first"]),
         (lambda: GradientNormPenalty(-1.0), ["`strength`", ">= 0", "-1.0"]),
         (lambda: MeasureGradient(every=0), ["`every`", ">= 1", "0"]),
         (lambda: MeasureGradient(estimator="none"), ["`estimator`", "'none'"]),
@@ -264,8 +258,8 @@ def batch_normalised():
         (lambda: trainer_of(batch_normalised(), MeasureGradient()), ["batch_normalization", '"micro_batch"']),
         (lambda: trainer_of(small_network(), WeightNoise(0.1), MeasureGradient(estimator="exact")), ["first", '"exact"']),
         (lambda: trainer_of(small_network(), WeightNoise(0.1), GradientVariancePenalty(1.0, estimator="exact")), ["first", '"exact"']),
-        (lambda: trainer_of(small_network(), MiniBatchVariance()), ["MiniBatchVariance", "VarianceAware", "SGD"]),
-        (lambda: trainer_of(small_network(), MiniBatchVariance(), optimizer=VarianceAware(variance="mini_batch"), loss_learning_rate=0.1), ["`loss_learning_rate`", "VarianceAware"]),
+        (lambda: trainer_of(small_network(), MiniBatchVariance()), ["MiniBatchVariance", "MSVAG", "SGD"]),
+        (lambda: trainer_of(small_network(), MiniBatchVariance(), optimizer=SVAG(variance="mini_batch"), loss_learning_rate=0.1), ["`loss_learning_rate`", "SVAG"]),
     ],
 )  # fmt: skip
 def test_bad_arguments_are_told(make, words):
@@ -274,7 +268,7 @@ def test_bad_arguments_are_told(make, words):
 
 
 def test_wrong_types_are_told():
-    with told(TypeError, ["`groups`", "3"]):
-        GradientVariancePenalty(1.0, estimator="exact", groups=3, num_groups=2)
+    with told(TypeError, ["`domains`", "3"]):
+        Fishr(1.0, 3, 2)
     with told(TypeError, ["`squared`", "1"]):
         GradientNormPenalty(1.0, squared=1)
