@@ -37,7 +37,7 @@ check: .venv/.jax .venv/.dev
 bench: $(foreach backend,jax $(BACKENDS),.venv/.$(backend))
 	@for backend in $(BACKENDS); do KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 .venv/bin/python benchmarks/$(BENCH).py || exit 1; done
 
-# The site, in site/: opens from the file system.
+# The site is in site/ and opens from the file system. No page may load anything from elsewhere.
 docs: .venv/.docs
 	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 	@! grep -rlE '<(script|link)[^>]* (src|href)="https?:' site --include='*.html'
@@ -45,11 +45,15 @@ docs: .venv/.docs
 figures: .venv/.jax
 	@for page in docs/*_figures.py; do .venv/bin/python $$page || exit 1; done
 
-# Of the scripts, which are what is edited.
+# The picture of the README: the page of a study, in the browser CHROMIUM or that of `playwright install chromium`.
+picture: .venv/.jax .venv/.dev
+	.venv/bin/python docs/picture.py
+
+# The scripts are edited, and the notebooks are made from them.
 KERNEL := {"jupytext": null, "kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 notebooks: .venv/.docs
 	@mkdir -p examples/notebooks
 	@for example in examples/*.py; do .venv/bin/jupytext --quiet --to ipynb --update --update-metadata '$(KERNEL)' \
 		--output examples/notebooks/$$(basename $$example .py).ipynb $$example || exit 1; done
 
-.PHONY: study test test-all check bench docs figures notebooks
+.PHONY: study test test-all check bench docs figures picture notebooks

@@ -36,14 +36,13 @@ class Scaled(transforms.Transform):
 
     def __init__(self):
         super().__init__()
-        self.step = self.add_weight((), "zeros", "int32", trainable=False, name="step")
+        self.add_step_counter()
 
     def apply(self, objective):
         def scaled(weights, batch):
-            loss, outcome = objective(weights, batch)
-            factor = schedule(1 / STRENGTH)(self.step.value)
-            self.step.assign(self.step.value + 1)
-            return loss * ops.cast(factor, loss.dtype), outcome
+            loss, aux = objective(weights, batch)
+            factor = schedule(1 / STRENGTH)(self.next_step())
+            return loss * ops.cast(factor, loss.dtype), aux
 
         return scaled
 
@@ -54,11 +53,11 @@ class InvariantRisk(transforms.Transform):
 
     def __init__(self):
         super().__init__()
-        self.step = self.add_weight((), "zeros", "int32", trainable=False, name="step")
+        self.add_step_counter()
 
     def apply(self, objective):
         def penalised(weights, batch):
-            loss, outcome = objective(weights, batch)
+            loss, aux = objective(weights, batch)
             domain = ops.cast(batch.x["domain"], "float32")
             penalty = 0.0
             for members in (1.0 - domain, domain):
@@ -69,9 +68,8 @@ class InvariantRisk(transforms.Transform):
 
                 gradients = backend.value_and_gradient(at, weights[-2:])[1]
                 penalty = penalty + sum(ops.sum(g * w) for g, w in zip(gradients, weights[-2:], strict=True)) ** 2 / 2
-            strength = schedule(STRENGTH)(self.step.value)
-            self.step.assign(self.step.value + 1)
-            return loss + strength * penalty, outcome
+            strength = schedule(STRENGTH)(self.next_step())
+            return loss + strength * penalty, aux
 
         return penalised
 

@@ -56,13 +56,13 @@ def by_fit(candidates, rows, seeds, epochs):
 
 
 def by_study(candidates, rows, seeds, epochs):
-    from minimand.study import mlp
+    from minimand.study import Settings, mlp
+    from minimand.study._engines import divided, train
     from minimand.study._problem import Problem
-    from minimand.study._training import divided, train
 
     data = table(rows)
     started = time.perf_counter()
-    problem = Problem(data, mlp, epochs=epochs, batch_size=32)
+    problem = Problem(data, mlp, Settings(epochs=epochs))
     for _ in train(problem, divided(problem, candidates, range(seeds)), lambda candidate, epochs: None):
         pass
     return time.perf_counter() - started

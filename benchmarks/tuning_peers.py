@@ -89,24 +89,23 @@ def minimand(trials):
     from functools import partial
     from pathlib import Path
 
-    from minimand.study import Candidate, Tuning, load_data, mlp
+    from minimand.study import Candidate, Settings, Tuning, load_data, mlp
+    from minimand.study._engines import train
     from minimand.study._problem import Problem
-    from minimand.study._training import train
+    from minimand.study._results import Storage
     from minimand.study._tuning import tune
 
-    problem = Problem(load_data("diabetes"), mlp, epochs=EPOCHS, batch_size=BATCH)
-    (tuned,) = tune(
+    problem = Problem(load_data("diabetes"), mlp, Settings(epochs=EPOCHS, batch_size=BATCH))
+    ((_, tuned),) = tune(
         problem,
         [Candidate("baseline", search={"optimizer.learning_rate": RATES, "optimizer.weight_decay": DECAYS})],
         Tuning(trials, SPLITS),
-        folder=Path("."),
-        place="here",
-        identity={},
-        train=partial(train, problem),
+        Storage(Path("here"), {}),
+        partial(train, problem),
         on_epochs=lambda candidate, epochs: None,
         on_wait=lambda: None,
     )
-    return min(trial["score"] for trial in tuned.trials)
+    return min(trial["score"] for trial in tuned["trials"])
 
 
 def one(way, trials):

@@ -1,7 +1,7 @@
-"""Makes the pages in docs/studies/, on JAX: `python docs/studies.py FOLDER [NAME ...]` (needs the extra tune).
+"""Makes the table docs/studies/README.md, on JAX: `python docs/studies.py FOLDER [NAME ...]` (needs the extra tune).
 
 FOLDER holds concrete.npz and energy.npz, with arrays X and y: UCI's Concrete Compressive Strength and Energy Efficiency
-(heating load).
+(heating load). The pages of the studies are written to FOLDER/NAME.html. With names, only their rows change.
 """
 
 import json
@@ -15,56 +15,53 @@ import numpy as np
 
 FILE = ["--target", "y", "--task", "regression"]
 STUDIES = {
-    "diabetes": ["diabetes"],
     "breast_cancer": ["breast_cancer"],
+    "concrete-wrong-targets": ["concrete.npz", *FILE, "--corrupt-targets", "0.2"],
+    "concrete": ["concrete.npz", *FILE],
+    "diabetes": ["diabetes"],
+    "digits-wrong-targets": ["digits", "--corrupt-targets", "0.2"],
     "digits": ["digits"],
+    "energy": ["energy.npz", *FILE],
     "iris": ["iris"],
     "wine": ["wine"],
-    "concrete": ["concrete.npz", *FILE],
-    "energy": ["energy.npz", *FILE],
-    "concrete-wrong-targets": ["concrete.npz", *FILE, "--corrupt-targets", "0.2"],
-    "digits-wrong-targets": ["digits", "--corrupt-targets", "0.2"],
 }
 TRIALS = 20
-PAGES = Path(__file__).parent / "studies"
+README = Path(__file__).parent / "studies" / "README.md"
 
 
-def studied(name, npz, folder):
-    """Its command, and what it prints as JSON; the page is in the folder then."""
-    arguments = [*STUDIES[name], "--tune", str(TRIALS)]
-    if arguments[0].endswith(".npz"):
-        with np.load(npz / arguments[0]) as arrays:
-            np.savez(folder / arguments[0], X=arrays["X"], y=arrays["y"])
-    command = [sys.executable, "-m", "minimand.cli", "study", *arguments, "--json"]
-    environment = os.environ | {"KERAS_BACKEND": "jax"}
-    printed = subprocess.run(command, check=True, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True).stdout
-    return " ".join(["minimand", "study", *arguments]), json.loads(printed)
+def command_of(name):
+    return ["minimand", "study", *STUDIES[name], "--tune", str(TRIALS)]
+
+
+def verdict_of(name, npz):
+    """Run a study, keep its page, and return its verdict."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = STUDIES[name][0]
+        if file.endswith(".npz"):
+            with np.load(npz / file) as arrays:
+                np.savez(Path(folder) / file, X=arrays["X"], y=arrays["y"])
+        command = [sys.executable, "-m", "minimand.cli", *command_of(name)[1:], "--json"]
+        environment = os.environ | {"KERAS_BACKEND": "jax"}
+        printed = subprocess.run(command, check=True, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True)
+        found = json.loads(printed.stdout)
+        (npz / f"{name}.html").write_text((Path(folder) / found["report"]).read_text())
+    return found["verdict"]
+
+
+def rows_of(lines):
+    """The verdicts of the table by name."""
+    cells = [line.strip("| \n").split(" | ") for line in lines if line.startswith("| ") and line.count("|") == 4]
+    return {name: verdict for name, _, verdict in cells if name in STUDIES}
 
 
 def main(npz, names):
-    PAGES.mkdir(exist_ok=True)
+    lines = README.read_text().splitlines(keepends=True)
+    rows = rows_of(lines)
     for name in names:
-        with tempfile.TemporaryDirectory() as folder:
-            command, found = studied(name, npz, Path(folder))
-            (PAGES / f"{name}.html").write_text((Path(folder) / found["report"]).read_text())
-        (PAGES / f"{name}.json").write_text(json.dumps({"command": command, **found}, indent=2) + "\n")
-    write_overview()
-
-
-def write_overview():
-    lines = [
-        "# Nine studies",
-        "",
-        "The default candidates on five built-in and two UCI data sets, and on two of them with a fifth of the",
-        f"training targets wrong: {TRIALS} trials of hyperparameters for each candidate, then ten splits. Each page is",
-        "one file that a browser opens. `python docs/studies.py` makes them.",
-        "",
-        "| study | verdict |",
-        "|---|---|",
-    ]
-    for path in sorted(PAGES.glob("*.json")):
-        lines.append(f"| [{path.stem}]({path.stem}.html) | {json.loads(path.read_text())['verdict']} |")
-    (PAGES / "README.md").write_text("\n".join(lines) + "\n")
+        rows[name] = verdict_of(name, npz)
+        head = "".join(lines[: lines.index("|---|---|---|\n") + 1])
+        table = (f"| {name} | `{' '.join(command_of(name))}` | {rows[name]} |\n" for name in STUDIES if name in rows)
+        README.write_text(head + "".join(table))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,12 @@
 # %% [markdown]
 # # A loss with variables of its own
 #
-# In Keras a variable on a loss is never trained, and lost on saving. Here it is a variable like any other.
-# Needs `pip install 'minimand[jax]' scikit-learn`.
+# Keras neither trains nor saves a variable that lives on a loss. `minimand.Trainer`
+# does both.
+# This script needs `minimand[jax]` and `scikit-learn`.
 
 # %%
-import minimand  # chooses JAX, unless KERAS_BACKEND says otherwise
+import minimand  # chooses JAX unless KERAS_BACKEND says otherwise
 import keras
 import numpy as np
 from sklearn.datasets import load_diabetes
@@ -16,8 +17,8 @@ x, y = scale(x), scale(y)[:, None]
 
 
 # %% [markdown]
-# The negative log likelihood of Laplace's distribution, |error| / b + log 2b, with b learned. At its minimum b is the
-# mean absolute error.
+# The loss is the negative log likelihood of Laplace's distribution,
+# |error| / b + log 2b, with a learned b. At the minimum, b is the mean absolute error.
 
 
 # %%
@@ -28,24 +29,27 @@ class LaplaceLikelihood(minimand.losses.TrainableLoss):
         self.scale = self.add_weight((), 1.0, parametrization=positive, name="scale")
 
     def call(self, y_true, y_pred):
-        scale = self.scale.value
-        return keras.ops.mean(keras.ops.abs(y_true - y_pred) / scale + keras.ops.log(2 * scale), axis=-1)
+        b, error = self.scale.value, keras.ops.abs(y_true - y_pred)
+        return keras.ops.mean(error / b + keras.ops.log(2 * b), axis=-1)
 
 
 keras.utils.set_random_seed(0)
-model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(32, "relu"), keras.layers.Dense(1)])
+hidden, output = keras.layers.Dense(32, "relu"), keras.layers.Dense(1)
+model = keras.Sequential([keras.Input((10,)), hidden, output])
 trainer = minimand.Trainer(model)
 trainer.compile("adam", LaplaceLikelihood(name="laplace"), loss_learning_rate=0.02)
 history = trainer.fit(x, y, epochs=30, verbose=0).history
 print("b in the logs:", [round(b, 3) for b in history["laplace_scale"][::10]])
-print(f"b: {trainer.loss.scale.numpy():.3f}, mean |error|: {np.abs(y - model.predict(x, verbose=0)).mean():.3f}")
+error = np.abs(y - model.predict(x, verbose=0)).mean()
+print(f"b: {trainer.loss.scale.numpy():.3f}, mean |error|: {error:.3f}")
 
 # %% [markdown]
-# It is in the trainer's file, and goes on from there. The model is a plain one.
+# The trainer's file holds b, and training can go on from the file. The model is a plain
+# Keras model.
 
 # %%
 trainer.save("laplace.keras")
 again = keras.models.load_model("laplace.keras")
 assert again.loss.scale.numpy() == trainer.loss.scale.numpy()
 again.fit(x, y, epochs=1, verbose=0)
-model.save("plain.keras")  # no Minimand needed to load it
+model.save("plain.keras")  # this file loads without Minimand

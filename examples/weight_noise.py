@@ -1,46 +1,53 @@
 # %% [markdown]
-# # Noise on the weights: how sure is a prediction?
+# # Noise on the weights: the uncertainty of a prediction
 #
-# The size of each weight's noise is learned, against its divergence from a prior (variational inference). Predictions
-# are drawn from it afterwards. Needs `pip install 'minimand[jax]' scikit-learn`.
+# Variational inference learns the size of each weight's noise. A divergence from a
+# prior keeps the noise from vanishing. Predictions are drawn from the noise afterwards.
+# This script needs `minimand[jax]` and `scikit-learn`.
 
 # %%
-import minimand  # chooses JAX, unless KERAS_BACKEND says otherwise
+import minimand  # chooses JAX unless KERAS_BACKEND says otherwise
 import keras
 import numpy as np
 from sklearn.datasets import load_diabetes
 from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import scale
 
+from minimand import losses, transforms, uncertainty
+
 x, y = load_diabetes(return_X_y=True)
-x, x_test, y, y_test = train_test_split(scale(x), scale(y)[:, None], random_state=0)
+x, y = scale(x), scale(y)[:, None]
+x, x_test, y, y_test = train_test_split(x, y, random_state=0)
 
 keras.utils.set_random_seed(0)
-model = keras.Sequential([keras.Input((10,)), keras.layers.Dense(50, "relu"), keras.layers.Dense(1)])
+hidden, output = keras.layers.Dense(50, "relu"), keras.layers.Dense(1)
+model = keras.Sequential([keras.Input((10,)), hidden, output])
 trainer = minimand.Trainer(model)
-noise = minimand.transforms.VariationalWeightNoise(per="example", temperature=0.3, warm_up=50, seed=0)
-likelihood = minimand.losses.TaskUncertainty("mean_squared_error")  # learns the spread of the targets, too
-trainer.compile(keras.optimizers.Adam(0.01), likelihood, transforms=[noise])
+options = {"per": "example", "temperature": 0.3, "warm_up": 50}
+noise = transforms.VariationalWeightNoise(**options, seed=0)
+loss = losses.TaskUncertainty("mean_squared_error")  # learns the targets' noise, too
+trainer.compile(keras.optimizers.Adam(0.01), loss, transforms=[noise])
 trainer.fit(x, y, epochs=40, verbose=0)
-print("clean weights, mean |error|:", np.abs(model.predict(x_test, verbose=0) - y_test).mean().round(3))
+error = np.abs(model.predict(x_test, verbose=0) - y_test).mean()
+print(f"mean |error| with clean weights: {error:.3f}")
 
 # %% [markdown]
-# Each sample is one function: one draw of the weights for all rows.
+# Each sample is one function: one draw of the weights predicts all rows.
 
 # %%
 samples = trainer.predict_samples(x_test, 64, seed=0)  # (64, rows, 1)
-spread = np.exp(trainer.loss.log_variance / 2)  # of the targets
-found = minimand.predict.summary(samples, "regression", noise_stddev=spread, quantiles=(0.05, 0.95))
+stddev = np.exp(loss.log_variance / 2)  # of the targets' noise
+ends = (0.05, 0.95)
+found = uncertainty.summary(samples, "regression", quantiles=ends, noise_stddev=stddev)
 low, high = found["quantiles"]
-print("share of test targets in 90 % intervals:", np.mean((low < y_test) & (y_test < high)).round(3))
-print(
-    "of the variance, the model's part:",
-    (found["epistemic"] / (found["epistemic"] + found["aleatoric"])).mean().round(3),
-)
+inside = np.mean((low < y_test) & (y_test < high))
+print(f"share of test targets in 90 % intervals: {inside:.3f}")
+share = found["epistemic"] / (found["epistemic"] + found["aleatoric"])
+print(f"mean share of the model in the variance: {share.mean():.3f}")
 
 # %% [markdown]
-# Weights whose noise is larger than they are do not matter.
+# A weight whose noise is larger than the weight itself hardly matters.
 
 # %%
 for path, ratio in noise.signal_to_noise().items():
-    print(f"{path}: {np.mean(np.asarray(ratio) < 1):.0%} below their noise")
+    print(f"{path}: {np.mean(np.asarray(ratio) < 1):.0%} are below their noise")

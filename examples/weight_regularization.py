@@ -1,11 +1,13 @@
 # %% [markdown]
 # # Structure in the weights, with exact zeros
 #
-# A penalty in the loss makes weights small, and none of them zero. A proximal step makes whole groups zero, and then
-# the network can be made smaller without changing its outputs. Needs `pip install 'minimand[jax]' scikit-learn`.
+# A penalty in the loss makes weights small, but not zero. A proximal step makes whole
+# groups of weights zero. A network with such zeros can be made smaller without changing
+# its outputs.
+# This script needs `minimand[jax]` and `scikit-learn`.
 
 # %%
-from minimand import optimizers, regularizers, sparsity  # chooses JAX, unless KERAS_BACKEND says otherwise
+import minimand  # chooses JAX unless KERAS_BACKEND says otherwise
 import keras
 import numpy as np
 from sklearn.datasets import load_digits
@@ -22,29 +24,36 @@ def network():
     return keras.Sequential([keras.Input((64,)), *hidden, keras.layers.Dense(10)])
 
 
-def fitted(model, wrap=lambda adam: adam):
-    """The larger epsilon bounds Adam's steps, and with them the proximal ones."""
+def fitted(model, optimizer):
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(wrap(keras.optimizers.Adam(2e-3, epsilon=1e-3)), loss, metrics=["accuracy"])
+    model.compile(optimizer, loss, metrics=["accuracy"])
     model.fit(x, y, batch_size=64, epochs=40, verbose=0)
-    zeros = np.mean(np.concatenate([np.ravel(layer.kernel) == 0 for layer in model.layers]))
-    print(f"accuracy {model.evaluate(x_test, y_test, verbose=0)[1]:.3f}, exact zeros {zeros:.0%}")
-    return model
+    accuracy = model.evaluate(x_test, y_test, verbose=0)[1]
+    kernels = np.concatenate([np.ravel(layer.kernel) for layer in model.layers])
+    print(f"accuracy {accuracy:.3f}, exact zeros {np.mean(kernels == 0):.0%}")
+
+
+def adam():
+    """Return Adam with a large epsilon, which bounds all steps."""
+    return keras.optimizers.Adam(2e-3, epsilon=1e-3)
 
 
 # %% [markdown]
-# Plain, and with a group for each unit: its incoming and its outgoing weights. The strength rises, so that the loss
-# speaks first.
+# The first network has no penalty. The second one has a group for each unit, with the
+# unit's incoming and outgoing weights. The strength of its penalty rises from 0, so the
+# network learns before units are removed.
 
 # %%
-fitted(network())
+fitted(network(), adam())
 model = network()
-rising = keras.optimizers.schedules.PolynomialDecay(0.0, STEPS // 4, 1e-3)
-groups = regularizers.JointGroupLasso(rising, sparsity.unit_groups(model, outgoing=True))
-fitted(model, lambda adam: optimizers.Proximal(adam, groups, select="all"))
+strength = keras.optimizers.schedules.PolynomialDecay(0.0, STEPS // 4, 1e-3)
+groups = minimand.sparsity.unit_groups(model, outgoing=True)
+penalty = minimand.regularizers.JointGroupLasso(strength, groups)
+fitted(model, minimand.optimizers.Proximal(adam(), penalty, select="all"))
 
 # %%
-print(sparsity.report(model))
-smaller = sparsity.compact(model)
-print(f"{model.count_params()} numbers before, {smaller.count_params()} after; largest difference of an output:")
-print(np.abs(smaller.predict(x_test, verbose=0) - model.predict(x_test, verbose=0)).max())
+print(minimand.sparsity.report(model))
+smaller = minimand.sparsity.compact(model)
+difference = smaller.predict(x_test, verbose=0) - model.predict(x_test, verbose=0)
+print(f"{model.count_params()} weights before, {smaller.count_params()} after")
+print(f"largest difference of an output: {np.abs(difference).max():.2g}")

@@ -107,6 +107,11 @@ def of_transform(transform):
     return fitted("numbers", optimizer=optimizer, transforms=[transform])
 
 
+def positive_inputs(batch):
+    """How many of the first two inputs are positive: 0, 1 or 2."""
+    return keras.ops.sum(keras.ops.cast(batch.x[:, :2] > 0, "int32"), axis=1)
+
+
 def of_prior(prior):
     return of_transform(VariationalWeightNoise(prior=prior, init=0.1, seed=1))
 
@@ -272,8 +277,8 @@ TRANSFORMS = {
     ),
     Fishr: Case(
         of_transform,
-        {"strength": 0.1, "domains": lambda batch: batch.x[:, 0] > 0, "num_domains": 2},
-        {"strength": 0.2, "domains": lambda batch: batch.x[:, 1] > 0, "select": "kernels"},
+        {"strength": 0.1, "domains": positive_inputs, "num_domains": 2},
+        {"strength": 0.2, "domains": lambda batch: batch.x[:, 1] > 0, "num_domains": 3, "select": "kernels"},
     ),
     MeasureGradient: Case(
         of_transform,

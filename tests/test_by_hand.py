@@ -30,15 +30,17 @@ def test_the_spread_of_one_gradient_is_there_where_all_examples_are_equal(random
     assert moments.trace < 1e-6 * squared_norm
 
 
+@keras.saving.register_keras_serializable(package="by_hand")
 class ScaleByHand(keras.losses.Loss):
-    def __init__(self):
-        super().__init__()
+    def __init__(self, **kwargs):
+        super().__init__(**kwargs)
         self.log_scale = keras.Variable(0.0)
 
     def call(self, y_true, y_pred):
         return ops.mean(ops.abs(y_true - y_pred) * ops.exp(-self.log_scale) + self.log_scale, axis=-1)
 
 
+@keras.saving.register_keras_serializable(package="by_hand")
 class Scale(minimand.losses.TrainableLoss):
     def build(self, y_true_shape, y_pred_shape):
         self.log_scale = self.add_weight((), 0.0, name="log_scale")
@@ -48,16 +50,24 @@ class Scale(minimand.losses.TrainableLoss):
         return ops.mean(ops.abs(y_true - y_pred) * ops.exp(-scale) + scale, axis=-1)
 
 
-def test_a_variable_of_a_stock_loss_is_not_trained(random):
+def test_a_variable_of_a_stock_loss_is_neither_trained_nor_saved(random, tmp_path):
     x, y = data(random)
     stock, model = ScaleByHand(), small()
     model.compile(keras.optimizers.Adam(0.1), stock)
     model.fit(x, 5 * y, verbose=0)
     assert float(stock.log_scale.numpy()) == 0.0
+    stock.log_scale.assign(3.0)
+    model.save(tmp_path / "stock.keras")
+    loaded = keras.models.load_model(tmp_path / "stock.keras")
+    assert isinstance(loaded.loss, ScaleByHand)
+    assert float(loaded.loss.log_scale.numpy()) == 0.0
     trainer = minimand.Trainer(small())
     trainer.compile(keras.optimizers.Adam(0.1), Scale())
     trainer.fit(x, 5 * y, verbose=0)
-    assert trainer.loss.log_scale.numpy() != 0.0
+    learned = float(trainer.loss.log_scale.numpy())
+    assert learned != 0.0
+    trainer.save(tmp_path / "trainer.keras")
+    assert float(keras.models.load_model(tmp_path / "trainer.keras").loss.log_scale.numpy()) == learned
 
 
 class NoisyWeights(keras.callbacks.Callback):
@@ -81,9 +91,9 @@ def test_noise_that_a_callback_adds_stays(random):
     np.testing.assert_array_equal(all_of(trainer.model), all_of(small()))
 
 
-def test_a_penalty_in_the_loss_makes_nothing_zero(random):
+@pytest.mark.parametrize("penalty", [keras.regularizers.L1(0.5), minimand.regularizers.GroupLasso(0.5, "input")])
+def test_a_penalty_in_the_loss_makes_nothing_zero(penalty, random):
     x, y = data(random)
-    penalty = minimand.regularizers.GroupLasso(0.5, "input")
     by_penalty, by_proximal = small(kernel_regularizer=penalty), small()
     by_penalty.compile(keras.optimizers.Adam(0.01), "mse")
     by_proximal.compile(minimand.optimizers.Proximal(keras.optimizers.Adam(0.01), penalty), "mse")

@@ -12,7 +12,7 @@ from scipy import stats
 from minimand.study._candidates import Candidate
 from minimand.study._comparison import Comparison, corrected_resampled_t, holm
 from minimand.study._metrics import metrics_of
-from minimand.study._run import DIVERGED, FINISHED, Run
+from minimand.study._training import DIVERGED, FINISHED, Run
 
 SEEDS, OVERLAP = 10, 0.25
 METRICS = metrics_of("regression")
@@ -33,7 +33,7 @@ def compare(metric, **candidates):
     random = np.random.default_rng(0)
     everything = [run for name, kind in candidates.items() for run in runs(name, random, **kind)]
     named = tuple(Candidate(name) for name in candidates)
-    return Comparison(named, everything, METRICS, METRICS[metric], OVERLAP), everything
+    return Comparison(named, everything, METRICS[metric], OVERLAP), everything
 
 
 def names(rows):
@@ -101,7 +101,7 @@ def found_something(scores, metric=0):
         for seed, score in enumerate(row)
     ]
     candidates = tuple(map(Candidate, names))
-    return Comparison(candidates, everything, METRICS[metric : metric + 1], METRICS[metric], OVERLAP).better != []
+    return Comparison(candidates, everything, METRICS[metric], OVERLAP).better != []
 
 
 @pytest.mark.parametrize("others", [1, 4])
@@ -132,7 +132,7 @@ def test_a_verdict_without_an_interval_says_so():
     comparison, _ = compare(0, baseline={"shift": 0.0, "spread": 0.0}, same={"shift": -1.0, "spread": 0.0})
     # (1/2)^9 of ten signs.
     assert comparison.winner.name == "same"
-    assert "a difference of -1 (95 % interval unknown, p = 0.002" in comparison.verdict
+    assert "a difference of -1 (its own 95 % interval is unknown, p = 0.002" in comparison.verdict
 
 
 @given(st.lists(st.one_of(st.floats(0, 1), st.sampled_from([0.0, 0.01, 1.0])), max_size=6))
@@ -183,7 +183,7 @@ def test_nothing_is_better():
     comparison, _ = compare(0, baseline={"shift": 0.0}, a={"shift": 0.0}, b={"shift": 1.0})
     assert comparison.better == []
     assert comparison.winner.name == "baseline"
-    assert comparison.verdict.startswith("Nothing beats the baseline on MAE: of 2 candidates")
+    assert comparison.verdict.startswith("Nothing beats the baseline on MAE. None of 2 candidates")
     assert "closest is a" in comparison.verdict
 
 
@@ -191,7 +191,7 @@ def test_what_diverges_more_often_than_the_baseline_is_not_better():
     good = {"shift": -2.0}
     comparison, _ = compare(0, baseline={"shift": 0.0}, good=good, flaky={"shift": -3.0, "diverged": 2})
     assert names(comparison.better) == ["good"]
-    assert "Diverged, and left out of the comparison: flaky (2 of 10)" in comparison.verdict
+    assert "Diverged runs are left out of the comparison: flaky (2 of 10)." in comparison.verdict
     assert [row.differences["mae"].pairs for row in comparison.rows] == [10, 10, 8]
     comparison, _ = compare(0, baseline={"shift": 0.0, "diverged": 2}, flaky={"shift": -3.0, "diverged": 2})
     assert names(comparison.better) == ["flaky"]
@@ -202,10 +202,11 @@ def test_without_a_baseline_there_is_no_comparison():
     comparison, _ = compare(0, baseline=all_diverged, a={"shift": 0.0}, b=all_diverged, c={"shift": 0.0, "diverged": 2})
     assert comparison.better == []
     assert comparison.verdict == (
-        "Nothing can be compared on MAE: the baseline diverged on all 10 splits. Others finished some: a, c."
+        "The baseline diverged on all 10 splits, so nothing can be compared on MAE. "
+        "These candidates finished some splits: a, c."
     )
     comparison, _ = compare(0, baseline=all_diverged, a=all_diverged)
-    assert comparison.verdict.endswith("all 10 splits.")
+    assert comparison.verdict.endswith("compared on MAE.")
 
 
 def test_cost_is_a_ratio():

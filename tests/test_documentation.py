@@ -48,6 +48,18 @@ def test_the_first_screen_of_the_readme_shows_two_commands():
     assert [c.split("#")[0].strip() for block in commands for c in block.strip().splitlines()] == ["make", "make test"]
 
 
+SITE = sorted({*PAGES, *(PROJECT / "docs").rglob("*.md")})
+
+
+@pytest.mark.parametrize("page", SITE, ids=lambda page: str(page.relative_to(PROJECT)))
+def test_a_line_of_code_fits_on_the_page(page):
+    """docs/stylesheets/site.css makes room for 88 characters in a window of 1,300 pixels."""
+    code = re.findall(r"^ *```[^\n]*\n(.*?)^ *```$", page.read_text(), re.MULTILINE | re.DOTALL)
+    included = re.findall(r"^``` \{ \.python \}\n--8<-- \"(examples/[^\"]+)\"$", page.read_text(), re.MULTILINE)
+    code += [(PROJECT / name).read_text() for name in included]
+    assert [line for block in code for line in block.splitlines() if len(line) > 88] == []
+
+
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
 def test_examples(script, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)

@@ -70,7 +70,7 @@ class Always(Once):
 @pytest.mark.skipif(backend.name != "jax", reason="processes take long to start; this is the same on all backends")
 def test_processes_that_keep_dying_are_an_error(tmp_path, monkeypatch):
     # Each takes long to start.
-    monkeypatch.setattr("minimand.study.engines.processes._DEATHS", 1)
+    monkeypatch.setattr("minimand.study._engines._DEATHS", 1)
     dying_once(tmp_path / "dying")
     always = Always(tmp_path / "dying" / "mark")
     study = Study(always, "iris", CANDIDATES, SETTINGS, folder=tmp_path / "s", engine=ProcessesEngine(1))
@@ -94,7 +94,7 @@ def test_ray_that_is_not_installed_names_the_extra(monkeypatch):
 
 
 def test_names():
-    at_once = backend.many_fits is not None
+    at_once = backend.step_programs is not None
     assert isinstance(engine_named("auto"), LocalEngine if at_once else ProcessesEngine)
     assert engine_named("processes", 3).workers == 3
     for name, workers, words in (

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from keras import ops
 
-from minimand.study import Candidate, load_data
+from minimand.study import Candidate, Settings, load_data, mlp
 from minimand.study._metrics import metrics_of, selection_metric, selection_score
-from minimand.study._run import DIVERGED, FINISHED, epoch_record, run_of
+from minimand.study._problem import Problem
+from minimand.study._training import DIVERGED, FINISHED, epoch_record, run_of
 
 EPOCHS = [{"epoch": 0, "loss": 2.0}, {"epoch": 1, "loss": 1.0}]
 
@@ -83,7 +84,8 @@ def test_predictions_are_judged_in_the_targets_units(random):
     truth, predicted = fold.in_units("regression", fold.y_test + 2.0 / fold.target_scale)
     np.testing.assert_allclose(truth, np.round(truth), atol=1e-3)
     np.testing.assert_allclose(predicted - truth, 2.0, rtol=1e-3)
-    run = run_of(Candidate("c"), 3, "regression", fold, EPOCHS, 1, fold.y_test + 2.0 / fold.target_scale, 1.0, 0.0)
+    shifted = fold.y_test + 2.0 / fold.target_scale
+    run = run_of(Problem(data, mlp, Settings()), Candidate("c"), 3, EPOCHS, 1, shifted, seconds_per_epoch=1.0)
     assert run.status == FINISHED
     assert run.test["mae"] == pytest.approx(2.0, rel=1e-4)
     assert run.test["median_absolute_error"] == pytest.approx(2.0, rel=1e-3)
@@ -101,20 +103,23 @@ def test_predictions_are_judged_in_the_targets_units(random):
 )
 def test_what_diverged_has_no_scores(epochs, best, bad):
     """No epoch was best, the loss ended in no number, or a prediction is none."""
-    fold = load_data("iris").fold(0)
-    predictions = fold.y_test.copy()
+    problem = Problem(load_data("iris"), mlp, Settings())
+    predictions = problem.fold(0).y_test.copy()
     predictions[4, 1] += bad
-    run = run_of(Candidate("c"), 0, "classification", fold, epochs, best, predictions, 1.0, 0.0)
+    run = run_of(problem, Candidate("c"), 0, epochs, best, predictions, seconds_per_epoch=1.0)
     assert run.status == DIVERGED
     assert set(run.test) == {"accuracy", "log_loss", "macro_f1", "ece"}
     assert all(math.isnan(value) for value in run.test.values())
 
 
 def test_what_is_kept_of_an_epoch():
-    metric = selection_metric("classification")
-    record = epoch_record(3, {"loss": np.float32(0.5), "alpha": 1}, metric, 0.25)
+    problem = Problem(load_data("iris"), mlp, Settings())
+    record = epoch_record(problem, 0, 3, {"loss": np.float32(0.5), "alpha": 1}, 0.25)
     assert record == {"epoch": 3, "loss": 0.5, "alpha": 1.0, "log_loss": 0.25}
     assert all(type(value) in (int, float) for value in record.values())
+    # A score of a regression is in units of the fold's scale.
+    problem = Problem(load_data("diabetes"), mlp, Settings())
+    assert epoch_record(problem, 1, 0, {}, 0.25) == {"epoch": 0, "mae": 0.25 * problem.fold(1).target_scale}
 
 
 @given(hnp.arrays("float64", st.integers(2, 30), elements=st.floats(-1e3, 1e3)), st.floats(0.1, 10.0))

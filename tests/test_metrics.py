@@ -153,10 +153,10 @@ def test_metrics_say_which_predictions_they_need():
 
 def test_summary_of_regression(random):
     f = random.normal(size=(200, 3, 2))
-    found = minimand.predict.summary(f, "regression", quantiles=(0.1, 0.5))
+    found = minimand.uncertainty.summary(f, "regression", quantiles=(0.1, 0.5))
     np.testing.assert_allclose(found["quantiles"], np.quantile(f, [0.1, 0.5], axis=0))
     np.testing.assert_allclose(found["stddev"], f.std(axis=0))
-    noisy = minimand.predict.summary(f, "regression", quantiles=(0.0, 0.1, 0.9), noise_stddev=[0.5, 0.0])
+    noisy = minimand.uncertainty.summary(f, "regression", quantiles=(0.0, 0.1, 0.9), noise_stddev=[0.5, 0.0])
     np.testing.assert_allclose(noisy["stddev"] ** 2, noisy["aleatoric"] ** 2 + noisy["epistemic"] ** 2)
     below = stats.norm.cdf(noisy["quantiles"][:, None, :, 0], f[None, :, :, 0], 0.5).mean(axis=1)
     np.testing.assert_allclose(below, np.broadcast_to([[0.0], [0.1], [0.9]], below.shape), atol=1e-5)
@@ -166,14 +166,14 @@ def test_summary_of_regression(random):
 def test_summary_of_classification(random):
     p = random.dirichlet(np.ones(4), size=(50, 6))
     p[0, 0] = [1.0, 0.0, 0.0, 0.0]
-    found = minimand.predict.summary(p, "classification")
+    found = minimand.uncertainty.summary(p, "classification")
     mean = p.mean(axis=0)
     np.testing.assert_allclose(found["entropy"], [stats.entropy(row) for row in mean])
     # The mutual information is the mean divergence of the samples from their mean.
     divergence = np.mean([[stats.entropy(row, m) for row, m in zip(sample, mean, strict=True)] for sample in p], axis=0)
     np.testing.assert_allclose(found["mutual_information"], divergence, rtol=1e-6)
     np.testing.assert_allclose(found["aleatoric"] + found["mutual_information"], found["entropy"])
-    certain = minimand.predict.summary(np.tile(np.eye(4), (5, 1, 1)), "classification")
+    certain = minimand.uncertainty.summary(np.tile(np.eye(4), (5, 1, 1)), "classification")
     assert not certain["entropy"].any()
     assert not certain["stddev"].any()
 

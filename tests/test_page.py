@@ -8,9 +8,20 @@ import shutil
 import keras
 import pytest
 
-from minimand.study import Candidate, LocalEngine, Part, Settings, Study, Tuning, load_results, mlp, write_page
+from minimand.study import (
+    Candidate,
+    LocalEngine,
+    Part,
+    Results,
+    Settings,
+    Study,
+    Tuning,
+    load_results,
+    mlp,
+    results_figure,
+    write_page,
+)
 from minimand.study._page import _left_out
-from minimand.study._results import Results
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 QUIET = ("--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-sync", "--no-sandbox")
@@ -137,9 +148,9 @@ def test_it_has_what_was_searched_and_chosen(folder):
         for path in tuned["ranges"]:
             assert f"<code>{path}</code>" in html
             assert f"<td>{tuned['trials'][tuned['chosen']]['numbers'][path]:g}</td>" in html
-        assert results.figure("sensitivity", name).startswith("<svg")
+        assert results_figure(results, "sensitivity", name).startswith("<svg")
     assert "of &lt;weights&gt;" in html
-    assert "3 trials for each" in html
+    assert "3 trials for each candidate" in html
 
 
 def test_what_was_left_out_is_told(folder):
@@ -156,7 +167,7 @@ def test_what_was_left_out_is_told(folder):
     description["data"] = {**results.data, "notes": ["left out: the constant column 'a'"]}
     told = _left_out(Results(description, runs))
     assert told[0] == "left out: the constant column 'a'"
-    words = ("robust: 2 of 3 trials diverged", "robust: 1 of 3 trials were ended", "robust: no trial", "(seeds 2)")
+    words = ("robust: 2 of 3 trials diverged", "robust: 1 of 3 trials ended early", "robust: no trial", "(seeds 2)")
     for each in words:
         assert sum(each in line for line in told) == 1
     assert len(told) == 5
@@ -174,7 +185,7 @@ def test_exact_zeros_are_told(tmp_path):
     html = write_page(study.results, tmp_path).read_text()
     assert f"{100 * sum(run.zeros for run in runs[2:]) / 2:.3g} % of the weights are exactly zero" in html
     if keras.backend.backend() == "jax":
-        from minimand.study._loop import train_in_a_loop
+        from minimand.study._training import Work, train_in_a_loop
 
-        for run in train_in_a_loop(study.problem, candidates[1], (0, 1), lambda name, epochs: None):
+        for run in train_in_a_loop(study.problem, Work(candidates[1], (0, 1)), lambda name, epochs: None):
             assert run.zeros == pytest.approx(runs[2 + run.seed].zeros, abs=0.01)

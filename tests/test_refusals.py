@@ -17,7 +17,7 @@ from tests.test_public_names import OBJECTS
 
 NOWHERE = object()
 # A learning rate is Keras's to check, and any name of a weight is a regular expression; both are seen to below.
-FREE = {("learning_rate", None), ("select", "no such"), ("name", None), ("groups", "no such")}
+FREE = {("learning_rate", None), ("select", "no such"), ("name", None), ("groups", "no such"), ("domains", "no such")}
 
 
 def made(part, option, value):
@@ -225,7 +225,7 @@ def compiled(loss="mse", **arguments):
 
 # Functions and methods: the call, and words of what it is told.
 CALLS = {
-    "noise_scale": [(lambda: gradients.noise_scale([]), ["`moments`", "none"])],
+    "noise_scale": [(lambda: gradients.noise_scale([]), ["`moments`", "moments=[]"])],
     "noise_scale_of_sizes": [
         (lambda: gradients.noise_scale_of_sizes(1.5, 1.1, 0, 32), ["`small_size`", ">= 1", "0"]),
         (lambda: gradients.noise_scale_of_sizes(1.5, 1.1, 8, 8), ["`large_size`", ">= 9", "8"]),

@@ -8,18 +8,28 @@ import numpy as np
 import polars as pl
 import pytest
 
-from minimand.study import LocalEngine, Settings, Study, StudyError, default_candidates, load_data, load_results, mlp
+from minimand.study import (
+    LocalEngine,
+    Settings,
+    Study,
+    StudyError,
+    default_candidates,
+    load_data,
+    load_results,
+    mlp,
+    results_figure,
+    results_table,
+)
 from minimand.study._candidates import Candidate, Part, choose
-from minimand.study._loop import train_in_a_loop
+from minimand.study._engines import train
 from minimand.study._problem import Problem
-from minimand.study._run import FINISHED
-from minimand.study._training import Work, train
+from minimand.study._training import FINISHED, Work, train_in_a_loop
 from tests.helpers import told
 
 
 def trained(candidate, data, seeds, **settings):
     """The runs of one candidate by seed, as a study without an engine trains them."""
-    problem = Problem(data, mlp, **{"epochs": 2, "batch_size": 32, **settings})
+    problem = Problem(data, mlp, Settings(**{"epochs": 2, **settings}))
     runs = train(problem, [Work(candidate, tuple(seeds))], lambda name, epochs: None)
     return {run.seed: run for part in runs for run in part}
 
@@ -54,9 +64,9 @@ def test_a_run_depends_on_candidate_and_seed_alone(candidate):
     data = load_data("diabetes")
     alone = trained(candidate, data, [2])[2]
     close(trained(candidate, data, [0, 1, 2])[2], alone)
-    problem = Problem(data, mlp, epochs=2, batch_size=32)
+    problem = Problem(data, mlp, Settings(epochs=2))
     for seed in (0, 1, 2):
-        (run,) = train_in_a_loop(problem, candidate, [seed], lambda name, epochs: None)
+        (run,) = train_in_a_loop(problem, Work(candidate, (seed,)), lambda name, epochs: None)
     close(run, alone)
 
 
@@ -68,13 +78,13 @@ def test_candidates_start_from_the_same_weights_and_batches():
 
 
 def test_orders_are_permutations_of_whole_batches_anew_each_epoch():
-    problem = Problem(load_data("diabetes"), mlp, epochs=2, batch_size=32)
+    problem = Problem(load_data("diabetes"), mlp, Settings())
     first, second = problem.order(0, 0), problem.order(0, 1)
     assert first.shape == (264 // 32, 32)
     assert len(np.unique(first)) == first.size
     assert not np.array_equal(first, second)
     np.testing.assert_array_equal(first, problem.order(0, 0))
-    assert Problem(load_data("diabetes"), mlp, epochs=2, batch_size=1000).order(0, 0).shape == (1, 264)
+    assert Problem(load_data("diabetes"), mlp, Settings(batch_size=1000)).order(0, 0).shape == (1, 264)
 
 
 def test_patience_ends_a_run():
@@ -128,7 +138,7 @@ def test_a_diverged_run_is_recorded_and_told(tmp_path):
     comparison = study.run().comparison
     assert comparison.rows[1].diverged == 2
     assert all(run.status == FINISHED for run in study.results.runs if run.candidate == "baseline")
-    assert "Diverged" in comparison.verdict
+    assert "Diverged runs are left out" in comparison.verdict
     assert comparison.winner.name == "baseline"
 
 
@@ -185,20 +195,20 @@ def normalised(features, outputs):
 def test_optional_candidates_that_refuse_the_network_are_left_out(tmp_path):
     from minimand.study import write_page
 
-    penalty, noise = (c for c in default_candidates() if c.name in ("gradient-variance", "weight-noise"))
+    penalty, noise = (c for c in default_candidates() if c.name in ("gradient-variance-penalty", "weight-noise"))
     settings, baseline = Settings(seeds=2, epochs=1), default_candidates()[0]
     study = Study(normalised, "iris", (baseline, penalty, noise), settings, folder=tmp_path / "s")
     assert [c.name for c in study.candidates] == ["baseline", "weight-noise"]
     words = ["GradientVariancePenalty", "batch_normalization", "micro_batch"]
-    assert all(word in study.left_out["gradient-variance"] for word in words)
+    assert all(word in study.left_out["gradient-variance-penalty"] for word in words)
     page = write_page(study.run(), tmp_path / "s").read_text()
-    assert "gradient-variance: GradientVariancePenalty" in page[page.index("What was left out") :]
-    assert "<p>gradient-variance was left out: GradientVariancePenalty" in study._repr_html_()
+    assert "gradient-variance-penalty: GradientVariancePenalty" in page[page.index("<h2>Left out") :]
+    assert "<p>gradient-variance-penalty was left out: GradientVariancePenalty" in study._repr_html_()
     # What a user names is not left out.
-    named = choose(["gradient-variance"], default_candidates())
-    with told(StudyError, ["candidate 'gradient-variance'", *words]):
+    named = choose(["gradient-variance-penalty"], default_candidates())
+    with told(StudyError, ["candidate 'gradient-variance-penalty'", *words]):
         Study(normalised, "iris", named, settings, folder=tmp_path / "t")
-    with told(StudyError, ["candidate 'gradient-variance'", *words]):
+    with told(StudyError, ["candidate 'gradient-variance-penalty'", *words]):
         Study(normalised, "iris", (penalty, baseline, noise), settings, folder=tmp_path / "t")
     with told(StudyError, ["No candidate suits the network", *words]):
         Study(normalised, "iris", (baseline, penalty), settings, folder=tmp_path / "t")
@@ -233,7 +243,7 @@ def test_the_page_is_self_contained_and_its_code_runs(tmp_path, monkeypatch):
     html = write_page(results, tmp_path / "s").read_text()
     for absent in ("http://", "https://", "src=", "@import"):
         assert absent not in html.replace("http://www.w3.org/", "")
-    assert html.index(results.verdict.split(":")[0]) < html.index("<table")
+    assert html.index(results.verdict.split(".")[0]) < html.index("<table")
     assert "minimand study &lt;iris&gt;" in html
     assert html.count("<svg") == 3 + len(results.candidates)
     for candidate in results.candidates:
@@ -279,11 +289,14 @@ def test_a_study_in_a_notebook(tmp_path):
     with told(StudyError, ["'logs' of 'nobody'", "of a candidate: logs"]):
         study.figure("logs", "nobody")
     assert "baseline" in study._repr_html_()
+    assert study._repr_html_() == results._repr_html_()
+    assert results_table(results).equals(study.table())
+    assert results_figure(results, "curves") == study.figure("curves")
     assert study._repr_html_().startswith("<p>")
 
 
 def test_a_folder_without_results_is_told(tmp_path):
-    with told(StudyError, ["results.json", "run to its end"]):
+    with told(StudyError, ["results.json", "finished study", "run the same"]):
         load_results(tmp_path)
     small(tmp_path / "s").run()
     described = tmp_path / "s" / "results.json"

@@ -116,7 +116,7 @@ def unreadable(path):
             ["numeric target"],
         ),
         ("t.csv", lambda path: frame().write_csv(path), {"task": "ranking"}, ["--task", "'ranking'"]),
-        ("t.parquet", lambda path: frame(a=[[1.0]] * 60).write_parquet(path), {}, ["'a'", "List", "no number"]),
+        ("t.parquet", lambda path: frame(a=[[1.0]] * 60).write_parquet(path), {}, ["'a'", "List", "not a number"]),
         ("t.csv", lambda path: frame(a=[1] * 60, b=["x"] * 60).write_csv(path), {}, ["no feature that varies"]),
     ],
 )

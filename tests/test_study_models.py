@@ -48,8 +48,8 @@ def broken(features, outputs):
     ("model", "words"),
     [
         (not_a_model, ["keras.Model", "Dense"]),
-        (of_images, ["cannot be called on inputs of shape (n, 4)"]),
-        (wrong_output, ["does not fit", "(n, 3)", "(4, 2)"]),
+        (of_images, ["must accept inputs of shape (n, 4)"]),
+        (wrong_output, ["3 output unit(s)", "(n, 3)", "(4, 2)"]),
         (no_softmax, ["softmax"]),
         (of_one_argument, ["--model", "4 features and 3 outputs", "TypeError", "2 were given"]),
         (broken, ["--model", "RuntimeError: no weights at hand"]),
@@ -95,9 +95,9 @@ def test_the_usual_network(outputs, activation):
 
 
 def test_seeds_begin_with_weights_of_their_own_whatever_was_built_before():
-    problem = Problem(load_data("iris"), mlp, epochs=1, batch_size=32)
+    problem = Problem(load_data("iris"), mlp, Settings())
     first, second = problem.network(0), problem.network(1)
-    again = Problem(load_data("iris"), mlp, epochs=1, batch_size=32).network(0)
+    again = Problem(load_data("iris"), mlp, Settings()).network(0)
     for one, other, same in zip(first.weights, second.weights, again.weights, strict=True):
         np.testing.assert_array_equal(one, same)
         assert one.path.endswith("bias") or not np.array_equal(one, other)

@@ -13,12 +13,11 @@ import optuna
 import pytest
 
 from minimand.study import Candidate, LocalEngine, Part, Settings, Study, StudyError, Tuning, default_candidates, mlp
+from minimand.study._candidates import number_at, search_ranges, with_numbers
 from minimand.study._data import Data
-from minimand.study._loop import train_in_a_loop
 from minimand.study._problem import Problem
-from minimand.study._run import FINISHED
-from minimand.study._search import extremes, number_at, search_of, with_numbers
-from minimand.study._trials import SharedStorage, Trials
+from minimand.study._training import FINISHED, Work, train_in_a_loop
+from minimand.study._tuning import SharedStorage, Trials
 from tests.helpers import told
 
 NOISE = Candidate(
@@ -47,19 +46,19 @@ def share(folder, storage):
 
 def test_the_learning_rate_and_weight_decay_are_searched_wherever_the_optimizer_is():
     wrapped = Candidate("w", optimizer=Part("SNRScaling", {"optimizer": Part("SGD", {"learning_rate": 0.1})}))
-    assert search_of(wrapped)["optimizer.optimizer.learning_rate"] == pytest.approx((0.01, 1.0))
-    assert "optimizer.optimizer.weight_decay" in search_of(wrapped)
+    assert search_ranges(wrapped)["optimizer.optimizer.learning_rate"] == pytest.approx((0.01, 1.0))
+    assert "optimizer.optimizer.weight_decay" in search_ranges(wrapped)
     # Keras's own default.
-    assert search_of(Candidate("r", optimizer=Part("RMSprop")))["optimizer.learning_rate"] == pytest.approx(
+    assert search_ranges(Candidate("r", optimizer=Part("RMSprop")))["optimizer.learning_rate"] == pytest.approx(
         (1e-4, 1e-2)
     )
     own = dataclasses.replace(NOISE, search={"optimizer.learning_rate": [0.1, 0.2]})
-    assert search_of(own)["optimizer.learning_rate"] == (0.1, 0.2)
+    assert search_ranges(own)["optimizer.learning_rate"] == (0.1, 0.2)
 
 
 @pytest.mark.parametrize("candidate", default_candidates(), ids=lambda c: c.name)
 def test_numbers_are_put_where_they_are_searched(candidate):
-    ranges = search_of(candidate)
+    ranges = search_ranges(candidate)
     assert len(ranges) >= 2
     numbers = {path: low + 0.25 * (high - low) for path, (low, high) in ranges.items()}
     changed = with_numbers(candidate, numbers)
@@ -70,8 +69,10 @@ def test_numbers_are_put_where_they_are_searched(candidate):
     back = with_numbers(changed, {path: number for path, number in given.items() if number is not None})
     known = [path for path, number in given.items() if number is None]
     assert {p for p in ranges if number_at(back, p) != given[p]} == set(known)
-    for each in extremes(candidate):
-        assert eval("dict(\n" + each.code("regression").partition("compile(")[2], {**globals(), **namespaces()})
+    for path, ends in ranges.items():
+        for end in ends:
+            code = with_numbers(candidate, {path: end}).code("regression")
+            assert eval("dict(\n" + code.partition("compile(")[2], {**globals(), **namespaces()})
 
 
 def namespaces():
@@ -138,9 +139,8 @@ def test_all_have_as_many_trials_and_the_best_is_judged_on_other_splits(tmp_path
         assert tuned["chosen"] == int(np.argmin(scores))
         # The score is the mean over the splits of the best epoch's, as a loop of `fit` has it.
         numbers = tuned["trials"][tuned["chosen"]]["numbers"]
-        alone = list(
-            train_in_a_loop(done.problem, with_numbers(candidate, numbers), sorted(set(seen) - judged), ignore)
-        )
+        work = Work(with_numbers(candidate, numbers), tuple(sorted(set(seen) - judged)))
+        alone = list(train_in_a_loop(done.problem, work, ignore))
         expected = np.mean([run.epochs[run.best_epoch]["log_loss"] for run in alone])
         np.testing.assert_allclose(scores[tuned["chosen"]], expected, rtol=1e-4)
         of = next(c for c in results.candidates if c.name == candidate.name)
@@ -202,7 +202,7 @@ def test_where_all_diverge_the_candidate_stays_as_it_was(tmp_path):
     results = study(tmp_path / "s", Tuning(2, splits=2), (CANDIDATES[0], hopeless)).run()
     assert results.tuning["hopeless"]["chosen"] is None
     assert results.candidates[1].to_dict() == hopeless.to_dict()
-    assert "Diverged" in results.verdict
+    assert "Diverged runs" in results.verdict
 
 
 class EndsTheSecondTrialAfterTwoSplits(optuna.pruners.BasePruner):
@@ -322,7 +322,7 @@ def test_other_machines_wait_for_a_silence(tmp_path, monkeypatch):
     dead, other = (trials(tuning.storage, place, tuning) for place in ("here", "elsewhere"))
     begun = dead.ask(2)
     now = [100.0]
-    monkeypatch.setattr("minimand.study._trials.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("minimand.study._tuning.time.monotonic", lambda: now[0])
     assert [trial.number for trial in other.ask(3)] == [2]
     now[0] += 59.0
     assert other.ask(3) == []
@@ -362,7 +362,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_trials(sampler, tmp_path):
     whole = searched(str(journal), tuning)
     assert len({tuple(params.values()) for _, _, params, _ in whole}) == 7
     # Not along the diagonal of their ranges.
-    ranges = search_of(NOISE)
+    ranges = search_ranges(NOISE)
     for _, _, params, _ in whole[1:]:
         shares = [math.log(params[path] / low) / math.log(high / low) for path, (low, high) in ranges.items()]
         assert np.ptp(shares) > 1e-3

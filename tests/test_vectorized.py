@@ -5,12 +5,11 @@ import numpy as np
 import polars as pl
 import pytest
 
-from minimand import backend
-from minimand.study import Candidate, Part, default_candidates, load_data, mlp
-from minimand.study._loop import train_in_a_loop
+from minimand.study import Candidate, Part, Settings, _vectorized, default_candidates, load_data, mlp
+from minimand.study._engines import divided, train
 from minimand.study._problem import Problem
-from minimand.study._training import Work, divided, train
-from minimand.study._vectorized import trace
+from minimand.study._training import Work, train_in_a_loop
+from minimand.study._vectorized import judge_of, trace
 
 
 def silent(name, epochs):
@@ -36,7 +35,7 @@ def compare(problem, candidates, seeds=(0, 1, 2)):
     """Train at once and one by one; returns the runs."""
     runs = at_once(problem, candidates, seeds)
     for candidate in candidates:
-        for expected in train_in_a_loop(problem, candidate, seeds, silent):
+        for expected in train_in_a_loop(problem, Work(candidate, tuple(seeds)), silent):
             run = runs[candidate.name, expected.seed]
             assert run.note == ""
             assert_equal_runs(run, expected)
@@ -56,11 +55,11 @@ MORE = (
 
 @pytest.mark.parametrize("candidate", [*default_candidates(), *MORE], ids=lambda candidate: candidate.name)
 def test_at_once_is_one_by_one(candidate):
-    compare(Problem(load_data("diabetes"), mlp, epochs=2, batch_size=32), [candidate])
+    compare(Problem(load_data("diabetes"), mlp, Settings(epochs=2)), [candidate])
 
 
 def test_at_once_is_one_by_one_in_classification():
-    compare(Problem(load_data("iris"), mlp, epochs=2, batch_size=25), default_candidates()[:1])
+    compare(Problem(load_data("iris"), mlp, Settings(epochs=2, batch_size=25)), default_candidates()[:1])
 
 
 def layered(features, outputs):
@@ -81,14 +80,14 @@ def layered(features, outputs):
 
 def test_every_default_candidate_learns_ten_classes():
     """Guessing one class for all rows, where each residual but one is 0, is a trap for losses that learn a scale."""
-    runs = at_once(Problem(load_data("digits"), mlp, epochs=20, batch_size=32), default_candidates(), [0])
+    runs = at_once(Problem(load_data("digits"), mlp, Settings(epochs=20)), default_candidates(), [0])
     for run in runs.values():
         assert run.test["accuracy"] > 0.9, run.candidate
 
 
 def test_networks_of_other_layers():
     candidates = [default_candidates()[0], Candidate("noise", transforms=(Part("WeightNoise", {"stddev": 0.1}),))]
-    compare(Problem(load_data("iris"), layered, epochs=2, batch_size=16), candidates)
+    compare(Problem(load_data("iris"), layered, Settings(epochs=2, batch_size=16)), candidates)
 
 
 def ranged(name, strength, low, rate):
@@ -99,15 +98,12 @@ def ranged(name, strength, low, rate):
 
 def programs(problem, candidates, seeds=(0, 1)):
     """Which candidates share a program."""
-    from minimand.study._training import _groups, _of_one_form
-
-    forms = _of_one_form([Work(candidate, seeds) for candidate in candidates])
-    groups = [group for form in forms for group in _groups(problem, form)[0]]
-    return [[of.candidate.name for of in group] for group in groups]
+    groups = _vectorized._groups(problem, [Work(candidate, seeds) for candidate in candidates], [])
+    return [[traced.work.candidate.name for traced in group] for group in groups]
 
 
 def test_candidates_that_differ_in_numbers_are_one_program():
-    problem = Problem(load_data("iris"), mlp, epochs=2, batch_size=32)
+    problem = Problem(load_data("iris"), mlp, Settings(epochs=2))
     one, two, three = ranged("one", 0.1, -0.1, 0.01), ranged("two", 3.0, -0.1, 0.001), ranged("three", 0.1, -0.2, 0.002)
     shape = [Candidate(f"shape-{alpha}", loss=Part("GeneralRobust", {"alpha": alpha})) for alpha in (1.0, 1.5)]
     names = programs(problem, [one, shape[0], two, shape[1], three])
@@ -115,7 +111,7 @@ def test_candidates_that_differ_in_numbers_are_one_program():
     compare(problem, [one, two, three], seeds=(0, 1))
     # Other numbers later, as in tuning, are no other program.
     compare(problem, [ranged(f"later-{i}", 0.1 * i, -0.1 * i, 0.01 * i) for i in (1, 2, 3)], seeds=(0, 1))
-    assert len(problem.judge((0, 1))._programs) == 1
+    assert len(judge_of(problem, (0, 1)).epoch_programs) == 1
 
 
 def test_folds_with_other_categories_are_programs_of_their_own(tmp_path):
@@ -125,7 +121,7 @@ def test_folds_with_other_categories_are_programs_of_their_own(tmp_path):
         {"a": random.normal(size=40), "b": ["x", "y"] * 19 + ["x", "rare"], "target": random.normal(size=40)}
     )
     table.write_csv(tmp_path / "t.csv")
-    problem = Problem(load_data(str(tmp_path / "t.csv"), target="target"), mlp, epochs=2, batch_size=8)
+    problem = Problem(load_data(str(tmp_path / "t.csv"), target="target"), mlp, Settings(epochs=2, batch_size=8))
     seeds = range(6)
     assert len(problem.alike(seeds)) == 2
     compare(problem, default_candidates()[:1], seeds)
@@ -133,7 +129,7 @@ def test_folds_with_other_categories_are_programs_of_their_own(tmp_path):
 
 def test_runs_that_end_early():
     """One that diverges at once, one that runs out of patience, and one that goes on."""
-    problem = Problem(load_data("diabetes"), mlp, epochs=12, batch_size=64, patience=3)
+    problem = Problem(load_data("diabetes"), mlp, Settings(epochs=12, batch_size=64, patience=3))
     candidates = [
         Candidate(f"rate-{index}", optimizer=Part("SGD", {"learning_rate": rate}))
         for index, rate in enumerate((1e30, 1.0, 0.05))
@@ -145,19 +141,17 @@ def test_runs_that_end_early():
 
 
 def test_many_rows_are_predicted_in_parts(monkeypatch):
-    monkeypatch.setattr(backend.many_fits, "_ROWS", 7)
-    compare(Problem(load_data("iris"), mlp, epochs=2, batch_size=32), default_candidates()[:1])
+    monkeypatch.setattr(_vectorized, "_ROWS", 7)
+    compare(Problem(load_data("iris"), mlp, Settings(epochs=2)), default_candidates()[:1])
 
 
 def test_seeds_are_divided_where_memory_is_short(monkeypatch):
-    from minimand.study import _vectorized as vectorized
-
-    problem = Problem(load_data("iris"), mlp, epochs=2, batch_size=32)
+    problem = Problem(load_data("iris"), mlp, Settings(epochs=2))
     candidates = default_candidates()[:2]
     whole = at_once(problem, candidates, range(5))
     weights = sum(values.nbytes for values in problem.weights(0))
     rows = 150 * (4 + 3) * 4
-    monkeypatch.setattr(vectorized, "_MEMORY", 2 * (8 * weights + rows))
+    monkeypatch.setattr(_vectorized, "_MEMORY", 2 * (8 * weights + rows))
     works = divided(problem, candidates, range(5))
     assert [work.seeds for work in works] == [(0, 1), (2, 3), (4,)] * 2
     for part in train(problem, works, silent):
@@ -166,20 +160,20 @@ def test_seeds_are_divided_where_memory_is_short(monkeypatch):
 
 
 def test_what_cannot_be_traced_is_trained_one_by_one_and_says_so(monkeypatch):
-    problem = Problem(load_data("diabetes"), mlp, epochs=2, batch_size=32)
+    problem = Problem(load_data("diabetes"), mlp, Settings(epochs=2))
     baseline, other = default_candidates()[:2]
 
-    def failing(problem, candidate, seeds):
-        if candidate is baseline:
+    def failing(problem, work):
+        if work.candidate is baseline:
             raise TypeError("no abstract value\nfor details see")
-        return trace(problem, candidate, seeds)
+        return trace(problem, work)
 
     expected = at_once(problem, [baseline, other], (0, 1))
-    monkeypatch.setattr("minimand.study._training.trace", failing)
+    monkeypatch.setattr(_vectorized, "trace", failing)
     runs = at_once(problem, [baseline, other], (0, 1))
     for key, run in runs.items():
         assert_equal_runs(run, expected[key])
-    assert runs["gradient-variance", 0].note == ""
+    assert runs["gradient-variance-penalty", 0].note == ""
     assert runs["baseline", 1].note == "JAX cannot train its seeds at once: no abstract value"
 
 
@@ -187,7 +181,7 @@ def test_a_lifted_function_is_each_of_the_functions():
     """Constants that differ, in calls, where they are folded, and where a function gives one back."""
     import jax
 
-    from minimand.backend._many_fits import Lifted
+    from minimand.backend._step_programs import Lifted
 
     def of(number, power, fixed=3.0):
         def function(x):

@@ -1,4 +1,4 @@
-// Browsers give no workers to pages that are opened from the file system. There the search runs in a hidden frame.
+// A page that is opened from the file system cannot start a worker, so its search runs in a hidden frame.
 if (location.protocol === "file:") {
   window.Worker = class extends EventTarget {
     constructor(url) {

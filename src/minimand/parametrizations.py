@@ -1,4 +1,4 @@
-"""Bijections from unconstrained numbers, which an optimizer may move anywhere, to sets that parameters belong to."""
+"""Bijections from unconstrained numbers, which an optimizer may move anywhere, to the sets of constrained values."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Bounded", "CholeskyFactor", "Parametrization", "Positive", "Positive
 
 
 class Parametrization:
-    """Base class: a bijection u -> v between R^n and the values that a parameter may have.
+    """The base class of bijections u -> v between R^n and the values that a parameter may have.
 
-    A subclass has `constrain`, `unconstrain`, and `latent_shape` where u and v differ in shape. It is given to
-    `minimand.losses.TrainableLoss.add_weight`.
+    Pass a parametrization to `minimand.losses.TrainableLoss.add_weight` when the value of a variable is constrained. A
+    subclass has `constrain` and `unconstrain`, and `latent_shape` if u and v differ in shape.
 
     Source: `docs/trainable-losses.md`.
 
@@ -35,27 +35,29 @@ class Parametrization:
     """
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """The shape of u where v has the given one."""
+        """Return the shape of u for a v of this shape."""
         return shape
 
     def constrain(self, latent: Tensor) -> Tensor:
-        """The value v of a tensor u."""
+        """Return the value v of a tensor u."""
         raise NotImplementedError(f"{type(self).__name__} must implement `constrain(self, latent)`.")
 
     def unconstrain(self, value: Any) -> np.ndarray:
-        """The u of a float64 NumPy array v; raises a `ValueError` if no u has this v."""
+        """Return the u (a float64 NumPy array) of a value v, or raise a `ValueError` if no u has this v."""
         raise NotImplementedError(f"{type(self).__name__} must implement `unconstrain(self, value)`.")
 
     def _check(self, holds: Any, rule: str, value: Any) -> None:
         if not np.all(holds):
-            raise ValueError(f"{type(self).__name__}: a value must be {rule}. Received: {value!r}")
+            raise ValueError(f"{type(self).__name__}: the value must be {rule}. Received: value={value!r}")
 
 
 class Positive(Parametrization):
-    """Positive numbers: v = exp(u), so that a step of u changes v by a fraction of itself, whatever its unit.
+    """The positive numbers, as v = exp(u).
+
+    Use this parametrization for scales: a step of u changes v by a fraction of v, whatever the unit of v.
 
     Raises:
-        ValueError: `unconstrain` is given a number that is not positive and finite.
+        ValueError: `unconstrain` receives a number that is not positive and finite.
 
     Source: the logarithm, as usual for scale parameters.
 
@@ -75,15 +77,18 @@ class Positive(Parametrization):
 
 
 class Bounded(Parametrization):
-    """Numbers between two bounds: v = low + (high - low) sigmoid(u), or with `log` the exponential of this of the logs.
+    """The numbers between two bounds, as v = low + (high - low) sigmoid(u), or with `log` the same for log v.
+
+    Use this parametrization for values that would run away without bounds; use `log` if v spans orders of magnitude.
 
     Args:
-        low: lower bound, not reached.
-        high: upper bound, not reached.
-        log: whether log v, instead of v, is spread evenly; the bounds are then positive.
+        low: lower bound, which v does not reach.
+        high: upper bound, which v does not reach.
+        log: whether log v, instead of v, is a sigmoid of u; the bounds must then be positive.
 
     Raises:
-        ValueError: the bounds do not increase; with `log`, `low` is not positive; a value lies outside.
+        ValueError: the bounds do not increase, or `low` is not positive although `log` is true, or `unconstrain`
+            receives a number outside the bounds.
 
     Source: the logistic function.
 
@@ -114,10 +119,12 @@ class Bounded(Parametrization):
 
 
 class UnitInterval(Bounded):
-    """Numbers between 0 and 1: v = sigmoid(u).
+    """The numbers between 0 and 1, as v = sigmoid(u).
+
+    Use this parametrization for probabilities and thresholds of probabilities.
 
     Raises:
-        ValueError: `unconstrain` is given a number outside.
+        ValueError: `unconstrain` receives a number outside (0, 1).
 
     Source: the logistic function.
 
@@ -132,14 +139,14 @@ class UnitInterval(Bounded):
 
 
 class Simplex(Parametrization):
-    """Positive numbers with sum 1 along the last axis: v = softmax(H u), one number of u fewer than of v.
+    """The positive numbers with sum 1 along the last axis, as v = softmax(H u); u has one number fewer than v.
 
-    The n - 1 columns of H are orthonormal and orthogonal to (1, ..., 1), so that no component is treated apart from
-    the others. Minimising a weighted sum of losses over such v runs to a corner: see
-    `minimand.losses.LearnedClassWeights`.
+    Use this parametrization for mixture weights. The n - 1 columns of H are orthonormal and orthogonal to (1, ..., 1),
+    so all components are treated alike. A weighted sum of losses has its minimum over v in a corner, so do not train
+    weights of losses this way; see `minimand.losses.LearnedClassWeights`.
 
     Raises:
-        ValueError: `unconstrain` is given numbers that are not positive or do not sum to 1.
+        ValueError: `unconstrain` receives numbers that are not positive, or whose sum is not 1.
 
     Source: Egozcue, Pawlowsky-Glahn, Mateu-Figueras, Barcelo-Vidal, "Isometric logratio transformations for
     compositional data analysis", Mathematical Geology 35, 2003, section 4.
@@ -152,7 +159,9 @@ class Simplex(Parametrization):
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if not shape or shape[-1] < 2:
-            raise ValueError(f"Simplex: the last axis must have 2 entries or more. Received: shape={shape!r}")
+            raise ValueError(
+                f"Simplex: `shape` must have 2 entries or more in its last axis. Received: shape={shape!r}"
+            )
         return (*shape[:-1], shape[-1] - 1)
 
     def constrain(self, latent: Tensor) -> Tensor:
@@ -167,7 +176,7 @@ class Simplex(Parametrization):
 
 
 def _contrasts(count: int) -> np.ndarray:
-    """`count - 1` orthonormal columns orthogonal to ones: each compares one component with those before it."""
+    """Return `count - 1` orthonormal columns orthogonal to (1, ..., 1), the Helmert contrasts."""
     columns = np.arange(1, count)
     rows = np.arange(count)[:, None]
     matrix = np.where(rows < columns, 1.0, np.where(rows == columns, -columns, 0.0))
@@ -175,10 +184,12 @@ def _contrasts(count: int) -> np.ndarray:
 
 
 class CholeskyFactor(Parametrization):
-    """Lower triangular (d, d) matrices with a positive diagonal, v_ii = exp(u_ii), from d (d + 1) / 2 numbers.
+    """The lower triangular (d, d) matrices with a positive diagonal v_ii = exp(u_ii), from d (d + 1) / 2 numbers.
+
+    Use this parametrization for the Cholesky factor of a covariance or precision matrix.
 
     Raises:
-        ValueError: `unconstrain` is given a matrix that is not such a one.
+        ValueError: `unconstrain` receives a matrix that is not lower triangular with a positive diagonal.
 
     Source: Pinheiro, Bates, "Unconstrained parametrizations for variance-covariance matrices", Statistics and
     Computing 6, 1996, section 2.2 (log-Cholesky).
@@ -191,7 +202,7 @@ class CholeskyFactor(Parametrization):
 
     def latent_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         if len(shape) != 2 or shape[0] != shape[1]:
-            raise ValueError(f"{type(self).__name__}: the shape must be (d, d). Received: shape={shape!r}")
+            raise ValueError(f"{type(self).__name__}: `shape` must be (d, d). Received: shape={shape!r}")
         return (shape[0] * (shape[0] + 1) // 2,)
 
     def constrain(self, latent: Tensor) -> Tensor:
@@ -199,7 +210,7 @@ class CholeskyFactor(Parametrization):
         places = np.stack(np.tril_indices(size), axis=-1)
         matrix = ops.scatter(ops.convert_to_tensor(places), latent, (size, size))
         diagonal = ops.convert_to_tensor(np.eye(size), latent.dtype)
-        # The exponential of the diagonal alone: elsewhere it might overflow.
+        # Off the diagonal the exponential could overflow.
         return matrix * (1 - diagonal) + ops.exp(matrix * diagonal) * diagonal
 
     def unconstrain(self, value: Any) -> np.ndarray:
@@ -213,10 +224,12 @@ class CholeskyFactor(Parametrization):
 
 
 class PositiveDefinite(CholeskyFactor):
-    """Symmetric positive definite (d, d) matrices: v = A A' with A as in `CholeskyFactor`.
+    """The symmetric positive definite (d, d) matrices, as v = A A' with A as in `CholeskyFactor`.
+
+    Use this parametrization for a covariance or precision matrix.
 
     Raises:
-        ValueError: `unconstrain` is given a matrix that is not symmetric and positive definite.
+        ValueError: `unconstrain` receives a matrix that is not symmetric and positive definite.
 
     Source: as `CholeskyFactor`.
 

@@ -35,4 +35,4 @@ devices = _module.devices
 replicas = _module.replicas
 seed_unseeded_layers = _module.seed_unseeded_layers
 keep_compiled_programs = _module.keep_compiled_programs
-many_fits = _module.many_fits
+step_programs = _module.step_programs

@@ -18,8 +18,8 @@ class Backend(Protocol):
 
     TrainStep: type
 
-    many_fits: Any
-    """The module `_many_fits`, which trains many networks at once; None where the framework cannot map a step."""
+    step_programs: Any
+    """The module `_step_programs`, which maps a training step over many states; None where the framework cannot."""
 
     def value_and_gradient(
         self,

@@ -14,7 +14,7 @@ import keras
 from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from minimand._scope import shadowed
-from minimand.backend import _many_fits as many_fits  # noqa: F401
+from minimand.backend import _step_programs as step_programs  # noqa: F401
 from minimand.backend._protocol import Tensor
 from minimand.backend._shared import counted, counting, hashed_noise
 

@@ -12,7 +12,7 @@ import tensorflow as tf
 from minimand.backend._protocol import Tensor
 from minimand.backend._shared import hashed_noise, minimise, stacked
 
-many_fits = None
+step_programs = None
 
 
 def value_and_gradient(

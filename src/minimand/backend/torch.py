@@ -17,7 +17,7 @@ from minimand._keras import torch_device
 from minimand.backend._protocol import Tensor
 from minimand.backend._shared import counted, counting, minimise, normal_quantiles, stacked
 
-many_fits = None
+step_programs = None
 
 
 def value_and_gradient(

@@ -369,12 +369,12 @@ def evidence(moments: GradientMoments) -> float:
         >>> abs(minimand.gradients.evidence(minimand.gradients.GradientMoments.of_examples([g]))) < 0.5
         True
     """
-    exact = [[np.asarray(a, dtype="float64") for a in arrays] for arrays in (moments.mean, moments.variance)]
-    total, count = evidence_sums(*exact, np)
+    mean, variance = ([np.asarray(a, dtype="float64") for a in arrays] for arrays in (moments.mean, moments.variance))
+    total, count = evidence_sums(mean, variance, np)
     if count == 0:
         raise ValueError(
-            "evidence: `moments` must be of gradients that vary between examples. Received: variances that are all 0. "
-            "Use a batch of different examples."
+            "evidence: `moments` must be of a gradient that varies between examples. Received: variances that are all "
+            "0. Use a batch of different examples."
         )
     return float(1.0 - moments.examples * total / count)
 

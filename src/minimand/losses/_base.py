@@ -564,24 +564,17 @@ def weighted_quantile(values: Tensor, weights: Tensor, level: float) -> Tensor:
     return ops.take_along_axis(ops.take_along_axis(values, order, axis=0), index, axis=0)[0]
 
 
-def moved_mean(
-    mean: Tensor, of_batch: Tensor, momentum: float, started: Tensor, counted: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return a running mean, and whether it has started (0 or 1), after a batch.
-
-    The first batch sets the mean. A batch without an example that counts changes nothing.
-    """
-    moved = of_batch + momentum * started * (mean - of_batch)
-    return ops.where(counted, moved, mean), ops.where(counted, ops.ones_like(started), started)
-
-
 def update_running_mean(
     mean: keras.Variable, started: keras.Variable, of_batch: Tensor, momentum: float, counted: Tensor
 ) -> Tensor:
-    """Assign the variables of a running mean after a batch, as in `moved_mean`, and return the mean."""
-    moved, has_started = moved_mean(mean.value, ops.cast(of_batch, mean.dtype), momentum, started.value, counted)
+    """Move a running mean, and the flag (0 or 1) that it has started, after a batch; return the mean.
+
+    The first batch sets the mean. A batch of which no example counts changes nothing.
+    """
+    of_batch, flag = ops.cast(of_batch, mean.dtype), started.value
+    moved = ops.where(counted, of_batch + momentum * flag * (mean.value - of_batch), mean.value)
     mean.assign(moved)
-    started.assign(has_started)
+    started.assign(ops.where(counted, ops.ones_like(flag), flag))
     return moved
 
 

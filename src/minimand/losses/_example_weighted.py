@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -27,17 +26,10 @@ _MEDIAN_TO_STDDEV = 1.482602218505602
 _LEAST_SCALE = 1e-30
 
 
-def _weighted(
-    values: Tensor,
-    importance: Tensor,
-    example_weights: Callable[[Tensor, Tensor], Tensor],
-    *,
-    differentiate: bool,
-    normalize: bool,
-) -> Tensor:
+def _weighted(loss: _ExampleWeighted | _RunningWeights, values: Tensor, importance: Tensor) -> Tensor:
     """Return v_i l_i, or v_i l_i / mean(v) if `normalize`; v is a constant to the gradient unless `differentiate`."""
-    weights = example_weights(values if differentiate else ops.stop_gradient(values), importance)
-    if normalize:
+    weights = loss.example_weights(values if loss.differentiate else ops.stop_gradient(values), importance)
+    if loss.normalize:
         weights = ops.divide_no_nan(weights * ops.sum(importance), ops.sum(weights * importance))
     return weights * values
 
@@ -68,10 +60,7 @@ class _ExampleWeighted(WrappingLoss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         values = values_of(type(self).__name__, self.loss, y_true, y_pred)
-        importance = importance_of(values, self._factors)
-        return _weighted(
-            values, importance, self.example_weights, differentiate=self.differentiate, normalize=self.normalize
-        )
+        return _weighted(self, values, importance_of(values, self._factors))
 
 
 @keras.saving.register_keras_serializable(package="minimand")
@@ -322,10 +311,7 @@ class _RunningWeights(TrainableLoss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         values = self.values_of(self.loss, y_true, y_pred)
-        importance = self.importance(values)
-        return _weighted(
-            values, importance, self.example_weights, differentiate=self.differentiate, normalize=self.normalize
-        )
+        return _weighted(self, values, self.importance(values))
 
 
 @keras.saving.register_keras_serializable(package="minimand")

@@ -151,8 +151,7 @@ class AdaptiveImage(ResidualLikelihood):
         alpha_init: first shape, strictly inside `alpha_range`.
         scale_init: first scale, greater than `scale_min`.
         scale_min: lower bound of a learned scale, positive.
-        name: name of the loss.
-        **kwargs: `reduction` and `dtype`, as in `keras.losses.Loss`.
+        **kwargs: `reduction`, `name` and `dtype`, as in `keras.losses.Loss`.
 
     Returns:
         As a call: for targets and predictions of equal shape, the reduced loss, one value an image. `.alpha` and
@@ -192,15 +191,12 @@ class AdaptiveImage(ResidualLikelihood):
         alpha_init: float | None = None,
         scale_init: float | None = None,
         scale_min: float = 1e-5,
-        name: str = "adaptive_image",
         **kwargs: Any,
     ) -> None:
         owner = "AdaptiveImage"
         if alpha is not None:
             alpha = check_shape(owner, alpha, minimum=0.0)
-        super().__init__(
-            alpha, alpha_range, alpha_init, init, scale, scale_init, scale_min, -1, False, None, name, **kwargs
-        )
+        super().__init__(alpha, alpha_range, alpha_init, init, scale, scale_init, scale_min, -1, False, None, **kwargs)
         self.representation = check_choice(owner, "representation", representation, REPRESENTATIONS)
         self.color_space = check_choice(owner, "color_space", color_space, tuple(COLOR_SPACES))
         self.levels = None if levels is None else check_int(owner, "levels", levels, minimum=1)

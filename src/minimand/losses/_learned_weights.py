@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
@@ -280,14 +280,14 @@ class TaskUncertainty(TrainableLoss):
         return self._factor * ops.exp(-log_variance) * values + log_variance / 2
 
 
-class UncertaintyWeighted(Mapping[str, TaskUncertainty]):
+class UncertaintyWeighted(dict[str, TaskUncertainty]):
     """UncertaintyWeighted weights the losses of several outputs by the learned uncertainty of each.
 
-    Use this mapping when the tasks of one model have losses in different units and no weights are known.
+    Use this dictionary when the tasks of one model have losses in different units and no weights are known.
 
     min over w and all s_k of sum_k e^-s_k L_k(w) / 2 + s_k / 2, without the first 1/2 for classification
 
-    The mapping has a `TaskUncertainty` for each output name and is passed as `Trainer.compile(optimizer, loss=...)`.
+    The dictionary has a `TaskUncertainty` for each output name; pass it as `Trainer.compile(optimizer, loss=...)`.
     At the best s the network minimises the sum of log L_k / 2: a task counts by the ratio by which its loss falls,
     whatever its unit. `loss_weights` multiply both terms of a task.
 
@@ -333,26 +333,11 @@ class UncertaintyWeighted(Mapping[str, TaskUncertainty]):
                 f"UncertaintyWeighted: `classification` must be a list of names among {sorted(losses)}. "
                 f"Received: classification={classification!r}"
             )
-        self._tasks = {
-            name: TaskUncertainty(
-                loss,
-                _FORMS[name in classification],
-                log_variance_range=log_variance_range,
-                name=f"{name}_uncertainty",
-            )
-            for name, loss in losses.items()
-        }
-
-    def __getitem__(self, name: str) -> TaskUncertainty:
-        return self._tasks[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._tasks)
-
-    def __len__(self) -> int:
-        return len(self._tasks)
+        for name, loss in losses.items():
+            form, own = _FORMS[name in classification], f"{name}_uncertainty"
+            self[name] = TaskUncertainty(loss, form, log_variance_range=log_variance_range, name=own)
 
     @property
     def weights(self) -> dict[str, float]:
         """The factor of each output's loss."""
-        return {name: task.weight for name, task in self._tasks.items()}
+        return {name: task.weight for name, task in self.items()}

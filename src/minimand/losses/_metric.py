@@ -9,7 +9,6 @@ import keras
 import numpy as np
 from keras import ops
 
-from minimand._config import config_of
 from minimand._ops import at_least_float32, one_hot_targets
 from minimand._validation import check_float, check_int
 from minimand.backend import Tensor
@@ -18,11 +17,11 @@ from minimand.parametrizations import CholeskyFactor, Positive
 
 
 class LearnedMetric(TrainableLoss):
-    """The metric d(a, b)^2 = (a - b)' P (a - b) with P = A'A, A any (rank, d) matrix, at first rows of the identity."""
+    """Base of the losses with a metric d(a, b)^2 = (a - b)' P (a - b), P = A'A, A any (rank, d) matrix."""
 
     # Whether the loss compares the rows of a batch with each other.
     pairs = False
-    # The logs of `fit` have this number instead of the matrix.
+    # The logs of `fit` have this number, because a matrix would fill them.
     log_name = "trace"
 
     num_classes: int
@@ -72,7 +71,7 @@ class LearnedMetric(TrainableLoss):
 
     @property
     def precision(self) -> np.ndarray:
-        """P (d, d)."""
+        """The matrix P (d, d)."""
         columns = self.transform(np.eye(self.dim))
         return columns @ columns.T
 
@@ -87,9 +86,6 @@ class LearnedMetric(TrainableLoss):
         result = extended(type(self).__name__, model, metric)
         metric.set_weights([matrix])
         return result
-
-    def get_config(self) -> dict[str, Any]:
-        return config_of(self, super().get_config())
 
 
 def _product(factor: Tensor, x: Tensor) -> Tensor:
@@ -115,8 +111,7 @@ class Mahalanobis(LearnedMetric):
     Args:
         dim: d, the size of the last axis of the predictions.
         rank: rank of the part of P^-1 that is not diagonal, from 1 to d - 1, or None for any P.
-        name: name of the loss.
-        **kwargs: `reduction` and `dtype`, as in `keras.losses.Loss`.
+        **kwargs: `reduction`, `name` and `dtype`, as in `keras.losses.Loss`.
 
     Returns:
         As a call: for targets and predictions (batch, ..., d), the reduced loss. `precision` is P, `transform(x)` maps
@@ -139,8 +134,8 @@ class Mahalanobis(LearnedMetric):
 
     log_name = "log_determinant"
 
-    def __init__(self, dim: int, rank: int | None = None, *, name: str = "mahalanobis", **kwargs: Any) -> None:
-        super().__init__(dim, rank, name=name, **kwargs)
+    def __init__(self, dim: int, rank: int | None = None, **kwargs: Any) -> None:
+        super().__init__(dim, rank, **kwargs)
 
     def _add_matrices(self) -> None:
         if self.rank is None:
@@ -149,7 +144,7 @@ class Mahalanobis(LearnedMetric):
             )
             return
         self.stddev = self.add_weight(self.dim, 1.0, parametrization=Positive(), logged=False, name="stddev")
-        # Not zero, where the gradient by the loadings is 0.
+        # At loadings of 0 their gradient is 0.
         first = keras.initializers.Orthogonal(gain=0.1, seed=0)
         self.loadings = self.add_weight((self.dim, self.rank), first, logged=False, name="loadings")
 
@@ -206,8 +201,7 @@ class ClassMahalanobis(LearnedMetric):
         num_classes: K, at least 2.
         rank: rank of the metric, from 1 to d - 1, or None for full rank.
         strength: weight > 0 of the second term.
-        name: name of the loss.
-        **kwargs: `reduction` and `dtype`, as in `keras.losses.Loss`.
+        **kwargs: `reduction`, `name` and `dtype`, as in `keras.losses.Loss`.
 
     Returns:
         As a call: for class indices (batch, ...) or one-hot targets (batch, ..., K) and embeddings (batch, ..., d), the
@@ -237,10 +231,9 @@ class ClassMahalanobis(LearnedMetric):
         *,
         rank: int | None = None,
         strength: float = 0.1,
-        name: str = "class_mahalanobis",
         **kwargs: Any,
     ) -> None:
-        super().__init__(dim, rank, name=name, **kwargs)
+        super().__init__(dim, rank, **kwargs)
         self.num_classes = check_int("ClassMahalanobis", "num_classes", num_classes, minimum=2)
         self.strength = check_float("ClassMahalanobis", "strength", strength, above=0.0)
 
@@ -270,8 +263,7 @@ class NCA(LearnedMetric):
         num_classes: K, at least 2.
         rank: rank of the metric, from 1 to d - 1, or None for full rank.
         strength: weight > 0 of the trace, which keeps P finite.
-        name: name of the loss.
-        **kwargs: `reduction` and `dtype`, as in `keras.losses.Loss`.
+        **kwargs: `reduction`, `name` and `dtype`, as in `keras.losses.Loss`.
 
     Returns:
         As a call: for class indices (batch,) or one-hot targets (batch, K) and embeddings (batch, d), the reduced loss;
@@ -304,10 +296,9 @@ class NCA(LearnedMetric):
         *,
         rank: int | None = None,
         strength: float = 1e-3,
-        name: str = "nca",
         **kwargs: Any,
     ) -> None:
-        super().__init__(dim, rank, name=name, **kwargs)
+        super().__init__(dim, rank, **kwargs)
         self.num_classes = check_int("NCA", "num_classes", num_classes, minimum=2)
         self.strength = check_float("NCA", "strength", strength, above=0.0)
 
@@ -334,8 +325,7 @@ class LMNN(LearnedMetric):
         rank: rank of the metric, from 1 to d - 1, or None for full rank.
         neighbors: number of target neighbours j, at least 1.
         push: weight of the margin, in (0, 1).
-        name: name of the loss.
-        **kwargs: `reduction` and `dtype`, as in `keras.losses.Loss`.
+        **kwargs: `reduction`, `name` and `dtype`, as in `keras.losses.Loss`.
 
     Returns:
         As a call: for class indices (batch,) or one-hot targets (batch, K) and embeddings (batch, d), the reduced loss;
@@ -369,10 +359,9 @@ class LMNN(LearnedMetric):
         rank: int | None = None,
         neighbors: int = 3,
         push: float = 0.5,
-        name: str = "lmnn",
         **kwargs: Any,
     ) -> None:
-        super().__init__(dim, rank, name=name, **kwargs)
+        super().__init__(dim, rank, **kwargs)
         self.num_classes = check_int("LMNN", "num_classes", num_classes, minimum=2)
         self.neighbors = check_int("LMNN", "neighbors", neighbors, minimum=1)
         self.push = check_float("LMNN", "push", push, above=0.0, below=1.0)

@@ -32,7 +32,7 @@ from minimand.parametrizations import Bounded
 def shape_of_power(lam: Tensor | float) -> Tensor | float:
     """The shape alpha of Barron's family for the parameter lambda of his power transform.
 
-    Use it to give a loss of the family by lambda, in which the family is symmetric about squared error.
+    Use it to choose a loss by lambda, since the family is symmetric in lambda about squared error.
 
     a = 2 (1 + lambda) for lambda <= 0, a = 2/(1 - lambda) for 0 <= lambda <= 1
 
@@ -104,7 +104,8 @@ def _loss(residual: Any, alpha: Any, scale: Any) -> Tensor:
         arguments = list(given)
         for index, tensor in zip(variable, tensors, strict=True):
             arguments[index] = tensor
-        value, *derivatives = _derivatives(*arguments, with_shape_derivative=1 in variable)
+        x, a, c = arguments
+        value, *derivatives = _derivatives(x, a, c, with_shape_derivative=1 in variable)
         return value, tuple(derivatives[index] for index in variable)
 
     dtype = compute_dtype(*given)
@@ -113,9 +114,11 @@ def _loss(residual: Any, alpha: Any, scale: Any) -> Tensor:
 
 
 def general_robust(residual: Tensor, alpha: Tensor | float, scale: Tensor | float = 1.0) -> Tensor:
-    """rho(x) = b/a ((x^2/(c^2 b) + 1)^(a/2) - 1), b = |a - 2|, continued to a = 0, 2, -inf and inf.
+    """Barron's general robust loss of each residual.
 
-    Use it in a loss of your own; `GeneralRobust` and `AdaptiveRobust` are ready losses.
+    Use it in a loss of your own; `GeneralRobust` and `AdaptiveRobust` are Keras losses.
+
+    rho(x) = b/a ((x^2/(c^2 b) + 1)^(a/2) - 1), b = |a - 2|, continued to a = 0, 2, -inf and inf
 
     Args:
         residual: x, a tensor of any shape.
@@ -142,9 +145,11 @@ def general_robust(residual: Tensor, alpha: Tensor | float, scale: Tensor | floa
 
 
 def robust_weights(residual: Tensor, alpha: Tensor | float, scale: Tensor | float = 1.0) -> Tensor:
-    """The weight rho'(x)/x = (x^2/(c^2 b) + 1)^(a/2 - 1)/c^2 of iteratively reweighted least squares.
+    """The weights of `general_robust` in iteratively reweighted least squares.
 
-    Use it to see which residuals count, or to fit a linear model robustly.
+    Use them to see which residuals count, or to fit a linear model robustly.
+
+    rho'(x)/x = (x^2/(c^2 b) + 1)^(a/2 - 1)/c^2, b = |a - 2|
 
     Args:
         residual: x, a tensor of any shape.
@@ -174,9 +179,11 @@ def robust_weights(residual: Tensor, alpha: Tensor | float, scale: Tensor | floa
 
 
 def log_partition(alpha: Tensor | float) -> Tensor:
-    """Log Z(a), Z(a) = integral of exp(-rho(x; a, 1)) dx, the constant of the density exp(-rho)/(c Z).
+    """The logarithm of the normalising constant of Barron's density.
 
-    Use it to make a likelihood of `general_robust` whose shape is learned.
+    Use it with `general_robust` in a likelihood whose shape is learned.
+
+    Z(a) = integral of exp(-rho(x; a, 1)) dx, so that exp(-rho(x; a, c))/(c Z(a)) is a density
 
     Z(0) = sqrt(2) pi, Z(2) = sqrt(2 pi), log Z(inf) = 0.7052602544
 
@@ -210,9 +217,11 @@ def log_partition(alpha: Tensor | float) -> Tensor:
 
 
 def robust_log_density(residual: Tensor, alpha: Tensor | float, scale: Tensor | float = 1.0) -> Tensor:
-    """Log p(x) = -rho(x; a, c) - log c - log Z(a), the density whose negative log likelihood is the robust loss.
+    """The log density of residuals whose negative log likelihood is the robust loss.
 
     Use it as the likelihood of a model whose noise has heavy tails.
+
+    log p(x) = -rho(x; a, c) - log c - log Z(a)
 
     Args:
         residual: x, a tensor of any shape.
@@ -253,7 +262,7 @@ def sample_robust(
 ) -> Tensor:
     """Independent draws from the density of `robust_log_density`.
 
-    Use it to simulate noise with heavy tails. A Cauchy draw x of scale sqrt(2) c is accepted with probability
+    Use them to simulate noise with heavy tails. A Cauchy draw x of scale sqrt(2) c is accepted with probability
     exp(rho(x; 0, c) - rho(x; a, c)) <= 1, and drawn again otherwise.
 
     Args:
@@ -298,8 +307,8 @@ def sample_robust(
 class GeneralRobust(keras.losses.Loss):
     """Barron's general robust loss, with a fixed shape and scale.
 
-    Use it for regression with outliers whose scale is known, in `minimand.Trainer` or in stock `compile`; it has no
-    variables. `AdaptiveRobust` learns shape and scale.
+    Use it for regression with outliers whose scale is known, in `minimand.Trainer` or in stock `compile`. The loss has
+    no variables; `AdaptiveRobust` learns shape and scale.
 
     rho(x) = |a-2|/a ((x^2/(c^2 |a-2|) + 1)^(a/2) - 1), x = y_pred - y_true, averaged over the last axis
 
@@ -340,7 +349,7 @@ class GeneralRobust(keras.losses.Loss):
         return mean_over_last_axis(general_robust(y_pred - y_true, self.alpha, self.scale))
 
     def get_config(self) -> dict[str, Any]:
-        return config_of(self, super().get_config())
+        return config_of(self, {**super().get_config(), "dtype": self.dtype})
 
 
 # The base of likelihoods of residuals with a learned shape and scale.
@@ -453,10 +462,9 @@ class ResidualLikelihood(TrainableLoss):
         axis: int | Sequence[int],
         shared: bool,
         groups: Sequence[int] | None,
-        name: str,
         **kwargs: Any,
     ) -> None:
-        super().__init__(name=name, **kwargs)
+        super().__init__(**kwargs)
         owner, shape_name = type(self).__name__, self.density.shape_name
         self.fixed_shape = shape
         self.init = check_choice(owner, "init", init, ("robust", "reference"))
@@ -604,7 +612,8 @@ class ResidualLikelihood(TrainableLoss):
         # The attributes with the names of these arguments hold the learned values.
         name = self.density.shape_name
         given = {name: self.fixed_shape, f"{name}_range": self.shape_range, f"{name}_init": self.shape_init}
-        return config_of(self, {**keras.losses.Loss.get_config(self), **given, "scale": self.fixed_scale})
+        config = {**keras.losses.Loss.get_config(self), "dtype": self.dtype, **given, "scale": self.fixed_scale}
+        return config_of(self, config)
 
 
 # Barron's likelihood.
@@ -615,8 +624,8 @@ def _barron_loss(residual: Tensor, shape: Tensor, scale: Tensor, greatest_shape:
         return backend.custom_derivative(bounded_kernel)(residual, shape, scale)
     info = FLOAT_INFO[compute_dtype(residual)]
 
-    def of_any_shape(*arguments: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
-        value, *derivatives = robust_kernel(*arguments, info)
+    def of_any_shape(x: Tensor, a: Tensor, c: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
+        value, *derivatives = robust_kernel(x, a, c, info)
         return value, tuple(derivatives)
 
     return backend.custom_derivative(of_any_shape)(residual, shape, scale)
@@ -629,8 +638,8 @@ BARRON = Density("alpha", False, _barron_loss, log_partition)
 class AdaptiveRobust(ResidualLikelihood):
     """The negative log likelihood of Barron's density, with a learned shape and scale per output dimension.
 
-    Use it for regression with outliers of unknown number and size, in `minimand.Trainer`, which trains and saves its
-    variables; stock `compile` is refused.
+    Use it for regression with outliers of unknown number and size. `minimand.Trainer` trains and saves the variables
+    of the loss; stock `compile` raises an error.
 
     -log p(x) = rho(x; a, c) + log c + log Z(a), x = y_pred - y_true, averaged over the last axis
 
@@ -655,8 +664,7 @@ class AdaptiveRobust(ResidualLikelihood):
             batch's, is not allowed.
         shared: whether all positions share one shape and scale.
         groups: for each position along `axis` (a single one) the number, from 0, of the shape and scale it shares.
-        name: name of the loss, prefix of its variables' paths.
-        **kwargs: `reduction` and `dtype`, as in `keras.losses.Loss`.
+        **kwargs: `reduction`, `name` and `dtype`, as in `keras.losses.Loss`.
 
     Returns:
         As a call: for targets and predictions (batch, ..., d), the reduced loss. `.alpha` and `.scale` are NumPy
@@ -695,13 +703,12 @@ class AdaptiveRobust(ResidualLikelihood):
         axis: int | Sequence[int] = -1,
         shared: bool = False,
         groups: Sequence[int] | None = None,
-        name: str = "adaptive_robust",
         **kwargs: Any,
     ) -> None:
         if alpha is not None:
             alpha = check_shape("AdaptiveRobust", alpha, minimum=0.0)
         super().__init__(
-            alpha, alpha_range, alpha_init, init, scale, scale_init, scale_min, axis, shared, groups, name, **kwargs
+            alpha, alpha_range, alpha_init, init, scale, scale_init, scale_min, axis, shared, groups, **kwargs
         )
 
     @property
@@ -739,7 +746,7 @@ STUDENT_T = Density("df", True, _student_t_loss, _student_t_log_partition)
 class AdaptiveStudentT(ResidualLikelihood):
     """The negative log likelihood of Student's t, with learned degrees of freedom and scale per output dimension.
 
-    Use it like `AdaptiveRobust`, where Student's t is the noise that you assume.
+    Use it like `AdaptiveRobust` if you assume Student's t for the noise.
 
     -log p(x) = (n + 1)/2 log(1 + x^2/(c^2 n)) + log c + log(pi n)/2 + log Gamma(n/2) - log Gamma((n + 1)/2)
 
@@ -759,8 +766,7 @@ class AdaptiveStudentT(ResidualLikelihood):
         axis: the axis, or axes, of the predictions along which each position has its own parameters.
         shared: whether all positions share one n and c.
         groups: for each position along `axis` (a single one) the number, from 0, of the parameters it shares.
-        name: name of the loss, prefix of its variables' paths.
-        **kwargs: `reduction` and `dtype`, as in `keras.losses.Loss`.
+        **kwargs: `reduction`, `name` and `dtype`, as in `keras.losses.Loss`.
 
     Returns:
         As a call: for targets and predictions (batch, ..., d), the reduced loss. `.df` and `.scale` are NumPy arrays
@@ -799,14 +805,11 @@ class AdaptiveStudentT(ResidualLikelihood):
         axis: int | Sequence[int] = -1,
         shared: bool = False,
         groups: Sequence[int] | None = None,
-        name: str = "adaptive_student_t",
         **kwargs: Any,
     ) -> None:
         df = None if df is None else check_float("AdaptiveStudentT", "df", df, above=0.0)
         df_init = check_float("AdaptiveStudentT", "df_init", df_init, above=0.0)
-        super().__init__(
-            df, df_range, df_init, init, scale, scale_init, scale_min, axis, shared, groups, name, **kwargs
-        )
+        super().__init__(df, df_range, df_init, init, scale, scale_init, scale_min, axis, shared, groups, **kwargs)
 
     @property
     def df(self) -> Any:

@@ -12,7 +12,7 @@ from minimand._keras import cond
 from minimand._ops import at_least_float32
 from minimand._validation import check_float, check_several
 from minimand.backend import Tensor
-from minimand.losses._base import TrainableLoss, moved_mean, weighted_quantile
+from minimand.losses._base import TrainableLoss, update_running_mean, weighted_quantile
 
 # The share of the unit that a step of training keeps.
 _MOMENTUM = 0.9
@@ -54,23 +54,20 @@ class _TrainedThreshold(TrainableLoss):
         dtype = self._origin.dtype
         constants = ops.cast(ops.stop_gradient(values), dtype)
         flat, importance = ops.reshape(constants, (-1,)), ops.reshape(self.importance(constants), (-1,))
-        latent, started = self._latent.value, self._started.value
         known = ops.stop_gradient(self._current_threshold())
         counted = ops.any(importance > 0)
 
         def first() -> Tensor:
             return ops.where(counted, weighted_quantile(flat, importance, self._quantile), known)
 
-        threshold = cond(started > 0, lambda: known, first)
-        deviation = ops.sum(importance * ops.abs(flat - threshold)) / ops.maximum(ops.sum(importance), 1e-30)
-        unit, started = moved_mean(self._unit.value, deviation, _MOMENTUM, started, counted)
-        origin = threshold - unit * ops.stop_gradient(latent)
+        threshold = cond(self._started.value > 0, lambda: known, first)
+        latent = self._latent.value
         if self.training:
-            self._origin.assign(origin)
-            self._unit.assign(unit)
-            self._started.assign(started)
-        # The value is origin + unit * latent, and the derivative by latent is 1.
-        threshold = origin + unit * ops.stop_gradient(latent) + (latent - ops.stop_gradient(latent))
+            deviation = ops.sum(importance * ops.abs(flat - threshold)) / ops.maximum(ops.sum(importance), 1e-30)
+            unit = update_running_mean(self._unit, self._started, deviation, _MOMENTUM, counted)
+            self._origin.assign(threshold - unit * ops.stop_gradient(latent))
+        # The derivative by the latent variable is 1.
+        threshold = threshold + (latent - ops.stop_gradient(latent))
         self._log.update_state(threshold)
         return ops.cast(threshold, values.dtype)
 

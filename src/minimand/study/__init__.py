@@ -1,37 +1,27 @@
-"""Comparing objectives on data, honestly."""
+"""Comparisons of training objectives on data, with honest splits and statistics."""
 
 try:
-    import filelock  # noqa: F401
-    import jinja2  # noqa: F401
-    import loky  # noqa: F401
-    import matplotlib  # noqa: F401
-    import polars  # noqa: F401
-    import rich  # noqa: F401
-    import scipy  # noqa: F401
-    import sklearn  # noqa: F401
-except ImportError as error:
+    from minimand.study._candidates import Candidate, Part, default_candidates, read_candidates
+    from minimand.study._data import BUILT_IN, Data, Fold, load_data
+    from minimand.study._engines import ENGINES, Engine, LocalEngine, ProcessesEngine, RayEngine
+    from minimand.study._figures import Svg, results_figure
+    from minimand.study._models import mlp
+    from minimand.study._page import write_page
+    from minimand.study._problem import build_trainer
+    from minimand.study._results import Results, load_results, results_table
+    from minimand.study._settings import Settings, StudyError, Tuning, wilcoxon_pruner
+    from minimand.study._study import Study
+except ModuleNotFoundError as error:
     raise ImportError(
         f"minimand.study needs the package {error.name!r}. Install the extra: pip install 'minimand[study]'"
     ) from error
-
-from minimand.study._candidates import Candidate, Part, default_candidates, read_candidates
-from minimand.study._data import BUILT_IN, Data, Fold, load_data
-from minimand.study._engines import ENGINES, LocalEngine, ProcessesEngine, RayEngine
-from minimand.study._errors import StudyError
-from minimand.study._models import mlp
-from minimand.study._page import write_page
-from minimand.study._problem import build_trainer
-from minimand.study._results import Results
-from minimand.study._settings import Settings
-from minimand.study._storage import load_results
-from minimand.study._study import Study
-from minimand.study._tuning import Tuning, wilcoxon_pruner
 
 __all__ = [
     "BUILT_IN",
     "ENGINES",
     "Candidate",
     "Data",
+    "Engine",
     "Fold",
     "LocalEngine",
     "Part",
@@ -41,6 +31,7 @@ __all__ = [
     "Settings",
     "Study",
     "StudyError",
+    "Svg",
     "Tuning",
     "build_trainer",
     "default_candidates",
@@ -48,6 +39,8 @@ __all__ = [
     "load_results",
     "mlp",
     "read_candidates",
+    "results_figure",
+    "results_table",
     "wilcoxon_pruner",
     "write_page",
 ]

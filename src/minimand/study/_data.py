@@ -1,4 +1,4 @@
-"""Reading a table, deciding the task, and splitting it."""
+"""Tables of data: how they are read, how their task is inferred, and how they are split into folds."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sklearn.model_selection import train_test_split
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-from minimand.study._errors import StudyError
+from minimand.study._settings import StudyError
 
 BUILT_IN = {
     "diabetes": "regression",
@@ -36,7 +36,7 @@ _READERS = {
 }
 _MISSING = "(missing)"
 _MAX_CATEGORIES = 50
-# An integer target with more values than this is a quantity, not a class.
+# An integer target with more distinct values is a quantity, not a class.
 _MAX_CLASSES = 20
 _MIN_ROWS = 20
 _MIN_ROWS_A_CLASS = 5
@@ -44,15 +44,14 @@ _MIN_ROWS_A_CLASS = 5
 
 @dataclass(frozen=True)
 class Fold:
-    """One train/validation/test split, ready for a network.
+    """A train/validation/test split that is ready for a network.
 
-    `x` arrays are (n, features) float32, standardised with the training rows. `y` arrays are (n, outputs) float32:
-    one-hot for classification; for regression (n, 1), shifted by the training median and divided by 1.4826 times the
-    median absolute deviation, so that `y * target_scale + target_center` is in the target's units.
+    Use `Data.fold` to get one. For regression, y = (target - center) / scale, where the center is the median of the
+    training targets and the scale is 1.4826 times their median absolute deviation.
 
     Attributes:
-        x_train, x_validation, x_test: features.
-        y_train, y_validation, y_test: targets.
+        x_train, x_validation, x_test: features (n, features) in float32, standardised by the training rows.
+        y_train, y_validation, y_test: targets in float32: one-hot (n, classes), or (n, 1) for regression.
         target_center: in the target's units; 0 for classification.
         target_scale: in the target's units; 1 for classification.
 
@@ -74,11 +73,11 @@ class Fold:
 
     @property
     def test_over_train(self) -> float:
-        """Test rows over the rows that a run learns from (training and, for the epoch, validation)."""
+        """Number of test rows over the number of training and validation rows, which a run learns from."""
         return len(self.x_test) / (len(self.x_train) + len(self.x_validation))
 
     def in_units(self, task: str, predictions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """The test rows' targets and these predictions (n_test, outputs) for them, as metrics take them."""
+        """The targets of the test rows and predictions (n_test, outputs) for them, as the metrics take them."""
         predicted = np.asarray(predictions, dtype="float64")
         if task == "classification":
             return self.y_test.argmax(axis=1), predicted
@@ -91,15 +90,17 @@ class Fold:
 class Data:
     """A table of features and a target.
 
+    Use `load_data` to read one, or make one of your own columns.
+
     Attributes:
-        name: of the set.
+        name: name of the data set.
         task: `"regression"` or `"classification"`.
-        features: a column each, as they were read, missing values and categories included.
-        target: float for regression, indices into `classes` for classification.
-        classes: names; none for regression.
-        source: file or built-in set that it is from.
-        target_name: of the file's column.
-        notes: what was left out or filled in, in sentences.
+        features: a column for each feature, including missing values and categories.
+        target: floats for regression, indices into `classes` for classification.
+        classes: names of the classes; empty for regression.
+        source: file or built-in data set.
+        target_name: name of the target's column in the file.
+        notes: sentences about columns that were left out.
 
     Examples:
         >>> from minimand.study import load_data
@@ -118,22 +119,22 @@ class Data:
 
     @property
     def outputs(self) -> int:
-        """Number of output units of a network for this task."""
+        """Number of output units that a network needs for this task."""
         return 1 if self.task == "regression" else len(self.classes)
 
     def digest(self) -> str:
-        """A hash of all values: two studies on equal digests saw equal data."""
+        """A hash of all values; studies with equal digests have equal data."""
         digest = hashlib.sha256(np.ascontiguousarray(self.target).tobytes())
         digest.update(self.features.write_csv().encode())
         return digest.hexdigest()[:16]
 
     def fold(self, seed: int, corrupt_targets: float = 0.0) -> Fold:
-        """The split (60 % training, 20 % validation, 20 % test rows) of a seed.
+        """The split of a seed: 60 % training, 20 % validation and 20 % test rows.
 
         Args:
             seed: equal seeds give equal folds.
-            corrupt_targets: fraction of the *training* targets to replace: regression adds noise of ten standard
-                deviations, classification takes another class at random.
+            corrupt_targets: fraction of the *training* targets to corrupt. Regression adds noise of ten standard
+                deviations; classification draws another class.
         """
         rows = np.arange(len(self.target))
         classes = self.target if self.task == "classification" else None
@@ -142,11 +143,12 @@ class Data:
             rest, test_size=0.25, random_state=seed, stratify=None if classes is None else classes[rest]
         )
         encoder = _encoder(self.features)
-        frame = _columns(self.features)
+        # The encoder addresses the columns by position.
+        frame = np.column_stack([column.to_numpy().astype(object) for column in self.features.iter_columns()])
         encoder.fit(frame[train])
         x = [encoder.transform(frame[part]).astype("float32") for part in (train, validation, test)]
         target = self._corrupted(train, seed, corrupt_targets)
-        center, scale = _median_and_spread(target[train]) if self.task == "regression" else (0.0, 1.0)
+        center, scale = _center_and_scale(target[train]) if self.task == "regression" else (0.0, 1.0)
         y_train, y_validation, y_test = (
             self._encoded(values, center, scale)
             for values in (target[train], self.target[validation], self.target[test])
@@ -171,18 +173,20 @@ class Data:
 
 
 def load_data(source: str, *, target: str | None = None, task: str | None = None) -> Data:
-    """Read a built-in data set or a table.
+    """Read a built-in data set or a table from a file.
+
+    Use it for the data of a `Study`. Constant columns are left out.
 
     Args:
         source: one of `BUILT_IN`, or the path of a CSV, Parquet, Arrow (Feather) or NPZ file.
-        target: name of the target column; needed for files.
+        target: name of the target column; required for files.
         task: `"regression"` or `"classification"`; by default inferred from the target.
 
     Returns:
-        The table.
+        The data.
 
     Raises:
-        StudyError: anything about the file, the target or the features that a study cannot use.
+        StudyError: a study cannot use the file, the target or the features.
 
     Examples:
         >>> from minimand.study import load_data
@@ -193,13 +197,15 @@ def load_data(source: str, *, target: str | None = None, task: str | None = None
         raise StudyError(f"--task must be regression or classification. Received: {task!r}")
     if source in BUILT_IN:
         if target is not None:
-            raise StudyError(f"--target is for files; the built-in data set {source!r} has its own target.")
+            raise StudyError(
+                f"--target is for files. Leave it out; the built-in data set {source!r} has its own target."
+            )
         return _built_in(source)
     path = Path(source)
-    # Unlike Path.exists, False for names that no file can have.
+    # `Path.exists` would raise for names that no file can have.
     if not os.path.exists(source):
         names = ", ".join(BUILT_IN)
-        raise StudyError(f"No such file, and no built-in data set of this name: {source}. Built in: {names}.")
+        raise StudyError(f"No such file or built-in data set: {source}. Give the path of a file or one of {names}.")
     return _from_frame(path, _read(path), target, task)
 
 
@@ -218,16 +224,16 @@ def _read(path: Path) -> pl.DataFrame:
     if reader is None:
         raise StudyError(f"{path}: the file name must end in one of {', '.join(_READERS)}.")
     try:
-        # Not by name, in which Polars takes brackets and stars for a pattern.
+        # Polars would take brackets and stars in a name for a pattern.
         with path.open("rb") as file:
             frame = reader(file)
     except StudyError:
         raise
-    # Readers raise whatever their formats' libraries do, for files that are not what their names say.
+    # The libraries of the formats raise errors of many types for a file that is not what its name says.
     except Exception as error:
         raise StudyError(f"{path} cannot be read as {path.suffix[1:].upper()}: {error}") from error
     if frame.height == 0:
-        raise StudyError(f"{path} has no rows.")
+        raise StudyError(f"{path} has no rows. Give a file with at least {_MIN_ROWS}.")
     return frame
 
 
@@ -238,7 +244,7 @@ def _read_npz(file: Any) -> pl.DataFrame:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
         raise StudyError(
             f"{file.name}: the arrays must be (n,) or (n, d), all with the same number n of rows. Received: {shapes}. "
-            "Save a file with only those that the study is about."
+            "Save a file with only the arrays of the study."
         )
     columns = [
         pl.Series(name if array.ndim == 1 else f"{name}_{index}", column)
@@ -248,7 +254,7 @@ def _read_npz(file: Any) -> pl.DataFrame:
     names = [column.name for column in columns]
     if twice := {name for name in names if names.count(name) > 1}:
         raise StudyError(
-            f"{file.name}: two columns are named {min(twice)!r}. Rename arrays: the columns of X are X_0, X_1."
+            f"{file.name}: two columns are named {min(twice)!r}. Rename an array; the columns of X are X_0, X_1."
         )
     return pl.DataFrame(columns)
 
@@ -256,9 +262,9 @@ def _read_npz(file: Any) -> pl.DataFrame:
 def _from_frame(path: Path, frame: pl.DataFrame, target: str | None, task: str | None) -> Data:
     columns = ", ".join(frame.columns)
     if target is None:
-        raise StudyError(f"--target is needed: which of the columns is to be predicted? Columns: {columns}.")
+        raise StudyError(f"--target must name the column to predict. Columns: {columns}.")
     if target not in frame.columns:
-        raise StudyError(f"There is no column {target!r}. Columns: {columns}.")
+        raise StudyError(f"--target must be one of the columns {columns}. Received: {target!r}")
     column = frame[target]
     missing = column.null_count() + (int(column.is_nan().sum()) if column.dtype.is_float() else 0)
     if missing:
@@ -266,7 +272,7 @@ def _from_frame(path: Path, frame: pl.DataFrame, target: str | None, task: str |
             f"The target {target!r} is missing in {missing} of {len(column)} rows. Remove those rows first."
         )
     if column.n_unique() < 2:
-        raise StudyError(f"The target {target!r} is constant ({column[0]!r}): there is nothing to learn.")
+        raise StudyError(f"The target {target!r} is constant ({column[0]!r}). Choose a column that varies.")
     task = task or _inferred_task(column)
     features, notes = _usable(frame.drop(target))
     if task == "classification":
@@ -275,22 +281,24 @@ def _from_frame(path: Path, frame: pl.DataFrame, target: str | None, task: str |
         if counts.min() < _MIN_ROWS_A_CLASS:
             rare = ", ".join(f"{str(c)!r} ({k})" for c, k in zip(classes, counts, strict=True) if k < _MIN_ROWS_A_CLASS)
             raise StudyError(
-                f"Every class needs at least {_MIN_ROWS_A_CLASS} rows to be in training, validation and test. Too few "
-                f"in: {rare}. Merge or remove these classes, or give --task regression."
+                f"Every class needs at least {_MIN_ROWS_A_CLASS} rows to be in training, validation and test rows. "
+                f"These have fewer: {rare}. Merge or remove them, or give --task regression."
             )
         named = tuple(str(c) for c in classes)
         return Data(path.stem, task, features, indices.astype("int64"), named, str(path), target, notes)
     if not column.dtype.is_numeric():
-        raise StudyError(f"--task regression needs a numeric target; {target!r} is of type {column.dtype}.")
+        raise StudyError(f"--task regression needs a numeric target. Received: {target!r} of type {column.dtype}")
     values = column.cast(pl.Float64).to_numpy().copy()
     if not np.isfinite(values).all():
-        raise StudyError(f"The target {target!r} has infinite values in {int((~np.isfinite(values)).sum())} rows.")
+        raise StudyError(
+            f"{int((~np.isfinite(values)).sum())} values of the target {target!r} are infinite. Remove them."
+        )
     if np.ptp(values) == 0:
         raise StudyError(
-            f"The target {target!r} varies by less than double precision can tell: all is {values[0]:g}. Subtract that."
+            f"The target {target!r} varies less than double precision can tell. Subtract {values[0]:g} from it first."
         )
     if len(values) < _MIN_ROWS:
-        raise StudyError(f"At least {_MIN_ROWS} rows are needed for the splits. Received: {len(values)}.")
+        raise StudyError(f"A study needs at least {_MIN_ROWS} rows for the splits. Received: {len(values)}")
     return Data(path.stem, task, features, values, (), str(path), target, notes)
 
 
@@ -301,12 +309,14 @@ def _inferred_task(column: pl.Series) -> str:
 
 
 def _usable(features: pl.DataFrame) -> tuple[pl.DataFrame, tuple[str, ...]]:
-    """Features as floats (NaN where missing) and strings; constant columns are dropped, which is noted."""
+    """Features as floats (NaN where missing) and strings, and a note of the constant columns, which are dropped."""
     kept: list[pl.Series] = []
     dropped: list[pl.Series] = []
     for column in features.iter_columns():
         if column.dtype.is_nested() or column.dtype in (pl.Object, pl.Binary):
-            raise StudyError(f"Column {column.name!r} is of type {column.dtype}, which is no number or category.")
+            raise StudyError(
+                f"Column {column.name!r} is of type {column.dtype}, which is not a number or a category. Remove it."
+            )
         if column.dtype.is_temporal():
             column = column.to_physical()
         if column.dtype.is_numeric():
@@ -319,18 +329,13 @@ def _usable(features: pl.DataFrame) -> tuple[pl.DataFrame, tuple[str, ...]]:
             constant = column.n_unique() < 2
         (dropped if constant else kept).append(column)
     if not kept:
-        raise StudyError("There is no feature that varies: nothing to predict the target from.")
+        raise StudyError("There is no feature that varies. Add one to predict the target from.")
     notes = (f"constant columns left out: {', '.join(c.name for c in dropped)}",) if dropped else ()
     return pl.DataFrame(kept), notes
 
 
-def _columns(features: pl.DataFrame) -> np.ndarray:
-    """An object array (n, columns), which the encoder addresses by position."""
-    return np.column_stack([column.to_numpy().astype(object) for column in features.iter_columns()])
-
-
 def _encoder(features: pl.DataFrame) -> ColumnTransformer:
-    """Numbers: training median for missing ones, then standardised. Categories: one-hot, rare ones merged."""
+    """Replaces missing numbers by the median and standardises; encodes categories as one-hot, with rare ones merged."""
     numeric = [i for i, dtype in enumerate(features.dtypes) if dtype == pl.Float64]
     categorical = [i for i in range(features.width) if i not in numeric]
     numbers = make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
@@ -338,8 +343,8 @@ def _encoder(features: pl.DataFrame) -> ColumnTransformer:
     return ColumnTransformer([("numbers", numbers, numeric), ("categories", categories, categorical)])
 
 
-def _median_and_spread(values: np.ndarray) -> tuple[float, float]:
+def _center_and_scale(values: np.ndarray) -> tuple[float, float]:
     center = float(np.median(values))
-    spread = 1.4826 * float(np.median(np.abs(values - center)))
-    # More than half of the targets are equal: fall back on what still varies.
-    return center, spread or float(values.std()) or 1.0
+    scale = 1.4826 * float(np.median(np.abs(values - center)))
+    # The median deviation is 0 if more than half of the targets are equal.
+    return center, scale or float(values.std()) or 1.0

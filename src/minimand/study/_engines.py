@@ -1,11 +1,11 @@
-"""A Ray cluster, or Ray on this machine."""
+"""Engines: how and where runs are trained."""
 
 from __future__ import annotations
 
 import contextlib
 import os
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager
@@ -16,16 +16,67 @@ import keras
 from loky import ProcessPoolExecutor
 
 from minimand import backend
-from minimand.study._errors import StudyError, check_count
+from minimand.study._candidates import Candidate
 from minimand.study._problem import Problem
-from minimand.study._run import Run
-from minimand.study._training import OnEpochs, Train, Work, train, train_one
+from minimand.study._settings import StudyError, check_count
+from minimand.study._training import OnEpochs, Run, Work, train_in_a_loop
+from minimand.study._vectorized import runs_at_once, train_at_once
 
-# The process itself.
+Train = Callable[[Sequence[Work], OnEpochs], Iterator[list[Run]]]
+"""A function of pieces of work that yields their runs, some at a time, and reports the epochs that pass."""
+
+
+class Engine(Protocol):
+    """The interface of an engine, which trains pieces of work anywhere and in any order.
+
+    Implement it to train on machines of your own. Each piece of work must count once, whatever happens to a worker.
+
+    Examples:
+        >>> import contextlib
+        >>> from minimand.study import LocalEngine
+        >>> class Announced:
+        ...     @contextlib.contextmanager
+        ...     def at_work(self, problem):
+        ...         print("Training", problem.data.name)
+        ...         with LocalEngine().at_work(problem) as train:
+        ...             yield train
+    """
+
+    def at_work(self, problem: Problem) -> AbstractContextManager[Train]:
+        """A context whose value, `train(works, on_epochs)`, yields lists of runs; it may be called several times."""
+        ...
+
+
+def divided(problem: Problem, candidates: Iterable[Candidate], seeds: Sequence[int]) -> list[Work]:
+    """The runs of these candidates and seeds as pieces of work, each with as many seeds as can train at once."""
+    size = 1 if backend.step_programs is None else runs_at_once(problem)
+    parts = [tuple(seeds[first : first + size]) for first in range(0, len(seeds), size)]
+    return [Work(candidate, part) for candidate in candidates for part in parts]
+
+
+# This process.
+
+
+def train(problem: Problem, works: Sequence[Work], on_epochs: OnEpochs) -> Iterator[list[Run]]:
+    """The runs of these works, some at a time: trained at once on JAX, else one after the other."""
+    if backend.step_programs is None:
+        rest = [(work, "") for work in works]
+    else:
+        untraceable = yield from train_at_once(problem, works, on_epochs)
+        rest = [(work, f"JAX cannot train its seeds at once: {reason}") for work, reason in untraceable]
+    for work, note in rest:
+        yield list(train_in_a_loop(problem, work, on_epochs, note))
+
+
+def train_silently(problem: Problem, work: Work) -> list[Run]:
+    """The runs of a piece of work, for another process, which reports epochs when they are done."""
+    return [run for runs in train(problem, [work], lambda candidate, epochs: None) for run in runs]
 
 
 class LocalEngine:
     """Trains in this process.
+
+    Use it on JAX, where all seeds of a candidate train at once.
 
     Examples:
         >>> from minimand.study import Candidate, LocalEngine, Settings, Study, mlp
@@ -39,20 +90,22 @@ class LocalEngine:
         yield partial(train, problem)
 
 
-# Processes on this machine.
+# Processes of this machine.
 
-# Deaths of processes in a row, none of which finished anything in between, after which a study gives up.
+# A study gives up after this many deaths of processes in a row, without a finished run in between.
 _DEATHS = 3
 
 
 class ProcessesEngine:
-    """Trains in processes of this machine. What a process that dies was about to do, another one does.
+    """Trains in processes of this machine; another process takes over the work of one that dies.
+
+    Use it on TensorFlow and PyTorch, which train one run at a time.
 
     Args:
         workers: number of processes; by default one for each core.
 
     Raises:
-        StudyError: `workers` is no number of at least 1.
+        StudyError: `workers` is not a whole number of at least 1.
 
     Examples:
         >>> from minimand.study import ProcessesEngine
@@ -66,55 +119,43 @@ class ProcessesEngine:
     @contextlib.contextmanager
     def at_work(self, problem: Problem) -> Iterator[Train]:
         """As `Engine.at_work`."""
-        pool = _Pool(problem, self.workers)
+        executor: ProcessPoolExecutor | None = None
+
+        def train(works: Sequence[Work], on_epochs: OnEpochs) -> Iterator[list[Run]]:
+            nonlocal executor
+            left, deaths = list(works), 0
+            while left:
+                executor = executor or self._executor(problem)
+                try:
+                    futures: dict[Future[list[Run]], Work] = {executor.submit(_train, work): work for work in left}
+                    for future in as_completed(futures):
+                        runs = future.result()
+                        deaths = 0
+                        left.remove(futures[future])
+                        for run in runs:
+                            on_epochs(run.candidate, len(run.epochs))
+                        yield runs
+                except BrokenProcessPool as error:
+                    executor.shutdown(wait=True, kill_workers=True)
+                    executor = None
+                    deaths += 1
+                    if deaths == _DEATHS:
+                        raise StudyError(
+                            f"Processes died {_DEATHS} times in a row while training, probably because memory ran out. "
+                            f"Use fewer --workers. Finished runs are kept. The last error: {error}"
+                        ) from error
+
         try:
-            yield pool.train
+            yield train
         finally:
-            pool.close()
+            if executor is not None:
+                executor.shutdown(wait=True, kill_workers=True)
 
-
-class _Pool:
-    """Processes that know a problem."""
-
-    def __init__(self, problem: Problem, workers: int) -> None:
-        self._problem, self._workers = problem, workers
-        self._executor: ProcessPoolExecutor | None = None
-
-    def train(self, works: Sequence[Work], on_epochs: OnEpochs) -> Iterator[list[Run]]:
-        left = list(works)
-        deaths = 0
-        while left:
-            if self._executor is None:
-                initial = {"initializer": _begin, "initargs": (self._problem,)}
-                self._executor = ProcessPoolExecutor(self._workers, env=_environment(), **initial)
-            try:
-                futures: dict[Future[list[Run]], Work] = {self._executor.submit(_train, work): work for work in left}
-                for future in as_completed(futures):
-                    runs = future.result()
-                    deaths = 0
-                    left.remove(futures[future])
-                    for run in runs:
-                        on_epochs(run.candidate, len(run.epochs))
-                    yield runs
-            except BrokenProcessPool as error:
-                self.close()
-                deaths += 1
-                if deaths == _DEATHS:
-                    raise StudyError(
-                        f"Processes died {_DEATHS} times in a row while training, as they do when memory runs out. "
-                        f"Give fewer --workers. What had finished is kept. The last one: {error}"
-                    ) from error
-
-    def close(self) -> None:
-        if self._executor is not None:
-            self._executor.shutdown(wait=True, kill_workers=True)
-            self._executor = None
-
-
-def _environment() -> dict[str, str]:
-    """One core for each process, and this process's framework."""
-    threads = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
-    return {**dict.fromkeys(threads, "1"), "KERAS_BACKEND": keras.backend.backend()}
+    def _executor(self, problem: Problem) -> ProcessPoolExecutor:
+        """Processes that hold the problem; each has one core and the framework of this process."""
+        threads = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+        environment = {**dict.fromkeys(threads, "1"), "KERAS_BACKEND": keras.backend.backend()}
+        return ProcessPoolExecutor(self.workers, env=environment, initializer=_begin, initargs=(problem,))
 
 
 _problem: Problem
@@ -126,23 +167,23 @@ def _begin(problem: Problem) -> None:
 
 
 def _train(work: Work) -> list[Run]:
-    return train_one(_problem, work)
+    return train_silently(_problem, work)
 
 
-# A Ray cluster, or Ray on this machine.
+# A Ray cluster.
 
-# How often a piece of work is begun again after its worker was lost.
+# A piece of work is begun again this many times after its worker was lost.
 _RETRIES = 5
 
 
 class RayEngine:
-    """Trains in tasks of Ray: on the cluster that RAY_ADDRESS or `ray start` names, else on this machine.
+    """Trains in tasks of Ray, on the cluster of RAY_ADDRESS or `ray start`, otherwise on this machine.
 
-    Ray itself begins a task again whose worker or machine was lost.
+    Use it for a study that one machine cannot finish in time. Ray restarts the tasks of a worker that is lost.
 
     Args:
-        cpus: cores that each task is given.
-        gpus: graphics cards that each task is given, or a fraction of one.
+        cpus: cores for each task.
+        gpus: graphics cards for each task, or a fraction of one.
 
     Raises:
         StudyError: Ray is not installed.
@@ -156,7 +197,7 @@ class RayEngine:
         try:
             import ray
         except ImportError as error:
-            raise StudyError("--engine ray needs the package 'ray': pip install 'minimand[ray]'") from error
+            raise StudyError("--engine ray needs the package 'ray'. Install it: pip install 'minimand[ray]'") from error
         self._ray, self._resources = ray, {"num_cpus": cpus, "num_gpus": gpus}
 
     @contextlib.contextmanager
@@ -164,17 +205,20 @@ class RayEngine:
         """As `Engine.at_work`."""
         ray: Any = self._ray
         begun = False
-        everywhere: Any = None
+        shared: Any = None
 
         def train(works: Sequence[Work], on_epochs: OnEpochs) -> Iterator[list[Run]]:
-            nonlocal begun, everywhere
+            nonlocal begun, shared
             if not ray.is_initialized():
-                _begin_on_cluster(ray)
+                with warnings.catch_warnings():
+                    # JAX warns of the forks by which Ray starts its processes; those run another program at once.
+                    warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
+                    ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
                 begun = True
-            everywhere = ray.put(problem) if everywhere is None else everywhere
+            shared = ray.put(problem) if shared is None else shared
             environment = {"env_vars": {"KERAS_BACKEND": keras.backend.backend()}}
-            task = ray.remote(max_retries=_RETRIES, runtime_env=environment, **self._resources)(train_one)
-            waiting = [task.remote(everywhere, work) for work in works]
+            task = ray.remote(max_retries=_RETRIES, runtime_env=environment, **self._resources)(train_silently)
+            waiting = [task.remote(shared, work) for work in works]
             while waiting:
                 (done,), waiting = ray.wait(waiting, num_returns=1)
                 runs: list[Run] = ray.get(done)
@@ -189,39 +233,21 @@ class RayEngine:
                 ray.shutdown()
 
 
-def _begin_on_cluster(ray: Any) -> None:
-    with warnings.catch_warnings():
-        # JAX warns of the forks that Ray's processes start with, which run another program at once.
-        warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
-        ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
-
-
-__all__ = ["ENGINES", "Engine", "LocalEngine", "ProcessesEngine", "RayEngine", "engine_named"]
-
-
-class Engine(Protocol):
-    """Trains pieces of work, in any order and wherever it likes; each once, whatever happens to who does it."""
-
-    def at_work(self, problem: Problem) -> AbstractContextManager[Train]:
-        """What trains works of this problem, as often as it is called, until the context is left."""
-        ...
-
-
 ENGINES: dict[str, Callable[[], Engine]] = {"local": LocalEngine, "processes": ProcessesEngine, "ray": RayEngine}
 
 
 def engine_named(name: str, workers: int | None = None) -> Engine:
-    """The engine of this name; `"auto"` is this process where it trains many runs at once, else one process a core.
+    """The engine of this name; `"auto"` is this process on JAX, else one process for each core.
 
     Raises:
-        StudyError: there is none, or `workers` is below 1 or given without processes.
+        StudyError: there is no such engine, or `workers` is below 1 or given without processes.
     """
     if name == "auto":
-        name = "processes" if backend.many_fits is None else "local"
+        name = "processes" if backend.step_programs is None else "local"
     if name not in ENGINES:
         raise StudyError(f"--engine must be auto or one of {', '.join(ENGINES)}. Received: {name!r}")
     if workers is None:
         return ENGINES[name]()
     if name != "processes":
-        raise StudyError(f"--workers is for --engine processes. Received: {workers} with --engine {name}")
+        raise StudyError(f"--workers needs --engine processes. Received: {workers} with --engine {name}")
     return ProcessesEngine(workers)

@@ -1,4 +1,4 @@
-"""By what candidates are judged: none trains on any of these alone."""
+"""The metrics that judge candidates; no candidate trains on one of them alone."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from sklearn import metrics as sk
 
 from minimand.backend import Tensor
 from minimand.metrics import expected_calibration_error
+from minimand.study._settings import StudyError
 
 
 @dataclass(frozen=True)
 class Metric:
-    """A measure of test predictions; `greater_is_better` says which way to read differences."""
+    """A measure of predictions; `greater_is_better` gives the direction of an improvement."""
 
     key: str
     title: str
@@ -28,12 +29,8 @@ def _labels(probabilities: np.ndarray) -> np.ndarray:
 
 
 def _log_loss(classes: np.ndarray, probabilities: np.ndarray) -> float:
-    chosen = probabilities[np.arange(len(classes)), classes]
-    return float(-np.log(np.clip(chosen, 1e-7, 1.0)).mean())
-
-
-def _calibration_error(classes: np.ndarray, probabilities: np.ndarray) -> float:
-    return float(expected_calibration_error(classes, probabilities))
+    of_true_class = probabilities[np.arange(len(classes)), classes]
+    return float(-np.log(np.clip(of_true_class, 1e-7, 1.0)).mean())
 
 
 REGRESSION = (
@@ -46,24 +43,34 @@ CLASSIFICATION = (
     Metric("accuracy", "accuracy", True, lambda y, p: float(sk.accuracy_score(y, _labels(p)))),
     Metric("log_loss", "log loss", False, _log_loss),
     Metric("macro_f1", "macro F1", True, lambda y, p: float(sk.f1_score(y, _labels(p), average="macro"))),
-    Metric("ece", "ECE", False, _calibration_error),
+    Metric("ece", "ECE", False, lambda y, p: float(expected_calibration_error(y, p))),
 )
 
 
 def metrics_of(task: str) -> tuple[Metric, ...]:
-    """The metrics of a task; the first is the one that the verdict is about unless another is asked for."""
+    """The metrics of a task; the first one is the default of the verdict."""
     return REGRESSION if task == "regression" else CLASSIFICATION
 
 
+def metric_of(task: str, key: str | None) -> Metric:
+    """The metric of this key, or the first one of the task."""
+    metrics = {metric.key: metric for metric in metrics_of(task)}
+    if key is None:
+        return metrics_of(task)[0]
+    if key not in metrics:
+        raise StudyError(f"--metric must be one of {', '.join(metrics)} for {task}. Received: {key!r}")
+    return metrics[key]
+
+
 def selection_metric(task: str) -> Metric:
-    """What picks the best epoch, on validation rows: one that moves smoothly."""
+    """The metric on validation rows that selects the best epoch; it is one that changes smoothly."""
     return REGRESSION[0] if task == "regression" else CLASSIFICATION[1]
 
 
 def selection_score(task: str) -> Callable[[Tensor, Tensor], Tensor]:
-    """The `selection_metric` of (n, outputs) targets and predictions as a network has them, for compiled programs.
+    """The `selection_metric` as a function of (n, outputs) tensors of targets and predictions, for compiled programs.
 
-    For regression in units of the fold's `target_scale`.
+    The score of a regression is in units of the fold's `target_scale`.
     """
     if task == "regression":
         return lambda y, y_pred: ops.mean(ops.abs(ops.subtract(y, y_pred)))

@@ -1,4 +1,4 @@
-"""The network that the candidates train."""
+"""The network that all candidates train."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from typing import Any
 import keras
 import numpy as np
 
-from minimand.study._errors import StudyError
+from minimand.study._settings import StudyError
 
 ModelFunction = Callable[[int, int], keras.Model]
 
 
 def mlp(features: int, outputs: int) -> keras.Model:
-    """Two hidden layers of 64 rectified units with dropout 0.1; `outputs` = 1 is linear, more are a softmax.
+    """A network of two hidden layers with 64 rectified units each and dropout 0.1.
 
-    Initial weights and dropout follow Python's `random`, as those of any Keras model do.
+    Use it for tables. Initial weights and dropout follow Python's `random`, as those of any Keras model do.
 
     Args:
         features: number of inputs.
-        outputs: number of outputs.
+        outputs: number of outputs. One output is linear; several end in a softmax.
 
     Returns:
         The network, not compiled.
@@ -38,7 +38,7 @@ def mlp(features: int, outputs: int) -> keras.Model:
         >>> mlp(4, 3).output_shape
         (None, 3)
     """
-    # Unseeded, Keras's dropout on PyTorch would draw from a generator that no file restores.
+    # Without a seed, Keras's dropout on PyTorch draws from a generator that no file restores.
     seeds = [random.randrange(2**31) for _ in range(2)]
     return keras.Sequential(
         [
@@ -58,31 +58,31 @@ def model_function(specification: str) -> ModelFunction:
     module_name, _, function_name = specification.partition(":")
     if not module_name or not function_name:
         raise StudyError(f"--model must have the form module:function. Received: {specification!r}")
-    # As `python -m` does: a module beside the user is found.
+    # A module in the working directory is found, as with `python -m`.
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except AttributeError as error:
         raise StudyError(f"--model {specification}: {error}") from error
-    # Whatever the user's module raises.
+    # The user's module may raise anything.
     except Exception as error:
         raise StudyError(f"--model {specification}: the module cannot be imported: {_words(error)}") from error
     return function
 
 
 def model_identity(function: ModelFunction) -> str:
-    """The function's name and, unless it is `mlp`, a digest of what it does."""
+    """The function's name and, unless it is `mlp`, a digest of its content."""
     if function is mlp:
         return "mlp"
-    # Where things are in memory does not matter.
-    does = re.sub(r" at 0x[0-9a-f]+", "", repr(_content(function)))
-    digest = hashlib.sha256(does.encode()).hexdigest()[:8]
+    # Addresses in memory differ between processes.
+    content = re.sub(r" at 0x[0-9a-f]+", "", repr(_content(function)))
+    digest = hashlib.sha256(content.encode()).hexdigest()[:8]
     return f"{function.__module__}:{getattr(function, '__qualname__', type(function).__name__)} ({digest})"
 
 
 def _content(value: Any) -> Any:
-    """What a function does and with what it was made; what an object holds."""
+    """The code of a function and the values that it encloses, or the attributes of an object."""
     if isinstance(value, CodeType):
         return value.co_code, value.co_names, [_content(constant) for constant in value.co_consts]
     if isinstance(value, FunctionType):
@@ -91,7 +91,7 @@ def _content(value: Any) -> Any:
     if isinstance(value, partial):
         return _content(value.func), value.args, value.keywords
     if isinstance(value, frozenset):
-        # In an order that is the same in every process.
+        # The order of a set differs between processes.
         return sorted(map(repr, value))
     return value, sorted(getattr(value, "__dict__", {}).items())
 
@@ -101,25 +101,27 @@ def _words(error: Exception) -> str:
 
 
 def check_model(build: Callable[[], keras.Model], x: np.ndarray, outputs: int) -> None:
-    """Raise a `StudyError` unless it builds a model from batches to (n, outputs), probabilities where outputs > 1."""
+    """Raise a `StudyError` unless `build` returns a model of (n, outputs), with probabilities if outputs > 1."""
     try:
         model = build()
-    # Whatever the user's function raises.
+    # The user's function may raise anything.
     except Exception as error:
         raise StudyError(
-            f"--model: a network of {x.shape[1]} features and {outputs} outputs cannot be built: {_words(error)}"
+            f"--model: no network of {x.shape[1]} features and {outputs} outputs can be built: {_words(error)}"
         ) from error
     if not isinstance(model, keras.Model):
         raise StudyError(f"--model must return a keras.Model. Received: {type(model).__name__}")
     try:
         predicted = keras.ops.convert_to_numpy(model(x[:4]))
-    # Whatever the user's layers raise.
+    # The user's layers may raise anything.
     except Exception as error:
-        raise StudyError(f"The model cannot be called on inputs of shape (n, {x.shape[1]}): {_words(error)}") from error
+        raise StudyError(
+            f"--model must accept inputs of shape (n, {x.shape[1]}). Calling the model raises {_words(error)}"
+        ) from error
     if predicted.shape != (len(x[:4]), outputs):
         raise StudyError(
-            f"The model's output does not fit: {outputs} output unit(s) are needed, shape (n, {outputs}). "
-            f"Received: {predicted.shape}"
+            f"--model must have {outputs} output unit(s), shape (n, {outputs}). Received: an output of shape "
+            f"{predicted.shape}"
         )
     if outputs > 1 and (np.min(predicted) < 0 or not np.allclose(predicted.sum(axis=1), 1, atol=1e-3)):
-        raise StudyError("The model's outputs must be probabilities (end it in a softmax) for classification.")
+        raise StudyError("--model must return probabilities for classification. End the network in a softmax.")

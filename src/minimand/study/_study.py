@@ -1,4 +1,4 @@
-"""A study: candidates times seeds, trained and stored."""
+"""A study: candidates times seeds, trained, stored and compared."""
 
 from __future__ import annotations
 
@@ -11,34 +11,33 @@ from typing import Any
 import keras
 import polars as pl
 
-from minimand.study._candidates import Candidate, check_name
+from minimand.study._candidates import Candidate, check_name, search_ranges, with_numbers
 from minimand.study._data import Data, load_data
-from minimand.study._engines import Engine, engine_named
-from minimand.study._errors import StudyError
-from minimand.study._metrics import Metric, metrics_of
+from minimand.study._engines import Engine, divided, engine_named
+from minimand.study._figures import Svg, results_figure
+from minimand.study._metrics import metric_of
 from minimand.study._models import ModelFunction, check_model, mlp, model_function, model_identity
 from minimand.study._problem import Problem, build_trainer
-from minimand.study._results import Results, Svg, versions
-from minimand.study._search import extremes
-from minimand.study._settings import Settings
-from minimand.study._storage import Storage
-from minimand.study._training import OnEpochs, Train, divided
-from minimand.study._tuning import Tuned, Tuning, tune
+from minimand.study._results import Results, Storage, results_table, versions
+from minimand.study._settings import Settings, StudyError, Tuning
+from minimand.study._training import OnEpochs
 
 
 class Study:
-    """Compare candidates on data: same splits, initial weights and batch orders for all.
+    """Compares candidates on data, with the same splits, initial weights and batch orders for all.
+
+    Use it to find out which objective helps on your data and your network.
 
     Args:
-        build_model: `build_model(features, outputs)` gives a Keras model, as `mlp` does; or `"module:function"`.
-        data: from `load_data`, or what it takes.
-        candidates: the first one is the baseline. Those that are `optional`, as the default ones are, are left out
-            where they refuse the network; `left_out` then says why.
-        settings: how many seeds, epochs and so on.
-        folder: where runs are stored as they finish, and found again by the same study; by default `studies/NAME`.
-        engine: where runs are trained: an `Engine` or its name; by default this process on JAX, which trains all seeds
-            of a candidate at once, and a process for each core elsewhere.
-        tuning: how hyperparameters are chosen before; by default candidates are as they are given.
+        build_model: `build_model(features, outputs)` returns a Keras model, as `mlp` does; or `"module:function"`.
+        data: from `load_data`, or the name of a built-in data set.
+        candidates: candidates to compare; the first one is the baseline. An `optional` candidate that does not suit the
+            network is left out, and `left_out` gives the reason.
+        settings: numbers of seeds and epochs and so on.
+        folder: runs are stored here when they finish, and an equal study finds them; by default `studies/NAME`.
+        engine: an `Engine` or its name. The default is this process on JAX, which trains all seeds of a candidate at
+            once, and one process for each core on other backends.
+        tuning: how hyperparameters are chosen before the comparison; by default the candidates are used as given.
 
     Raises:
         StudyError: the model does not fit, the metric is unknown, a candidate is refused, all are left out, or the
@@ -51,8 +50,8 @@ class Study:
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     study = Study(mlp, "iris", default_candidates()[:2], settings, folder=folder, engine=LocalEngine())
         ...     results = study.run()
-        >>> results.table()["candidate"].to_list()
-        ['baseline', 'gradient-variance']
+        >>> study.table()["candidate"].to_list()
+        ['baseline', 'gradient-variance-penalty']
     """
 
     def __init__(
@@ -68,59 +67,48 @@ class Study:
     ) -> None:
         self.data = load_data(data) if isinstance(data, str) else data
         self.settings, self.tuning = settings or Settings(), tuning
-        self.metrics = metrics_of(self.data.task)
-        self.metric = self._metric(self.settings.metric)
+        metric_of(self.data.task, self.settings.metric)
         self.build_model = model_function(build_model) if isinstance(build_model, str) else build_model
         self.engine = engine_named(engine) if isinstance(engine, str) else engine
-        self.problem = Problem(
-            self.data,
-            self.build_model,
-            epochs=self.settings.epochs,
-            batch_size=self.settings.batch_size,
-            corrupt_targets=self.settings.corrupt_targets,
-            patience=self.settings.patience,
-        )
-        fold = self.problem.fold(0)
-        check_model(partial(self.problem.network, 0), fold.x_train, self.data.outputs)
+        self.problem = Problem(self.data, self.build_model, self.settings)
+        check_model(partial(self.problem.network, 0), self.problem.fold(0).x_train, self.data.outputs)
         self.candidates, self.left_out = self._checked(candidates)
-        self._identity = self._identified()
-        self.storage = Storage(Path(folder or Path("studies") / self.data.name), self._identity)
-        self._results: Results | None = None
-
-    def _identified(self) -> dict[str, Any]:
-        return {
+        settings_of_runs = dataclasses.asdict(self.settings)
+        # More seeds and another metric go on with the runs that are stored.
+        del settings_of_runs["seeds"], settings_of_runs["metric"]
+        identity = {
             "data": self.data.digest(),
             "name": self.data.name,
             "task": self.data.task,
             "backend": keras.backend.backend(),
-            "epochs": self.settings.epochs,
-            "batch_size": self.settings.batch_size,
-            "patience": self.settings.patience,
-            "corrupt_targets": self.settings.corrupt_targets,
+            **settings_of_runs,
             "model": model_identity(self.build_model),
-            "tuning": self.tuning and [self.tuning.trials, self.tuning.splits],
+            "tuning": tuning and [tuning.trials, tuning.splits],
         }
+        self.storage = Storage(Path(folder or Path("studies") / self.data.name), identity)
+        self._results: Results | None = None
 
     def _checked(self, candidates: Sequence[Candidate]) -> tuple[tuple[Candidate, ...], dict[str, str]]:
-        """Those to train, and why others are left out: what parts refuse, they refuse now, not after an hour."""
+        """The candidates to train, and the reasons why others are left out, before an hour of training."""
         if not candidates:
-            raise StudyError("A study needs candidates, the first of which is the baseline. Received none.")
-        # Of files, too, which some systems find in either case.
+            raise StudyError("A study needs candidates, and the first one is the baseline. Received none.")
         names: set[str] = set()
         for candidate in candidates:
-            check_name(candidate.name, f"candidate {candidate.name!r}")
+            check_name(candidate.name)
+            # Some file systems do not distinguish cases.
             if candidate.name.casefold() in names:
                 raise StudyError(f"candidate {candidate.name!r}: there is another of this name. Rename one.")
             names.add(candidate.name.casefold())
         model = self.problem.network(0)
         fit, left_out = [], {}
         for index, candidate in enumerate(candidates):
-            every = [candidate, *(extremes(candidate) if self.tuning else ())]
+            ranges = search_ranges(candidate) if self.tuning else {}
+            extremes = [with_numbers(candidate, {path: end}) for path, ends in ranges.items() for end in ends]
             try:
-                for each in every:
+                for each in (candidate, *extremes):
                     build_trainer(each, model, self.data.task)
             except (StudyError, TypeError, ValueError) as error:
-                # Without the first one, another would be the baseline.
+                # Without the first candidate, another one would be the baseline.
                 if index == 0 or not candidate.optional:
                     raise StudyError(f"candidate {candidate.name!r}: {error}") from error
                 left_out[candidate.name] = str(error)
@@ -131,76 +119,55 @@ class Study:
             raise StudyError(f"No candidate suits the network but the baseline. {reasons}")
         return tuple(fit), left_out
 
-    def _metric(self, key: str | None) -> Metric:
-        if key is None:
-            return self.metrics[0]
-        for metric in self.metrics:
-            if metric.key == key:
-                return metric
-        raise StudyError(f"--metric must be one of {', '.join(m.key for m in self.metrics)}. Received: {key!r}")
-
     def run(
         self,
         on_epochs: OnEpochs = lambda candidate, epochs: None,
         on_wait: Callable[[], None] = lambda: None,
         command: str = "",
     ) -> Results:
-        """Train what is not stored yet, and compare.
+        """Train the runs that are not stored yet, and compare all runs.
 
         Args:
-            on_epochs: `on_epochs(candidate, n)` is told of n epochs as they pass.
-            on_wait: called if another process works on the same study, before waiting for it.
-            command: what the page says that the study was made by.
+            on_epochs: `on_epochs(candidate, n)` is called when n more epochs have passed.
+            on_wait: called before waiting for another process that works on the same study.
+            command: the command that the page shows.
         """
-        seeds = range(self.settings.seeds)
+        seeds, epochs = range(self.settings.seeds), self.settings.epochs
         with self.storage.alone(on_wait), self.engine.at_work(self.problem) as train:
-            tuned = self._tuned(train, on_epochs, on_wait) if self.tuning else None
-            candidates = [of.candidate for of in tuned] if tuned else self.candidates
-            runs = {
-                (candidate.name, seed): run
-                for candidate in candidates
-                for seed in seeds
-                if (run := self.storage.load(candidate.name, seed, candidate.to_dict())) is not None
-            }
+            candidates: Sequence[Candidate] = self.candidates
+            records: dict[str, Any] | None = None
+            if self.tuning:
+                from minimand.study._tuning import tune
+
+                tuned = tune(self.problem, candidates, self.tuning, self.storage, train, on_epochs, on_wait)
+                candidates, records = [c for c, _ in tuned], {c.name: record for c, record in tuned}
+            every = [(candidate, seed) for candidate in candidates for seed in seeds]
+            runs = {(c.name, seed): run for c, seed in every if (run := self.storage.load(c, seed)) is not None}
             works = [
                 work
                 for work in divided(self.problem, candidates, seeds)
                 if any((work.candidate.name, seed) not in runs for seed in work.seeds)
             ]
-            # What was stored before trains again with the others of its work, to the same numbers.
+            # A stored run trains again with the other seeds of its work, to the same numbers.
             again = {(work.candidate.name, seed) for work in works for seed in work.seeds}
-            for name, seed in runs:
-                if (name, seed) not in again:
-                    on_epochs(name, self.settings.epochs)
+            for name, _ in runs.keys() - again:
+                on_epochs(name, epochs)
             for finished in train(works, on_epochs):
                 for run in finished:
                     if (run.candidate, run.seed) not in runs:
                         self.storage.save(run)
                         runs[run.candidate, run.seed] = run
-                    # What an end before the last epoch left out.
-                    on_epochs(run.candidate, self.settings.epochs - len(run.epochs))
-            every = [runs[candidate.name, seed] for candidate in candidates for seed in seeds]
-            self._results = Results(self._description(candidates, tuned, command), every)
+                    # The epochs that a run did not need.
+                    on_epochs(run.candidate, epochs - len(run.epochs))
+            description = self._description(candidates, records, command)
+            self._results = Results(description, [runs[c.name, seed] for c, seed in every])
             self.storage.write_results(self._results)
         return self._results
 
-    def _tuned(self, train: Train, on_epochs: OnEpochs, on_wait: Callable[[], None]) -> list[Tuned]:
-        assert self.tuning is not None
-        return tune(
-            self.problem,
-            self.candidates,
-            self.tuning,
-            folder=self.storage.folder,
-            place=self.storage.name,
-            identity=self._identity,
-            train=train,
-            on_epochs=on_epochs,
-            on_wait=on_wait,
-        )
-
     def _description(
-        self, candidates: Sequence[Candidate], tuned: Sequence[Tuned] | None, command: str
+        self, candidates: Sequence[Candidate], tuning: dict[str, Any] | None, command: str
     ) -> dict[str, Any]:
+        """Everything but the runs that the page shows."""
         data, function = self.data, self.build_model
         return {
             "data": {
@@ -211,19 +178,18 @@ class Study:
                 "rows": len(data.target),
                 "features": data.features.width,
                 "classes": len(data.classes),
-                "digest": self._identity["data"],
+                "digest": self.storage.identity["data"],
                 "notes": list(data.notes),
             },
             "settings": dataclasses.asdict(self.settings),
-            "metric": self.metric.key,
             "model": {
-                "identity": self._identity["model"],
+                "identity": self.storage.identity["model"],
                 "module": "minimand.study" if function is mlp else function.__module__,
                 "name": getattr(function, "__qualname__", ""),
             },
-            "candidates": [{"name": c.name, "summary": c.summary, **c.to_dict()} for c in candidates],
+            "candidates": {c.name: {"summary": c.summary, **c.to_dict()} for c in candidates},
             "left_out": self.left_out,
-            "tuning": {of.candidate.name: of.to_dict() for of in tuned} if tuned else None,
+            "tuning": tuning,
             "test_over_train": self.problem.fold(0).test_over_train,
             "command": command,
             "versions": versions(),
@@ -231,23 +197,23 @@ class Study:
 
     @property
     def results(self) -> Results:
-        """What the study found.
+        """The results of the last call of `run`.
 
         Raises:
-            StudyError: it has not run.
+            StudyError: the study has not run.
         """
         if self._results is None:
-            raise StudyError("The study has no results yet: call `run()` first.")
+            raise StudyError("The study has no results yet. Call `run()` first.")
         return self._results
 
     def table(self) -> pl.DataFrame:
-        """As `Results.table`."""
-        return self.results.table()
+        """As `results_table`."""
+        return results_table(self.results)
 
     def figure(self, name: str, candidate: str | None = None) -> Svg:
-        """As `Results.figure`."""
-        return self.results.figure(name, candidate)
+        """As `results_figure`."""
+        return results_figure(self.results, name, candidate)
 
     def _repr_html_(self) -> str:
-        """For notebooks: as `Results` has it."""
+        """The results, for notebooks."""
         return self.results._repr_html_()

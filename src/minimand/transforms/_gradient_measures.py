@@ -115,6 +115,7 @@ class MeasureGradient(Transform):
         self.micro_batches = check_int("MeasureGradient", "micro_batches", micro_batches, minimum=2)
         self.select = check_select(select, "MeasureGradient")
         self.add_step_counter()
+        self._due: bool | None = None
         self.stop_counting()
         self._tensors = 0
 
@@ -143,12 +144,13 @@ class MeasureGradient(Transform):
         self._count = int(ops.convert_to_numpy(self.step))
 
     def tick(self) -> bool:
-        self._due = self._count % self.every == 0
+        due = self._count % self.every == 0
+        self._due = due
         self._count += 1
-        return self._due
+        return due
 
     def stop_counting(self) -> None:
-        self._due: bool | None = True if self.every == 1 else None
+        self._due = True if self.every == 1 else None
 
     def apply(self, objective: Objective) -> Objective:
         check_objective(self.estimator, objective, "MeasureGradient")

@@ -199,7 +199,7 @@ class Fishr(Transform):
 
     Examples:
         >>> import keras, numpy as np, minimand
-        >>> inputs = {"x": keras.Input((3,)), "site": keras.Input((), dtype="int32")}
+        >>> inputs = {"x": keras.Input((3,), name="x"), "site": keras.Input((), dtype="int32", name="site")}
         >>> trainer = minimand.Trainer(keras.Model(inputs, keras.layers.Dense(1)(inputs["x"])))
         >>> trainer.compile("adam", "mse", transforms=[minimand.transforms.Fishr(1.0, "site", 2)])
         >>> x = {"x": np.ones((8, 3)), "site": np.arange(8) % 2}

@@ -169,7 +169,7 @@ def _noisy_call(
     calls = 0
 
     def linear(x: Tensor, kernel: Any, bias: Any) -> Tensor:
-        """The layer with other weights."""
+        """The outputs of the layer with other weights."""
         values = [(layer.kernel, ops.broadcast_to(kernel, layer.kernel.shape))]
         if layer.bias is not None:
             values.append((layer.bias, ops.broadcast_to(0.0 if bias is None else bias, layer.bias.shape)))
@@ -210,7 +210,7 @@ def _local(layer: Any, linear: Any, x: Tensor, stddevs: tuple[Any, Any], shape: 
     kernel, bias = (None if stddev is None else ops.square(ops.cast(stddev, x.dtype)) for stddev in stddevs)
     with AutocastScope(keras.backend.standardize_dtype(x.dtype)):
         if isinstance(layer, keras.layers.Dense) and math.prod(kernel.shape[:-1]) == 1:
-            # The same deviation for all inputs: the length of x, without a product of matrices.
+            # All inputs have the same deviation, so the length of x replaces a product of matrices.
             variance = ops.sum(squares, axis=-1, keepdims=True) * ops.reshape(kernel, (-1,))
             variance = variance if bias is None else variance + bias
         else:
@@ -277,7 +277,7 @@ def _per_row(layer: Any) -> bool:
 
 
 def _whole_bias(layer: Any) -> bool:
-    """Whether the layer's bias has all the axes that its kernel adds to the outputs: each output's is its own."""
+    """Whether each output has a bias of its own: the bias has all axes that the kernel adds to the outputs."""
     if not isinstance(layer, keras.layers.EinsumDense) or layer.bias is None:
         return True
     _, kernel, outputs = _labels(layer)
