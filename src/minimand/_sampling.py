@@ -40,12 +40,12 @@ def predict_samples(trainer: Any, x: Any, samples: int, seed: int | None, batch_
     if not trainer.model.built:
         trainer(_rows(x, np.arange(1)))
     predict = _compiled_once(trainer, ("predictions",), lambda: _sampled_predictions(trainer))
-    values = _values(trainer)
+    values = [variable.value for variable in _variables(trainer)]
     parts = []
     for part in _chunks(_seeds(seed, samples), trainer.model):
         batches = [
             # The first rows fill up the last batch, so that all batches have one shape and are compiled once.
-            predict(ops.convert_to_tensor(part), _rows(x, np.arange(start, start + size) % count), *values)
+            predict(ops.convert_to_tensor(part), _rows(x, np.arange(start, start + size) % count), values)
             for start in range(0, count, size)
         ]
         parts.append(keras.tree.map_structure(lambda *leaves: _joined(leaves, count), *batches))
@@ -53,8 +53,8 @@ def predict_samples(trainer: Any, x: Any, samples: int, seed: int | None, batch_
 
 
 def _sampled_predictions(trainer: Any) -> Callable[..., Any]:
-    def predict(seed: Tensor, x: Any, trainable: Sequence[Tensor], other: Sequence[Tensor]) -> Any:
-        with _scope(trainer, trainable, other):
+    def predict(seed: Tensor, x: Any, values: Sequence[Tensor]) -> Any:
+        with keras.StatelessScope(list(zip(_variables(trainer), values, strict=True))):
             weights: Sequence[Tensor] = [variable.value for variable in trainer.model.trainable_variables]
             for index, transform in reversed(list(enumerate(trainer.transforms))):
                 # Each transform draws numbers of its own.
@@ -85,13 +85,13 @@ def sharpness(
     mask = selection(trainer.model.trainable_variables, check_select(select, owner), owner)
     differences = _compiled_once(trainer, ("sharpness", *mask), lambda: _second_differences(trainer, mask))
     size = ops.convert_to_tensor(stddev, "float32")
-    values = _values(trainer)
+    values = [variable.value for variable in _variables(trainer)]
     estimates: list[float] = []
     for part in _chunks(_seeds(seed, samples), trainer.model):
         total = np.zeros(len(part))
         for start in range(0, count, batch_size):
             rows = np.arange(start, min(start + batch_size, count))
-            found = differences(ops.convert_to_tensor(part), _rows(data, rows), size, *values)
+            found = differences(ops.convert_to_tensor(part), _rows(data, rows), size, values)
             # The sum over the batches is in double precision.
             total += len(rows) / count * ops.convert_to_numpy(found).astype("float64")
         estimates.extend(total / stddev**2)
@@ -101,15 +101,13 @@ def sharpness(
 def _second_differences(trainer: Any, mask: Sequence[bool]) -> Callable[..., Any]:
     objective = trainer.data_objective(training=False)
 
-    def difference(
-        seed: Tensor, data: Any, size: Tensor, trainable: Sequence[Tensor], other: Sequence[Tensor]
-    ) -> Tensor:
-        with _scope(trainer, trainable, other):
+    def difference(seed: Tensor, data: Any, size: Tensor, values: Sequence[Tensor]) -> Tensor:
+        with keras.StatelessScope(list(zip(_variables(trainer), values, strict=True))):
             weights = [variable.value for variable in trainer.model.trainable_variables]
             steps = backend.noise("rademacher", [tuple(weight.shape) for weight in compress(weights, mask)], seed, size)
 
-            def loss(values: Sequence[Tensor]) -> Tensor:
-                return ops.cast(objective(values, Batch(*data))[0], "float32")
+            def loss(weights: Sequence[Tensor]) -> Tensor:
+                return ops.cast(objective(weights, Batch(*data))[0], "float32")
 
             here = loss(weights)
             above, below = (loss(shifted(weights, mask, steps, sign)) for sign in (1, -1))
@@ -147,15 +145,6 @@ def _rows(data: Any, rows: np.ndarray) -> Any:
     )
 
 
-def _values(trainer: Any) -> tuple[list[Tensor], list[Tensor]]:
-    """The values of the trainer's variables, trainable and not."""
-    return (
-        [variable.value for variable in trainer.trainable_variables],
-        [variable.value for variable in trainer.non_trainable_variables],
-    )
-
-
-def _scope(trainer: Any, trainable: Sequence[Tensor], other: Sequence[Tensor]) -> keras.StatelessScope:
-    """A scope in which the trainer's variables have these values."""
-    variables = [*trainer.trainable_variables, *trainer.non_trainable_variables]
-    return keras.StatelessScope(list(zip(variables, [*trainable, *other], strict=True)))
+def _variables(trainer: Any) -> list[keras.Variable]:
+    """The variables that the compiled functions take the values of."""
+    return [*trainer.trainable_variables, *trainer.non_trainable_variables]

@@ -7,6 +7,14 @@ from pathlib import Path
 from typing import Any, Protocol
 
 Tensor = Any
+Tensors = Sequence[Tensor]
+Function = Callable[[Tensors], tuple[Tensor, Any]]
+"""A function of a list of tensors that returns `(scalar, aux)`."""
+ValueAndGradients = tuple[tuple[Tensor, Any], list[Tensor]]
+VectorJacobianProduct = Callable[[Tensors], list[Tensor]]
+Elementwise = Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
+"""A function of tensors that returns its value and its partial derivatives, entry by entry."""
+SideGradient = Callable[[Tensors, Tensor], Tensors]
 
 
 class Backend(Protocol):
@@ -22,12 +30,8 @@ class Backend(Protocol):
     """The module `_step_programs`, which maps a training step over many states; None where the framework cannot."""
 
     def value_and_gradient(
-        self,
-        function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]],
-        values: Sequence[Tensor],
-        *,
-        differentiable: bool = True,
-    ) -> tuple[tuple[Tensor, Any], list[Tensor]]:
+        self, function: Function, values: Tensors, *, differentiable: bool = True
+    ) -> ValueAndGradients:
         """`((value, aux), gradients)` of a function of a list of tensors that returns `(scalar, aux)`.
 
         The gradients are dense, have the values' shapes, and are zero where the scalar does not depend on a value.
@@ -35,18 +39,14 @@ class Backend(Protocol):
         """
         ...
 
-    def pure_value_and_gradient(
-        self, function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor]
-    ) -> tuple[tuple[Tensor, Any], list[Tensor]]:
+    def pure_value_and_gradient(self, function: Function, values: Tensors) -> ValueAndGradients:
         """As `value_and_gradient`, for a function without side effects whose aux is a structure of tensors.
 
         If the framework allows it, a second derivative costs less.
         """
         ...
 
-    def vjp(
-        self, outputs: Sequence[Tensor], values: Sequence[Tensor]
-    ) -> Callable[[Sequence[Tensor]], list[Tensor]] | None:
+    def vjp(self, outputs: Tensors, values: Tensors) -> VectorJacobianProduct | None:
         """The vector-Jacobian product of the pass that made the outputs from the values; it can be called repeatedly.
 
         The product maps gradients by the outputs to gradients by the values, which cannot be differentiated.
@@ -54,7 +54,7 @@ class Backend(Protocol):
         """
         ...
 
-    def custom_derivative(self, function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> Callable[..., Tensor]:
+    def custom_derivative(self, function: Elementwise) -> Callable[..., Tensor]:
         """An elementwise function, from a function that returns its value and its partial derivatives.
 
         The tensors broadcast. Value and derivatives have the broadcast shape; the derivative None is zero. One pass
@@ -62,13 +62,7 @@ class Backend(Protocol):
         """
         ...
 
-    def tap(
-        self,
-        output: Tensor,
-        shadows: Sequence[Tensor],
-        inputs: Sequence[Tensor],
-        side: Callable[[Sequence[Tensor], Tensor], Sequence[Tensor]],
-    ) -> Tensor:
+    def tap(self, output: Tensor, shadows: Tensors, inputs: Tensors, side: SideGradient) -> Tensor:
         """The output itself, with a hook in the backward pass that gives gradients to the shadows.
 
         The gradient of the shadows is `side(inputs, gradient by the output)`, of their shapes, in place of their true
@@ -97,7 +91,7 @@ class Backend(Protocol):
         """
         ...
 
-    def sum_over_rows(self, function: Callable[[Any], Sequence[Tensor]], rows: Any, chunk: int) -> list[Tensor]:
+    def sum_over_rows(self, function: Callable[[Any], Tensors], rows: Any, chunk: int) -> list[Tensor]:
         """The sum of `function(row)`, a list of tensors, over the rows of a structure of tensors (n >= 1, ...).
 
         At most `chunk` terms are in memory at once. The sum can be differentiated.

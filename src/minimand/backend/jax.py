@@ -15,23 +15,19 @@ from jax.extend.core import ClosedJaxpr, jaxpr_as_fun
 
 from minimand._scope import shadowed
 from minimand.backend import _step_programs as step_programs  # noqa: F401
-from minimand.backend._protocol import Tensor
+from minimand.backend._protocol import Elementwise, Function, SideGradient, Tensor, Tensors, ValueAndGradients
 from minimand.backend._shared import counted, counting, hashed_noise
 
 _CACHED_BYTES = 2**30
 
 
-def value_and_gradient(
-    function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor], *, differentiable: bool = True
-) -> tuple[tuple[Tensor, Any], list[Tensor]]:
+def value_and_gradient(function: Function, values: Tensors, *, differentiable: bool = True) -> ValueAndGradients:
     return jax.value_and_grad(function, has_aux=True)(
         list(values) if differentiable else [jax.lax.stop_gradient(value) for value in values]
     )
 
 
-def pure_value_and_gradient(
-    function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor]
-) -> tuple[tuple[Tensor, Any], list[Tensor]]:
+def pure_value_and_gradient(function: Function, values: Tensors) -> ValueAndGradients:
     """As in the protocol, with a second derivative that is a forward pass and one backward pass.
 
     The product H u of the Hessian with a direction u is the gradient of the slope L' u. It takes plain convolutions and
@@ -69,11 +65,11 @@ def pure_value_and_gradient(
     return value_and_own_gradient(values, program.consts)
 
 
-def vjp(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def vjp(outputs: Tensors, values: Tensors) -> None:
     return None
 
 
-def custom_derivative(function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> Callable[..., Tensor]:
+def custom_derivative(function: Elementwise) -> Callable[..., Tensor]:
     @jax.custom_jvp
     def value_of(*tensors: Tensor) -> Tensor:
         return function(*tensors)[0]
@@ -102,12 +98,7 @@ def _broadcast(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
     return jax.numpy.matmul(means, rows, precision="highest").reshape(shape)
 
 
-def tap(
-    output: Tensor,
-    shadows: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    side: Callable[[Sequence[Tensor], Tensor], Sequence[Tensor]],
-) -> Tensor:
+def tap(output: Tensor, shadows: Tensors, inputs: Tensors, side: SideGradient) -> Tensor:
     @jax.custom_vjp
     def same(output: Tensor, shadows: list[Tensor], inputs: list[Tensor]) -> Tensor:
         return output
@@ -127,7 +118,7 @@ def vmap(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(lambda first, *rest: jax.vmap(lambda entry: function(entry, *rest))(first))
 
 
-def sum_over_rows(function: Callable[[Any], Sequence[Tensor]], rows: Any, chunk: int) -> list[Tensor]:
+def sum_over_rows(function: Callable[[Any], Tensors], rows: Any, chunk: int) -> list[Tensor]:
     def of(part: Any) -> list[Tensor]:
         return [jax.numpy.sum(term, axis=0) for term in jax.vmap(lambda row: list(function(row)))(part)]
 
@@ -216,30 +207,14 @@ class TrainStep:
         return made[0]
 
     def compute_loss_and_updates(
-        self: Any,
-        trainable_variables: list[Tensor],
-        non_trainable_variables: list[Tensor],
-        metrics_variables: list[Tensor],
-        x: Any,
-        y: Any,
-        sample_weight: Any,
-        training: bool = False,
-        optimizer_variables: list[Tensor] | None = None,
+        self: Any, *arguments: Any, training: bool = False, optimizer_variables: Any = None
     ) -> tuple[Tensor, tuple[Tensor, Any, list[Tensor], list[Tensor]]]:
         if not (training and self.transforms):
             return super().compute_loss_and_updates(  # type: ignore[misc]
-                trainable_variables,
-                non_trainable_variables,
-                metrics_variables,
-                x,
-                y,
-                sample_weight,
-                training=training,
-                optimizer_variables=optimizer_variables,
+                *arguments, training=training, optimizer_variables=optimizer_variables
             )
-        loss, (y_pred, non_trainable, metrics) = self.evaluate_objective(
-            trainable_variables, non_trainable_variables, metrics_variables, (x, y, sample_weight)
-        )
+        *state, x, y, sample_weight = arguments
+        loss, (y_pred, non_trainable, metrics) = self.evaluate_objective(*state, (x, y, sample_weight))
         with keras.StatelessScope(zip(self.optimizer.variables, optimizer_variables or [], strict=True)):
             scaled = self.optimizer.scale_loss(loss)
         return scaled, (loss, y_pred, non_trainable, metrics)

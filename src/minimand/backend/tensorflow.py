@@ -9,15 +9,13 @@ from typing import Any
 
 import tensorflow as tf
 
-from minimand.backend._protocol import Tensor
+from minimand.backend._protocol import Elementwise, Function, SideGradient, Tensor, Tensors, ValueAndGradients
 from minimand.backend._shared import hashed_noise, minimise, stacked
 
 step_programs = None
 
 
-def value_and_gradient(
-    function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor], *, differentiable: bool = True
-) -> tuple[tuple[Tensor, Any], list[Tensor]]:
+def value_and_gradient(function: Function, values: Tensors, *, differentiable: bool = True) -> ValueAndGradients:
     values = [tf.convert_to_tensor(value) for value in values]
     if not differentiable:
         values = [tf.stop_gradient(value) for value in values]
@@ -31,11 +29,11 @@ def value_and_gradient(
 pure_value_and_gradient = value_and_gradient
 
 
-def vjp(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> None:
+def vjp(outputs: Tensors, values: Tensors) -> None:
     return None
 
 
-def custom_derivative(function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> Callable[..., Tensor]:
+def custom_derivative(function: Elementwise) -> Callable[..., Tensor]:
     @tf.custom_gradient
     def value_of(*tensors: Tensor) -> Any:
         value, derivatives = function(*tensors)
@@ -49,12 +47,7 @@ def custom_derivative(function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]
     return value_of
 
 
-def tap(
-    output: Tensor,
-    shadows: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    side: Callable[[Sequence[Tensor], Tensor], Sequence[Tensor]],
-) -> Tensor:
+def tap(output: Tensor, shadows: Tensors, inputs: Tensors, side: SideGradient) -> Tensor:
     @tf.custom_gradient
     def same(output: Tensor, *shadows: Tensor) -> Any:
         return tf.identity(output), lambda gradient: (gradient, *side(inputs, gradient))
@@ -83,7 +76,7 @@ def vmap(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda first, *rest: stacked([compiled(entry, *rest) for entry in first])
 
 
-def sum_over_rows(function: Callable[[Any], Sequence[Tensor]], rows: Any, chunk: int) -> list[Tensor]:
+def sum_over_rows(function: Callable[[Any], Tensors], rows: Any, chunk: int) -> list[Tensor]:
     def add(total: list[Tensor], row: Any) -> list[Tensor]:
         return [a + b for a, b in zip(total, function(row), strict=True)]
 

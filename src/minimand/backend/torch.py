@@ -14,15 +14,21 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from minimand._keras import torch_device
-from minimand.backend._protocol import Tensor
+from minimand.backend._protocol import (
+    Elementwise,
+    Function,
+    SideGradient,
+    Tensor,
+    Tensors,
+    ValueAndGradients,
+    VectorJacobianProduct,
+)
 from minimand.backend._shared import counted, counting, minimise, normal_quantiles, stacked
 
 step_programs = None
 
 
-def value_and_gradient(
-    function: Callable[[Sequence[Tensor]], tuple[Tensor, Any]], values: Sequence[Tensor], *, differentiable: bool = True
-) -> tuple[tuple[Tensor, Any], list[Tensor]]:
+def value_and_gradient(function: Function, values: Tensors, *, differentiable: bool = True) -> ValueAndGradients:
     with torch.enable_grad():
         attached = [differentiable and value.requires_grad for value in values]
         values = [v if kept else v.detach().requires_grad_() for v, kept in zip(values, attached, strict=True)]
@@ -40,7 +46,7 @@ def value_and_gradient(
 pure_value_and_gradient = value_and_gradient
 
 
-def vjp(outputs: Sequence[Tensor], values: Sequence[Tensor]) -> Callable[[Sequence[Tensor]], list[Tensor]] | None:
+def vjp(outputs: Tensors, values: Tensors) -> VectorJacobianProduct | None:
     if not all(tensor.requires_grad for tensor in (*outputs, *values)):
         return None
 
@@ -74,7 +80,7 @@ class _Elementwise(torch.autograd.Function):
         )
 
 
-def custom_derivative(function: Callable[..., tuple[Tensor, tuple[Tensor, ...]]]) -> Callable[..., Tensor]:
+def custom_derivative(function: Elementwise) -> Callable[..., Tensor]:
     return lambda *tensors: _Elementwise.apply(function, *tensors)
 
 
@@ -91,12 +97,7 @@ class _Tap(torch.autograd.Function):
         return gradient, None, None, *ctx.side(inputs, gradient), *(None for _ in inputs)
 
 
-def tap(
-    output: Tensor,
-    shadows: Sequence[Tensor],
-    inputs: Sequence[Tensor],
-    side: Callable[[Sequence[Tensor], Tensor], Sequence[Tensor]],
-) -> Tensor:
+def tap(output: Tensor, shadows: Tensors, inputs: Tensors, side: SideGradient) -> Tensor:
     return _Tap.apply(output, side, len(shadows), *shadows, *inputs)
 
 
@@ -153,7 +154,7 @@ def vmap(function: Callable[..., Any]) -> Callable[..., Any]:
     return each
 
 
-def sum_over_rows(function: Callable[[Any], Sequence[Tensor]], rows: Any, chunk: int) -> list[Tensor]:
+def sum_over_rows(function: Callable[[Any], Tensors], rows: Any, chunk: int) -> list[Tensor]:
     count = len(next(leaf for leaf in keras.tree.flatten(rows) if leaf is not None))
     totals = list(function(keras.tree.map_structure(lambda leaf: leaf[0], rows)))
     for index in range(1, count):
