@@ -7,7 +7,7 @@ from keras import ops
 
 import minimand
 from minimand.testing._suite import restored
-from minimand.transforms import Batch, GradientVariancePenalty, SharpnessAware, WeightNoise, WeightPenalty
+from minimand.transforms import Batch, GradientVariancePenalty, SharpnessAware, Transform, WeightNoise, WeightPenalty
 from tests.helpers import finite_difference, gradient, numpy, told
 
 
@@ -399,3 +399,20 @@ def test_bad_arguments_are_told(make, error, words):
 def test_base_class_says_what_to_implement():
     with pytest.raises(NotImplementedError, match="apply"):
         minimand.transforms.Transform().apply(squared_error)
+
+
+@keras.saving.register_keras_serializable(package="tests")
+class Level(Transform):
+    """A user's transform that hands `seed` and `name` on by `**kwargs`."""
+
+    def __init__(self, level, **kwargs):
+        super().__init__(**kwargs)
+        self.level = level
+
+    def apply(self, objective):
+        return objective
+
+
+def test_a_configuration_has_the_arguments_that_kwargs_hand_on():
+    again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(Level(0.5, seed=3, name="mine")))
+    assert (again.level, again.seed, again.name) == (0.5, 3, "mine")

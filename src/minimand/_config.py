@@ -20,9 +20,7 @@ def config_of(part: Any, keras_config: Mapping[str, Any] | None = None) -> dict[
         NotImplementedError: an argument is not an attribute, and the class does not override `get_config`.
     """
     config = dict(keras_config or {})
-    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    signature = inspect.signature(type(part)).parameters.values()
-    names = [p.name for p in signature if p.kind in kinds and p.name not in config]
+    names = [name for name in _arguments(type(part)) if name not in config]
     missing = [name for name in names if not hasattr(part, name)]
     if missing and type(part).get_config.__module__.startswith("minimand."):
         raise NotImplementedError(
@@ -31,6 +29,21 @@ def config_of(part: Any, keras_config: Mapping[str, Any] | None = None) -> dict[
         )
     own = {name: keras.saving.serialize_keras_object(getattr(part, name)) for name in names if name not in missing}
     return {**config, **own}
+
+
+def _arguments(kind: type) -> list[str]:
+    """The arguments of `__init__`; those that `**kwargs` hands on to a base class too, up to Keras's classes."""
+    names: dict[str, None] = {}
+    for base in kind.__mro__:
+        if base.__module__.startswith("keras."):
+            break
+        if "__init__" in vars(base):
+            parameters = list(inspect.signature(base).parameters.values())
+            named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+            names |= {parameter.name: None for parameter in parameters if parameter.kind in named}
+            if all(parameter.kind is not inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+                break
+    return list(names)
 
 
 def from_config(kind: Any, config: Mapping[str, Any]) -> Any:
