@@ -218,7 +218,7 @@ def sphere(axes):
     for points, colour, label in ((x[:300], BLUE, "normal"), (odd, RED, "anomalies")):
         axes.scatter(*encoder.predict(points, verbose=0).T, s=6, color=colour, label=label)
     angle = np.linspace(0, 2 * np.pi, 100)
-    center = loss.center.numpy()
+    center = loss.sphere_center
     axes.plot(center[0] + loss.radius * np.cos(angle), center[1] + loss.radius * np.sin(angle), color="black")
     axes.set(title="embeddings, a tenth of the normal outside", aspect="equal", ylim=(None, 2.2))
     axes.legend(loc="upper left", ncols=2)
