@@ -213,10 +213,9 @@ def _built_in(name: str) -> Data:
     bunch: Any = getattr(sklearn.datasets, f"load_{name}")()
     features = pl.DataFrame(np.asarray(bunch.data, dtype="float64"), schema=[str(n) for n in bunch.feature_names])
     kept, notes = _usable(features)
-    if BUILT_IN[name] == "regression":
-        return Data(name, "regression", kept, bunch.target.astype("float64"), (), name, notes=notes)
-    classes = tuple(str(c) for c in bunch.target_names)
-    return Data(name, "classification", kept, bunch.target.astype("int64"), classes, name, notes=notes)
+    classes = tuple(map(str, bunch.target_names)) if BUILT_IN[name] == "classification" else ()
+    target = bunch.target.astype("int64" if classes else "float64")
+    return Data(name, BUILT_IN[name], kept, target, classes, name, notes=notes)
 
 
 def _read(path: Path) -> pl.DataFrame:
@@ -273,7 +272,8 @@ def _from_frame(path: Path, frame: pl.DataFrame, target: str | None, task: str |
         )
     if column.n_unique() < 2:
         raise StudyError(f"The target {target!r} is constant ({column[0]!r}). Choose a column that varies.")
-    task = task or _inferred_task(column)
+    many = column.dtype.is_integer() and column.n_unique() > _MAX_CLASSES
+    task = task or ("regression" if column.dtype.is_float() or many else "classification")
     features, notes = _usable(frame.drop(target))
     if task == "classification":
         labels = column.cast(pl.String).to_numpy().astype(str)
@@ -300,12 +300,6 @@ def _from_frame(path: Path, frame: pl.DataFrame, target: str | None, task: str |
     if len(values) < _MIN_ROWS:
         raise StudyError(f"A study needs at least {_MIN_ROWS} rows for the splits. Received: {len(values)}")
     return Data(path.stem, task, features, values, (), str(path), target, notes)
-
-
-def _inferred_task(column: pl.Series) -> str:
-    if column.dtype.is_float() or (column.dtype.is_integer() and column.n_unique() > _MAX_CLASSES):
-        return "regression"
-    return "classification"
 
 
 def _usable(features: pl.DataFrame) -> tuple[pl.DataFrame, tuple[str, ...]]:

@@ -86,7 +86,7 @@ def _groups(problem: Problem, works: Sequence[Work], rest: list[tuple[Work, Base
     # Only candidates that are equal but for numbers can share a program.
     by_form: dict[str, list[Work]] = {}
     for work in works:
-        form = re.sub(r"-?\d[\d.e+-]*", "0", json.dumps(work.candidate.to_dict(), sort_keys=True))
+        form = re.sub(r"-?\d[\d.e+-]*", "0", json.dumps(work.candidate.to_dict(), sort_keys=True, default=str))
         by_form.setdefault(form, []).append(work)
     for alike in by_form.values():
         groups: list[list[_Traced]] = []
