@@ -172,8 +172,9 @@ class TemperatureScaled(TrainableLoss):
             known = False if "crossentropy" in getattr(self.loss, "__name__", "") else None
         if known is None:
             raise ValueError(
-                "TemperatureScaled: `loss` does not tell whether predictions are logits or probabilities. Pass "
-                f"`from_logits=True` or `from_logits=False`. Received: loss={self.loss!r}, from_logits=None"
+                "TemperatureScaled: pass `from_logits=True` for logits or `from_logits=False` for probabilities. "
+                "`from_logits` may be None only if `loss` is a cross-entropy of Keras, which tells. "
+                f"Received: loss={self.loss!r}, from_logits=None"
             )
         return known
 
