@@ -13,6 +13,7 @@ from minimand.losses import (
     CostThreshold,
     CVaR,
     DeepSVDD,
+    Focal,
     GroupDRO,
     LearnedClassWeights,
     LogitAdjusted,
@@ -244,7 +245,58 @@ def test_training_goes_on_after_an_interruption(random, tmp_path):
     np.testing.assert_array_equal(run([backup]), expected)
 
 
-class Focal(TrainableLoss):
+@keras.saving.register_keras_serializable(package="tests")
+class Scaled(TrainableLoss):
+    """A user's own loss of another loss: l / s + log s."""
+
+    def __init__(self, loss, **kwargs):
+        super().__init__(**kwargs)
+        self.loss = self.wrap(loss)
+
+    def build(self, y_true_shape, y_pred_shape):
+        self.scale = self.add_weight((), 2.0, parametrization=Positive(), name="scale")
+
+    def call(self, y_true, y_pred):
+        values = self.values_of(self.loss, y_true, y_pred)
+        return values / self.scale.value + keras.ops.log(self.scale.value)
+
+
+def test_a_loss_trains_and_saves_the_variables_of_the_losses_inside(random, tmp_path):
+    """Also through a loss without variables, which in turn needs the sample weights."""
+    x, y, last = problem("classes", random)
+    inner = TemperatureScaled(SPARSE)
+    loss = Scaled(Focal(inner, normalize=True), name="mine")
+    trainer = trainer_of(loss, last)
+    history = trainer.fit(x, y, sample_weight=np.arange(48) % 3, verbose=0).history
+    assert {"mine_scale", "temperature_scaled_temperature"} <= set(history)
+    assert len(loss.trainable_variables) == 2
+    assert inner.temperature != 1.0
+    inner.trainable = False
+    trainer.compile("sgd", loss)
+    before = inner.temperature
+    trainer.fit(x, y, verbose=0)
+    assert inner.temperature == before
+    trainer.save(tmp_path / "trainer.keras")
+    for twin in (keras.saving.load_model(tmp_path / "trainer.keras").loss, copy.deepcopy(loss)):
+        assert twin.trainable
+        assert not twin.loss.loss.trainable
+        assert twin.loss.loss.temperature == before
+        assert twin.scale.numpy() == loss.scale.numpy()
+    loss.training = False
+    p = trainer.predict(x, verbose=0)
+    repeats = np.arange(48) % 3
+    weighted = numpy(loss(y, p, sample_weight=repeats)) * 48
+    repeated = numpy(loss(np.repeat(y, repeats), np.repeat(p, repeats, axis=0))) * repeats.sum()
+    assert weighted == pytest.approx(repeated, rel=1e-5)
+
+
+def test_a_loss_inside_a_loss_without_a_minimum_is_refused(random):
+    x, y, last = problem("binary", random)
+    with told(ValueError, ["LearnedFocal", "no finite minimum"]):
+        trainer_of(Focal(LearnedFocal()), last).fit(x, y, verbose=0)
+
+
+class LearnedFocal(TrainableLoss):
     """A learned focal exponent: ever larger, ever less loss."""
 
     has_finite_minimum = False
@@ -264,10 +316,10 @@ class Focal(TrainableLoss):
 def test_without_a_finite_minimum_a_regularizer_is_demanded(random):
     x, y, last = problem("binary", random)
     with told(ValueError, ["no finite minimum", "`regularizer`", "latent_gamma"]):
-        trainer_of(Focal(), last).fit(x, y, verbose=0)
-    with told(ValueError, ["Focal", "no finite minimum"]):
-        trainer_of(CVaR(Focal(), 0.5), last).fit(x, y, verbose=0)
-    trainer_of(Focal(keras.regularizers.L2(0.1)), keras.layers.Dense(1, "sigmoid")).fit(x, y, verbose=0)
+        trainer_of(LearnedFocal(), last).fit(x, y, verbose=0)
+    with told(ValueError, ["LearnedFocal", "no finite minimum"]):
+        trainer_of(CVaR(LearnedFocal(), 0.5), last).fit(x, y, verbose=0)
+    trainer_of(LearnedFocal(keras.regularizers.L2(0.1)), keras.layers.Dense(1, "sigmoid")).fit(x, y, verbose=0)
 
 
 @pytest.mark.parametrize("known", ["new", "built", "trained"])
