@@ -31,7 +31,7 @@ def refusal(transform, kind):
     if kind == "BatchNormalization" and (name == "Fishr" or options.get("estimator") in ("probe", "exact")):
         return "['batch_normalization']"
     if kind == "tied weights" and options.get("per") == "example":
-        return "called more than once in one pass"
+        return "layers that are called once in a pass"
     return None
 
 

@@ -163,7 +163,7 @@ class WeightRegularizer(keras.regularizers.Regularizer):
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make an equal regularizer."""
-        return config_of(self)
+        return config_of(self, base=WeightRegularizer)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:

@@ -43,13 +43,16 @@ class Svg(str):
     `results_figure` returns it. Write it to a file, or put it into a page of your own.
 
     Args:
-        *args, **kwargs: as in `str`.
+        text: an SVG document.
 
     Examples:
         >>> from minimand.study import Svg
         >>> Svg("<svg></svg>") + "<p>A figure.</p>"
         '<svg></svg><p>A figure.</p>'
     """
+
+    def __new__(cls, text: str) -> Svg:
+        return super().__new__(cls, text)
 
     def _repr_html_(self) -> str:
         return str(self)

@@ -167,7 +167,7 @@ class Transform:
 
     def get_config(self) -> dict[str, Any]:
         """The arguments that make an equal transform."""
-        return config_of(self)
+        return config_of(self, base=Transform)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
