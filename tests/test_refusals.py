@@ -298,7 +298,10 @@ CALLS = {
         (lambda: minimand.uncertainty.summary(np.ones((2, 3, 2)), "ranking"), ["`task`", "'regression'", "'ranking'"]),
         (lambda: minimand.uncertainty.summary(np.ones((2, 3, 2)), "classification"), ["softmax", "sums from 2"]),
         (lambda: minimand.uncertainty.summary(np.ones(3), "regression"), ["`samples`", "(3,)"]),
-        (lambda: minimand.uncertainty.summary(np.ones((2, 3)), "regression", quantiles=[-0.1]), ["`quantiles`", ">= 0"]),
+        (
+            lambda: minimand.uncertainty.summary(np.ones((2, 3)), "regression", quantiles=[-0.1]),
+            ["`quantiles`", ">= 0"],
+        ),
         (lambda: minimand.uncertainty.summary(np.ones((2, 3)), "regression", quantiles=[1.5]), ["`quantiles`", "<= 1"]),
         (
             lambda: minimand.uncertainty.summary(np.ones((2, 3)), "regression", noise_stddev=-1.0),
