@@ -51,8 +51,8 @@ class Svg(str):
         '<svg></svg><p>A figure.</p>'
     """
 
-    def __new__(cls, text: str) -> Svg:
-        return super().__new__(cls, text)
+    def __init__(self, text: str) -> None:
+        super().__init__()
 
     def _repr_html_(self) -> str:
         return str(self)
