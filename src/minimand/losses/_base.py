@@ -333,7 +333,7 @@ class TrainableLoss(keras.losses.Loss):
 
     @property
     def built(self) -> bool:
-        """Whether the variables exist."""
+        """Tell whether the variables exist."""
         return self.built_shapes is not None
 
     @property
@@ -348,7 +348,7 @@ class TrainableLoss(keras.losses.Loss):
 
     @property
     def trainable(self) -> bool:
-        """Whether the variables are trained; as in Keras, a change takes effect at the next `compile`."""
+        """Tell whether the variables are trained; as in Keras, a change takes effect at the next `compile`."""
         return self.state.trainable
 
     @trainable.setter
@@ -496,7 +496,7 @@ class TrainableLoss(keras.losses.Loss):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make an equal loss."""
-        return config_of(self, {**super().get_config(), "dtype": self.dtype})
+        return loss_config(self)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
@@ -520,6 +520,11 @@ class TrainableLoss(keras.losses.Loss):
         return _copy_of(self)
 
 
+def loss_config(loss: keras.losses.Loss, **given: Any) -> dict[str, Any]:
+    """Return the arguments that make an equal loss; `given` holds those that are not attributes of the loss."""
+    return config_of(loss, {**keras.losses.Loss.get_config(loss), "dtype": loss.dtype, **given})
+
+
 class WrappingLoss(keras.losses.Loss):
     """A loss without variables of its own that is made of another loss's values, and works in stock `compile`.
 
@@ -538,7 +543,7 @@ class WrappingLoss(keras.losses.Loss):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make an equal loss."""
-        return config_of(self, {**super().get_config(), "dtype": self.dtype})
+        return loss_config(self)
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:

@@ -9,11 +9,10 @@ import keras
 import numpy as np
 from keras import ops
 
-from minimand._config import config_of
 from minimand._ops import as_logits, at_least_float32, one_hot_targets
 from minimand._validation import check_bool, check_float, check_several
 from minimand.backend import Tensor
-from minimand.losses._base import TrainableLoss, extended, without_masked
+from minimand.losses._base import TrainableLoss, extended, loss_config, without_masked
 from minimand.parametrizations import Bounded
 
 
@@ -39,7 +38,7 @@ class LogitAdjusted(keras.losses.Loss):
 
     Returns:
         A call returns the reduced loss, for class indices (batch, ...) or one-hot targets (batch, ..., K) and
-        predictions (batch, ..., K), or (batch, ..., 1) with K = 2. A target that is none of the classes gives NaN.
+        predictions (batch, ..., K), or (batch, ..., 1) with K = 2. A target that is not one of the classes gives NaN.
 
     Raises:
         TypeError: `from_logits` is not a boolean.
@@ -97,7 +96,7 @@ class LogitAdjusted(keras.losses.Loss):
 
     def get_config(self) -> dict[str, Any]:
         """Return the arguments that make an equal loss."""
-        return config_of(self, {**super().get_config(), "dtype": self.dtype})
+        return loss_config(self)
 
 
 @keras.saving.register_keras_serializable(package="minimand")

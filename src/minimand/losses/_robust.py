@@ -10,12 +10,11 @@ import keras
 from keras import ops
 
 from minimand import backend
-from minimand._config import config_of
 from minimand._keras import cond
 from minimand._ops import at_least_float32, compute_dtype, mean_over_last_axis
 from minimand._validation import check_bool, check_choice, check_float, check_int, check_several, is_number
 from minimand.backend import Tensor
-from minimand.losses._base import TrainableLoss, aligned, weighted_quantile, without_masked
+from minimand.losses._base import TrainableLoss, aligned, loss_config, weighted_quantile, without_masked
 from minimand.losses._robust_kernels import (
     FLOAT_INFO,
     bounded_kernel,
@@ -349,7 +348,7 @@ class GeneralRobust(keras.losses.Loss):
         return mean_over_last_axis(general_robust(y_pred - y_true, self.alpha, self.scale))
 
     def get_config(self) -> dict[str, Any]:
-        return config_of(self, {**super().get_config(), "dtype": self.dtype})
+        return loss_config(self)
 
 
 # The base of likelihoods of residuals with a learned shape and scale.
@@ -612,8 +611,7 @@ class ResidualLikelihood(TrainableLoss):
         # The attributes with the names of these arguments hold the learned values.
         name = self.density.shape_name
         given = {name: self.fixed_shape, f"{name}_range": self.shape_range, f"{name}_init": self.shape_init}
-        config = {**keras.losses.Loss.get_config(self), "dtype": self.dtype, **given, "scale": self.fixed_scale}
-        return config_of(self, config)
+        return loss_config(self, scale=self.fixed_scale, **given)
 
 
 # Barron's likelihood.
