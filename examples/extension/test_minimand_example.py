@@ -1,4 +1,4 @@
-"""What `minimand.testing` asks of them; run by `pytest`, on each backend by `KERAS_BACKEND=...`."""
+"""The suites of `minimand.testing` for the four parts; `KERAS_BACKEND=... pytest` runs them on a backend."""
 
 import minimand_example
 import numpy as np

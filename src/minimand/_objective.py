@@ -43,7 +43,7 @@ class DataObjective:
         self.model, self.training = model, training
         self._call, self._loss = call, loss
         self._penalties_apart = penalties_apart
-        # Whether the loss of the last call depended on nothing but the rows of the outputs.
+        # True if the loss of the last call depended on nothing but the rows of the outputs.
         self.of_rows_alone = False
 
     def __call__(self, weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
@@ -135,7 +135,7 @@ def data_objective_of(model: Any, training: bool) -> DataObjective:
 
 
 def _drops(model: keras.Model) -> bool:
-    """Whether a layer drops inputs; on PyTorch Keras's unseeded dropout has no seed that would show the drawing."""
+    """Tell whether a layer drops inputs; on PyTorch Keras's unseeded dropout has no seed that would show it."""
     return any(
         hasattr(layer, "seed_generator") and any(getattr(layer, name, 0) for name in ("rate", "dropout"))
         for layer in model._flatten_layers()

@@ -12,7 +12,7 @@ import keras
 
 
 def is_number(value: Any) -> bool:
-    """Whether the value is a number, or an array or tensor of rank 0."""
+    """Tell whether the value is a number, or an array or tensor of rank 0."""
     scalar = getattr(value, "shape", None) == () and hasattr(value, "__float__")
     return (isinstance(value, (int, float)) or scalar) and not isinstance(value, bool)
 

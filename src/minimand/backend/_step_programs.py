@@ -74,7 +74,7 @@ class TracedStep:
         self._network = [[at[id(v)] for v in part] for at, part in zip(positions, variables, strict=True)]
 
     def matches(self, other: TracedStep) -> bool:
-        """Whether the two steps differ in numbers at most."""
+        """Tell whether the two steps differ in numbers at most."""
         try:
             Lifted([self.jaxpr, other.jaxpr])
         except ValueError:
@@ -266,7 +266,7 @@ def _constants(values: Sequence[Any], place: tuple[Any, ...], different: dict[An
 
 
 def _same(first: Any, other: Any) -> bool:
-    """Whether parameters of operations are equal; False where that is unknown."""
+    """Tell whether parameters of operations are equal; False where that is unknown."""
     if isinstance(first, dict) and isinstance(other, dict):
         return first.keys() == other.keys() and all(_same(first[key], other[key]) for key in first)
     if isinstance(first, (core.Jaxpr, core.ClosedJaxpr)):

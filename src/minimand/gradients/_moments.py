@@ -22,7 +22,7 @@ from minimand.gradients._exact import check_separable, exact_moments
 from minimand.gradients._examples import ExampleGradients
 
 ESTIMATORS = ("exact", "probe", "micro_batch")
-# Of squared outputs: far above the effect of rounding, and below the effect of batch statistics.
+# A bound on the mismatch of squared outputs, far above the effect of rounding and below that of batch statistics.
 _MISMATCH = 1e-5
 
 
@@ -49,7 +49,7 @@ def mean_and_variance(
     return mean, variance
 
 
-# Of given data, with errors.
+# Moments of given data, with standard errors.
 
 
 @dataclass(frozen=True)

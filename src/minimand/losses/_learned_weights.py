@@ -44,7 +44,7 @@ class LearnedClassWeights(TrainableLoss):
 
     Returns:
         A call returns the reduced loss, for class indices or one-hot targets (a mixed target counts for several
-        classes). A target that is none of the classes gives NaN. `class_weights` are w, which are also in the logs.
+        classes). A target that is not one of the classes gives NaN. `class_weights` are w, which are also in the logs.
 
     Raises:
         ValueError: an argument is outside its range.
@@ -122,7 +122,7 @@ class GroupDRO(TrainableLoss):
 
     Returns:
         A call returns the reduced loss, for class indices or one-hot targets (a mixed target counts for several
-        classes). A target that is none of the classes gives NaN. `class_weights` are q, which are also in the logs. An
+        classes). A target that is not one of the classes gives NaN. `class_weights` are q, also in the logs. An
         example of sample weight k counts as k examples do; masked examples do not count.
 
     Raises:

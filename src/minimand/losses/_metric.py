@@ -19,7 +19,7 @@ from minimand.parametrizations import CholeskyFactor, Positive
 class LearnedMetric(TrainableLoss):
     """Base of the losses with a metric d(a, b)^2 = (a - b)' P (a - b), P = A'A, A any (rank, d) matrix."""
 
-    # Whether the loss compares the rows of a batch with each other.
+    # True if the loss compares the rows of a batch with each other.
     pairs = False
     # The logs of `fit` have this number, because a matrix would fill them.
     log_name = "trace"

@@ -205,7 +205,7 @@ def _shape_derivative(terms: _Terms, shape: _Shape, info: FloatInfo) -> Tensor:
 
 
 def is_moderate(alpha: float) -> bool:
-    """Whether `fixed_kernel` is exact for this shape."""
+    """Tell whether `fixed_kernel` is exact for this shape."""
     return -2.0 <= alpha <= 6.0
 
 

@@ -126,7 +126,7 @@ class MeasuredOptimizer(keras.optimizers.Optimizer):
 
     @property
     def needs_transform(self) -> bool:
-        """Whether the optimizer trains only with its transform."""
+        """Tell whether the optimizer trains only with its transform."""
         return True
 
     def track(self, weight: keras.Variable, state: keras.Variable) -> None:

@@ -117,7 +117,7 @@ class _VarianceAware(MeasuredOptimizer):
 
     transform = "MiniBatchVariance"
     _along_mean: ClassVar[bool]
-    """Whether d is the mean m of the gradients, or the gradient g."""
+    """Tell whether d is the mean m of the gradients, or the gradient g."""
 
     def __init__(
         self,

@@ -118,7 +118,7 @@ class WeightRegularizer(keras.regularizers.Regularizer):
 
     @property
     def scheduled(self) -> bool:
-        """Whether the strength is a schedule."""
+        """Tell whether the strength is a schedule."""
         return isinstance(self.strength, keras.optimizers.schedules.LearningRateSchedule)
 
     def of(self, variable: Any) -> WeightRegularizer:

@@ -231,12 +231,12 @@ def _calls(model: keras.Model, owner: str) -> Sequence[Any]:
 
 
 def _is_addition(kind: type) -> bool:
-    """Whether it is the layer `Add`, or the operation of `a + b` on symbolic tensors, which has no public name."""
+    """Tell whether it is the layer `Add`, or the operation of `a + b` on symbolic tensors, which has no public name."""
     return kind is _LAYERS.Add or (kind.__module__ == "keras.src.ops.numpy" and kind.__name__ == "Add")
 
 
 def _is_plain(layer: Any) -> bool:
-    """Whether a linear layer has only its kernel and bias: no groups, LoRA or quantization."""
+    """Tell whether a linear layer has only its kernel and bias: no groups, LoRA or quantization."""
     return (
         getattr(layer, "groups", 1) == 1
         and not getattr(layer, "lora_enabled", False)
@@ -245,7 +245,7 @@ def _is_plain(layer: Any) -> bool:
 
 
 def _elementwise(activation: Any) -> bool:
-    """Whether the activation is None, or one of Keras's that work on each entry alone."""
+    """Tell whether the activation is None, or one of Keras's that work on each entry alone."""
     if activation is None:
         return True
     name = getattr(activation, "__name__", "")

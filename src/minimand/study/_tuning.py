@@ -185,7 +185,7 @@ class SharedStorage:
             thread.join()
 
     def abandoned(self, owner: str, signs: Mapping[str, float]) -> bool:
-        """Whether the owner of a trial seems dead, by the signs of life of all processes."""
+        """Tell whether the owner of a trial seems dead, by the signs of life of all processes."""
         if owner == self.owner:
             return False
         if owner.partition("/")[0] == self.owner.partition("/")[0]:
@@ -289,7 +289,7 @@ class Trials:
             self._storage.storage.set_trial_intermediate_value(trial._trial_id, split, score)
 
     def pruned(self, trial: Trial) -> bool:
-        """Whether the pruner ends the trial; if so, the trial is stored as pruned."""
+        """Tell whether the pruner ends the trial; if so, the trial is stored as pruned."""
         with self._storage.errors():
             if self.study.pruner.prune(self.study, self._storage.storage.get_trial(trial._trial_id)):
                 self.study.tell(trial, state=TrialState.PRUNED, skip_if_finished=True)
@@ -307,7 +307,7 @@ class Trials:
 
     @property
     def done(self) -> bool:
-        """Whether all trials have ended."""
+        """Tell whether all trials have ended."""
         return len(self.finished()) >= self._tuning.trials
 
     def tuned(self) -> tuple[Candidate, dict[str, Any]]:

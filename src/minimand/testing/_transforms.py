@@ -125,7 +125,7 @@ class TransformSuite(TrainedSuite):
         return trainer_of(model, self.optimizer(rate), loss, **arguments)
 
     def _is_refused(self, what: str, compiled: Callable[[], Any]) -> bool:
-        """Whether the transform is meant to refuse this; then it must."""
+        """Tell whether the transform is meant to refuse this; then it must."""
         if what not in self.refuses:
             return False
         try:

@@ -128,7 +128,7 @@ class Transform:
         """Called after each `compile` with the built model, to check and to prepare; make variables the first time."""
 
     needs_examples = False
-    """Whether `fit` must count the training examples, which may read batches, and call `begin_fit`."""
+    """Tell whether `fit` must count the training examples, which may read batches, and call `begin_fit`."""
 
     def begin_fit(self, examples: int | None) -> None:
         """Called by `fit` if `needs_examples`, with the number of training examples, or None if it is not known."""
@@ -137,7 +137,7 @@ class Transform:
         """Called before the first step, to raise if something is missing that only `fit` can give."""
 
     counts_steps = False
-    """Whether the transform acts in some steps only; then a loop that counts steps calls the next three methods."""
+    """Tell whether the transform acts in some steps only; a loop that counts steps then calls three methods."""
 
     def start_counting(self) -> None:
         """Called by the training loop when it takes over the count of steps."""
@@ -154,7 +154,7 @@ class Transform:
         raise NotImplementedError(f"{type(self).__name__} must implement `apply(self, objective)`.")
 
     draws_weights = False
-    """Whether `sample` draws weights from a law."""
+    """Tell whether `sample` draws weights from a law."""
 
     def sample(self, weights: Weights, seed: Tensor) -> Weights:
         """Weights drawn for a prediction, from those of `fit`; the same weights if the transform draws none.

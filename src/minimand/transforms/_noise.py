@@ -272,12 +272,12 @@ def _labels(layer: Any) -> tuple[str, str, str]:
 
 
 def _per_row(layer: Any) -> bool:
-    """Whether the layer has different weights for different rows of a batch."""
+    """Tell whether the layer has different weights for different rows of a batch."""
     return isinstance(layer, keras.layers.EinsumDense) and _labels(layer)[0][0] in _labels(layer)[1]
 
 
 def _whole_bias(layer: Any) -> bool:
-    """Whether each output has a bias of its own: the bias has all axes that the kernel adds to the outputs."""
+    """Tell whether each output has a bias of its own: the bias has all axes that the kernel adds to the outputs."""
     if not isinstance(layer, keras.layers.EinsumDense) or layer.bias is None:
         return True
     _, kernel, outputs = _labels(layer)
