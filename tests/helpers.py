@@ -1,31 +1,54 @@
 """What several test modules need."""
 
 import contextlib
-from functools import partial
+import functools
 
 import keras
 import numpy as np
 import pytest
 from scipy import optimize
 
-from minimand import backend
-from minimand.testing import finite_difference, gradient
+from minimand import backend, testing
+from minimand.testing import finite_difference
 from minimand.testing._suite import dtype_policy, numpy
 
 __all__ = [
     "assert_same",
+    "compiled",
     "data",
     "dtype_policy",
     "finite_difference",
     "gradient",
     "identity",
     "minimise_variables",
+    "mostly_slow",
     "network",
     "numpy",
     "steps",
     "told",
     "weights_of",
 ]
+
+
+def compiled(function):
+    """The function as one program on JAX, which otherwise compiles each operation alone. Variables keep their values."""
+
+    @functools.wraps(function)
+    def stateless(*arguments):
+        with keras.StatelessScope():
+            return function(*arguments)
+
+    return backend.jit(stateless) if backend.name == "jax" else stateless
+
+
+def gradient(function, *values):
+    """Gradients of a scalar function of tensors, which may be compiled, by each of these arrays."""
+    return testing.gradient(compiled(function), *values)
+
+
+def mostly_slow(names, *fast):
+    """Parameters of a test. Those that are not `fast` are marked slow."""
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def minimise_variables(loss, y_true, y_pred, sample_weight=None, smooth=True):
@@ -46,11 +69,7 @@ def minimise_variables(loss, y_true, y_pred, sample_weight=None, smooth=True):
             each = loss(y_true, y_pred, sample_weight=sample_weight)
             return keras.ops.sum(each) / len(y_true), None
 
-    differentiated = partial(backend.value_and_gradient, objective)
-    if backend.name == "jax":
-        import jax
-
-        differentiated = jax.jit(differentiated)
+    differentiated = compiled(functools.partial(backend.value_and_gradient, objective))
 
     def value_and_gradient(flat):
         values = [keras.ops.convert_to_tensor(part, v.dtype) for part, v in zip(parts(flat), variables, strict=True)]

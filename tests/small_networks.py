@@ -4,6 +4,8 @@ import keras
 from keras import layers, ops
 
 import minimand
+from minimand import backend
+from tests.helpers import compiled
 
 
 def small_network(*more, activation="tanh"):
@@ -25,3 +27,18 @@ def trainer_of(model, *transforms, optimizer="sgd", loss=squares, **arguments):
     trainer = minimand.Trainer(model)
     trainer.compile(optimizer, loss, transforms=transforms, **arguments)
     return trainer
+
+
+def objective_of(trainer, x, y):
+    """The trainer's objective as a function of the trainable values, from the same seeds at each call."""
+    batch = trainer.prepare(x, y)
+    state = [v.value for v in trainer.non_trainable_variables], [v.value for v in trainer.metrics_variables]
+    return compiled(lambda values: trainer.evaluate_objective(values, *state, batch)[0])
+
+
+def value_and_gradient(trainer, x, y):
+    """As `trainer.value_and_gradient`, but as one program and without a change of the trainer's state."""
+    objective = objective_of(trainer, x, y)
+    both = compiled(lambda values: backend.value_and_gradient(lambda v: (objective(v), None), values))
+    (loss, _), gradients = both([v.value for v in trainer.trainable_variables])
+    return loss, gradients

@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 
 from minimand import cli
+from tests.helpers import mostly_slow
 
 SMALL = ["--seeds", "2", "--epochs", "2", "--candidates", "weight-noise"]
 
@@ -23,6 +24,7 @@ def run(monkeypatch, folder, *arguments, code=0):
     assert (ended.value.code or 0) == code
 
 
+@pytest.mark.slow
 def test_study_and_report_from_outside(tmp_path):
     def minimand(*arguments):
         return subprocess.run(
@@ -88,7 +90,7 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize("name", TABLES)
+@pytest.mark.parametrize("name", mostly_slow(TABLES, "an-outlier", "[red]brackets*"))
 def test_tables_of_many_kinds(name, tmp_path, monkeypatch, capsys):
     """Each ends with a page, with numbers that JSON has, and with a verdict; nothing warns."""
     pl.DataFrame(TABLES[name]).write_csv(tmp_path / f"{name}.csv")

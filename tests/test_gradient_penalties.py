@@ -18,8 +18,8 @@ from minimand.transforms import (
     WeightNoise,
     WeightPenalty,
 )
-from tests.helpers import finite_difference, gradient, numpy, told
-from tests.small_networks import batch_for, small_network, squares, trainer_of
+from tests.helpers import compiled, finite_difference, gradient, mostly_slow, numpy, told
+from tests.small_networks import batch_for, objective_of, small_network, squares, trainer_of, value_and_gradient
 
 
 class Linear(layers.Layer):
@@ -65,15 +65,6 @@ class SumOfSquares(keras.losses.Loss):
         return squares(y_true, y_pred)
 
 
-def value_of(trainer, x, y, values=None):
-    """The objective at given weights, from the same seeds each time."""
-    state = {id(v): v.value for v in trainer.non_trainable_variables}
-    current = [v.value for v in trainer.trainable_variables] if values is None else values
-    rest = [v.value for v in trainer.non_trainable_variables], [v.value for v in trainer.metrics_variables]
-    assert len(state) == len(rest[0])
-    return trainer.evaluate_objective(current, *rest, (x, y, None))[0]
-
-
 PENALTIES = {
     "probe": lambda: GradientVariancePenalty(0.7, seed=1),
     "micro_batch": lambda: GradientVariancePenalty(0.7, estimator="micro_batch", micro_batches=3),
@@ -87,34 +78,33 @@ PENALTIES = {
 }
 
 
-@pytest.mark.parametrize("name", PENALTIES)
+@pytest.mark.parametrize("name", mostly_slow(PENALTIES, "probe", "micro_batch", "norm", "after_noise"))
 def test_the_gradient_of_each_penalised_objective(name, random, float64):
     """By finite differences in float64, at the same draws."""
     made = PENALTIES[name]()
     model = double_network()
     trainer = trainer_of(model, *(made if isinstance(made, list) else [made]), loss=SumOfSquares())
-    x, y = (ops.convert_to_tensor(part) for part in batch_for(model, random))
-    trainer.prepare(x, y)
+    objective = objective_of(trainer, *batch_for(model, random))
     values = [v.numpy() for v in trainer.trainable_variables]
     for index in (0, 3):
 
         def at(value, index=index):
             changed = [ops.convert_to_tensor(v) for v in values]
-            changed[index] = value
-            return value_of(trainer, x, y, changed)
+            changed[index] = ops.convert_to_tensor(value)
+            return objective(changed)
 
         found = gradient(at, values[index])[0]
-        expected = finite_difference(lambda v, at=at: numpy(at(ops.convert_to_tensor(v))), values[index], step=1e-5)
+        expected = finite_difference(lambda v, at=at: numpy(at(v)), values[index], step=1e-5)
         np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("make", [sequence_network, small_network])
+@pytest.mark.parametrize("make", mostly_slow([sequence_network, small_network], small_network))
 def test_the_gradient_of_the_exact_penalty_in_closed_form(make, random):
     """That of micro-batches of one example, which is the same function, in float32."""
     x, y = (part.astype("float32") for part in batch_for(make(), random, rows=3))
     found = []
     for arguments in ({"estimator": "exact"}, {"estimator": "micro_batch", "micro_batches": 3}):
-        loss, gradients = trainer_of(make(), GradientVariancePenalty(0.7, **arguments)).value_and_gradient(x, y)
+        loss, gradients = value_and_gradient(trainer_of(make(), GradientVariancePenalty(0.7, **arguments)), x, y)
         found.append([numpy(loss), *map(numpy, gradients)])
     for a, b in zip(*found, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5 * np.abs(b).max())
@@ -134,7 +124,7 @@ def test_penalties_have_their_values(random, float64):
         (GradientNormPenalty(0.7), 0.7 * squared_norm),
         (GradientNormPenalty(0.7, squared=False), 0.7 * np.sqrt(squared_norm)),
     ):
-        loss = trainer_of(model, transform).value_and_gradient(x, y)[0]
+        loss = value_and_gradient(trainer_of(model, transform), x, y)[0]
         assert float(numpy(loss)) == pytest.approx(plain + expected, rel=1e-5)
 
 
@@ -172,7 +162,7 @@ def test_differences_of_variances_between_domains(random, float64):
         expected = np.mean([np.sum((v - np.mean(variances, axis=0)) ** 2) for v in variances])
         for spec in ("domain", lambda batch: batch.x["domain"]):
             penalty = Fishr(0.7, spec, 3, select=lambda v: any(v is last for last in model.trainable_variables[2:]))
-            loss = trainer_of(model, penalty).value_and_gradient(inputs, y)[0]
+            loss = value_and_gradient(trainer_of(model, penalty), inputs, y)[0]
             clean = plain.value_and_gradient(inputs, y)[0]
             assert float(numpy(loss) - numpy(clean)) == pytest.approx(0.7 * expected, rel=1e-5)
 
@@ -198,7 +188,7 @@ def test_a_single_example_adds_nothing(random):
     x, y = batch_for(model, random, rows=1)
     plain = float(numpy(trainer_of(model).value_and_gradient(x, y)[0]))
     for estimator in ("probe", "micro_batch", "exact"):
-        loss = trainer_of(model, GradientVariancePenalty(10.0, estimator=estimator)).value_and_gradient(x, y)[0]
+        loss = value_and_gradient(trainer_of(model, GradientVariancePenalty(10.0, estimator=estimator)), x, y)[0]
         assert float(numpy(loss)) == pytest.approx(plain, rel=1e-5)
 
 
@@ -223,14 +213,18 @@ def test_example_weights_reach_through_transforms(transforms, random, float64):
     model = small_network()
     trainer = trainer_of(model, *transforms())
     x, y, _ = trainer.prepare(*batch_for(model, random, rows=4))
-    weights = [v.value for v in model.trainable_variables]
     state = [(v, v.value) for v in trainer.variables]
-    with keras.StatelessScope(state):
-        gradients = ExampleGradients(trainer._composed, weights, Batch(x, y), [True] * 4, differentiable=False)
-        total = [numpy(g) for g in gradients.sum(ops.convert_to_tensor(np.ones(4)))]
-        alone = [[numpy(g) for g in gradients.sum(ops.convert_to_tensor(row))] for row in np.eye(4)]
-        everything = [numpy(g) for g in gradients.of(Batch(x, y))]
-        shared = [numpy(g) for g in gradients.of(Batch(x, y, gradient_weight=0.0))]
+
+    def each(weights):
+        with keras.StatelessScope(state):
+            gradients = ExampleGradients(trainer._composed, weights, Batch(x, y), [True] * 4, differentiable=False)
+            alone = [gradients.sum(ops.convert_to_tensor(row)) for row in np.eye(4)]
+            shared = gradients.of(Batch(x, y, gradient_weight=0.0))
+            return gradients.sum(ops.ones(4, "float64")), gradients.of(Batch(x, y)), shared, alone
+
+    total, everything, shared, alone = keras.tree.map_structure(
+        numpy, compiled(each)([v.value for v in model.trainable_variables])
+    )
     for t, e, s, parts in zip(total, everything, shared, zip(*alone, strict=True), strict=True):
         np.testing.assert_allclose(t, sum(parts), rtol=1e-5, atol=1e-7)
         np.testing.assert_allclose(t / 4 + s, e, rtol=1e-5, atol=1e-7)

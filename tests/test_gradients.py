@@ -18,7 +18,7 @@ from minimand.gradients import (
 from minimand.gradients._exact import exact_sums
 from minimand.gradients._examples import ExampleGradients
 from minimand.transforms._gradient_measures import fixed_gradients
-from tests.helpers import network, numpy, told
+from tests.helpers import compiled, mostly_slow, network, numpy, told
 
 
 def _dense():
@@ -109,7 +109,7 @@ MODELS = {
 ROWS = 6
 
 
-def compiled(name, random, **arguments):
+def model_and_batch(name, random, **arguments):
     """A compiled model, and a batch for it."""
     make, shape = MODELS[name]
     keras.utils.set_random_seed(4)
@@ -129,26 +129,31 @@ def one_by_one(model, data):
     if data[2] is None and len(np.shape(data[1])) > 2:
         base = np.ones(np.shape(data[1])[:2])
     variables, rest = model.trainable_variables, model.non_trainable_variables
+
+    def gradient(values, alone):
+        def loss(values):
+            pairs = [*zip(variables, values, strict=True), *((v, v.value) for v in rest)]
+            with keras.StatelessScope(pairs):
+                y_pred = model(x, training=True)
+                return model._compile_loss(y, y_pred, alone), None
+
+        return backend.value_and_gradient(loss, values, differentiable=False)[1]
+
+    gradient, values = compiled(gradient), [v.value for v in variables]
     found = []
     for row in range(ROWS):
         alone = np.zeros_like(base)
         alone[row] = base[row]
 
-        def loss(values, alone=alone):
-            pairs = [*zip(variables, values, strict=True), *((v, v.value) for v in rest)]
-            with keras.StatelessScope(pairs):
-                y_pred = model(x, training=True)
-                return model._compile_loss(y, y_pred, ops.convert_to_tensor(alone)), None
-
-        gradients = backend.value_and_gradient(loss, [v.value for v in variables], differentiable=False)[1]
+        gradients = gradient(values, ops.convert_to_tensor(alone))
         found.append([ROWS * numpy(g).astype("float64") for g in gradients])
     return [np.stack(same) for same in zip(*found, strict=True)]
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", mostly_slow(MODELS, "dense_and_dropout", "conv2d", "frozen_batch_normalisation"))
 def test_exact_moments_are_those_of_a_loop_over_examples(name, random, float64):
     """In float64: mean, variance, trace and the variance along the mean; the model's variables are left alone."""
-    model, data = compiled(name, random)
+    model, data = model_and_batch(name, random)
     expected = GradientMoments.of_examples(one_by_one(model, data))
     before = [v.numpy() for v in model.variables]
     found = gradient_moments(model, *data)
@@ -168,7 +173,7 @@ def test_exact_moments_are_those_of_a_loop_over_examples(name, random, float64):
 @pytest.mark.skipif(backend.name != "torch", reason="compilers merge the passes by themselves")
 @pytest.mark.parametrize("name", MODELS)
 def test_gradients_by_the_pass_of_training_are_those_by_another(name, random, float64):
-    model, data = compiled(name, random)
+    model, data = model_and_batch(name, random)
     trainer = minimand.Trainer(model)
     trainer.compile("sgd", "mse")
     batch = Batch(*trainer.prepare(*data))
@@ -193,17 +198,19 @@ def test_moments_are_of_the_compiled_loss_alone(random):
     arguments = {"loss": {"u": "mse", "v": "mae"}, "loss_weights": {"u": 1.0, "v": 0.5}}
     model.compile("sgd", **arguments)
 
-    def of_rows(rows):
+    @compiled
+    def gradient(values, x, y):
         def loss(values):
             with keras.StatelessScope(list(zip(model.trainable_variables, values, strict=True))):
-                p = model(x[rows])
-            u, v = (ops.subtract(p[key], y[key][rows]) for key in "uv")
+                p = model(x)
+            u, v = (ops.subtract(p[key], y[key]) for key in "uv")
             return ops.mean(u**2) + 0.5 * ops.mean(ops.abs(v)), None
 
-        values = [v.value for v in model.trainable_variables]
-        return [numpy(g) for g in backend.value_and_gradient(loss, values, differentiable=False)[1]]
+        return backend.value_and_gradient(loss, values, differentiable=False)[1]
 
-    each = [of_rows(slice(row, row + 1)) for row in range(ROWS)]
+    values = [v.value for v in model.trainable_variables]
+    rows = [keras.tree.map_structure(lambda part, row=row: part[row : row + 1], (x, y)) for row in range(ROWS)]
+    each = [[numpy(g) for g in gradient(values, *row)] for row in rows]
     expected = GradientMoments.of_examples([np.stack(same) for same in zip(*each, strict=True)])
     trainer = minimand.Trainer(model)
     trainer.compile("sgd", transforms=[minimand.transforms.WeightNoise(0.5)], **arguments)
@@ -325,16 +332,18 @@ def test_micro_batches_normalise_by_themselves(random):
     order = np.random.default_rng(2).permutation(12).reshape(3, 4)
     rest = model.non_trainable_variables
 
-    def of_rows(rows):
+    @compiled
+    def gradient(values, x, y):
         def loss(values):
             pairs = [*zip(model.trainable_variables, values, strict=True), *((v, v.value) for v in rest)]
             with keras.StatelessScope(pairs):
-                return ops.mean(ops.subtract(model(x[rows], training=True), y[rows]) ** 2), None
+                return ops.mean(ops.subtract(model(x, training=True), y) ** 2), None
 
-        values = [v.value for v in model.trainable_variables]
-        return [numpy(g) for g in backend.value_and_gradient(loss, values, differentiable=False)[1]]
+        return backend.value_and_gradient(loss, values, differentiable=False)[1]
 
-    parts = [np.stack(same) for same in zip(*(of_rows(rows) for rows in order), strict=True)]
+    values = [v.value for v in model.trainable_variables]
+    each = [[numpy(g) for g in gradient(values, x[rows], y[rows])] for rows in order]
+    parts = [np.stack(same) for same in zip(*each, strict=True)]
     for variance, g in zip(found.variance, parts, strict=True):
         np.testing.assert_allclose(variance, 4 * g.var(axis=0, ddof=1), rtol=1e-3, atol=1e-6)
 
@@ -342,15 +351,18 @@ def test_micro_batches_normalise_by_themselves(random):
 def test_sums_by_group(random, float64):
     """The closed forms by group are those of the examples in each, for every kind of layer."""
     for name in ("dense_and_dropout", "conv1d_and_layer_normalisation"):
-        model, data = compiled(name, random)
+        model, data = model_and_batch(name, random)
         each = one_by_one(model, data)
         groups = np.array([0, 1, 1, 2, 0, 1])
         members = (groups[:, None] == np.arange(3)).astype("float64")
         objective = data_objective_of(model, True)
         batch = Batch(*(ops.convert_to_tensor(part) for part in data))
-        weights = [v.value for v in model.trainable_variables]
-        gradients = ExampleGradients(objective, weights, batch, [True] * len(weights), differentiable=False)
-        first, second, _ = exact_sums(gradients, ops.convert_to_tensor(members))
+
+        def sums(weights, members, objective=objective, batch=batch):
+            gradients = ExampleGradients(objective, weights, batch, [True] * len(weights), differentiable=False)
+            return exact_sums(gradients, members)[:2]
+
+        first, second = compiled(sums)([v.value for v in model.trainable_variables], ops.convert_to_tensor(members))
         for f, s, g in zip(first, second, each, strict=True):
             scale = np.sum(g**2)
             np.testing.assert_allclose(numpy(f), np.tensordot(members.T, g, 1), rtol=1e-4, atol=1e-5 * np.sqrt(scale))

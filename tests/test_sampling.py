@@ -6,7 +6,7 @@ import pytest
 
 import minimand
 from minimand.transforms import SharpnessAware, WeightNoise
-from tests.helpers import data, network, numpy, told
+from tests.helpers import data, network, told
 
 
 def trainer_of(model, *transforms, loss="mse"):
@@ -54,7 +54,7 @@ def test_no_noise_is_predict(random):
     x, _ = data(random, rows=12)
     inputs = keras.Input((5,))
     model = keras.Model(inputs, {"u": keras.layers.Dense(2)(inputs), "v": keras.layers.Dense(1)(inputs)})
-    samples = trainer_of(model, WeightNoise(0.0)).predict_samples(x, 2)
+    samples = trainer_of(model).predict_samples(x, 2)
     for name, expected in model.predict(x, verbose=0).items():
         np.testing.assert_allclose(samples[name], [expected, expected], rtol=1e-5, atol=1e-6)
 
@@ -96,12 +96,12 @@ def test_numbers_do_not_depend_on_what_is_evaluated_together(random, monkeypatch
 
 
 def test_trace_of_a_network(random):
-    """Within 3 standard errors of the trace by second differences in each weight; so is what the noise adds."""
+    """Within 3 standard errors of the trace by second differences in each weight."""
     x = random.normal(size=(20, 3)).astype("float32")
     y = np.sin(x[:, :1])
     keras.utils.set_random_seed(1)
     model = keras.Sequential([keras.Input((3,)), keras.layers.Dense(4, "tanh"), keras.layers.Dense(1)])
-    trainer = trainer_of(model, WeightNoise(0.0))
+    trainer = trainer_of(model)
     weights = [w.astype("float64") for w in model.get_weights()]
 
     def loss(a, b, c, d):
@@ -117,15 +117,11 @@ def test_trace_of_a_network(random):
     units = np.eye(flat.size)
     hessian = np.array([[at(a, b) - at(a, -b) - at(-a, b) + at(-a, -b) for a in units] for b in units]) / 4e-8
     exact = np.trace(hessian)
-    found = trainer.sharpness(x, y, stddev=0.01, samples=400, seed=1)
-    # Of random signs, Var[e^T H e] = 2 sum over i != j of H_ij^2; the estimate's own error within a third of it.
-    error = np.sqrt(2 * (np.sum(hessian**2) - np.sum(np.diag(hessian) ** 2)) / 400)
-    assert found.standard_error == pytest.approx(error, rel=0.33)
+    found = trainer.sharpness(x, y, stddev=0.01, samples=100, seed=1)
+    # Of random signs, Var[e^T H e] = 2 sum over i != j of H_ij^2; the estimate's own error within half of it.
+    error = np.sqrt(2 * (np.sum(hessian**2) - np.sum(np.diag(hessian) ** 2)) / 100)
+    assert found.standard_error == pytest.approx(error, rel=0.5)
     assert abs(found.trace - exact) < 3 * error
-    # E[L(w + s e)] - L(w) = s^2/2 tr H + O(s^4); of normal e, Var[e^T H e] = 2 ||H||_F^2.
-    noisy = trainer_of(model, WeightNoise(0.03, select="all", antithetic=True, samples=200, seed=2))
-    added = float(numpy(noisy.value_and_gradient(x, y)[0])) - at(0)
-    assert abs(added - 0.03**2 / 2 * exact) < 3 * 0.03**2 / 2 * np.sqrt(2 * np.sum(hessian**2) / 200)
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import keras
 import numpy as np
@@ -58,6 +59,7 @@ def close(run, other):
 MOPED = Candidate("moped", transforms=(Part("VariationalWeightNoise", {"init": "moped"}),))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("candidate", [EVERYTHING, MOPED], ids=lambda candidate: candidate.name)
 def test_a_run_depends_on_candidate_and_seed_alone(candidate):
     """Not on the seeds with it, nor on those that trained before."""
@@ -101,9 +103,21 @@ def small(folder, **settings):
     return Study(model, "iris", candidates, settings, folder=folder, engine=LocalEngine())
 
 
-def test_an_interrupted_study_resumes_with_the_same_numbers(tmp_path):
-    whole = small(tmp_path / "whole")
-    whole.run()
+@pytest.fixture(scope="module")
+def finished_folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished") / "s"
+    small(folder).run(command="minimand study <iris>")
+    return folder
+
+
+@pytest.fixture
+def finished(finished_folder, tmp_path):
+    """A folder of a finished study, of the test's own."""
+    return shutil.copytree(finished_folder, tmp_path / "s")
+
+
+@pytest.mark.slow
+def test_an_interrupted_study_resumes_with_the_same_numbers(finished, tmp_path):
 
     class Killed(Exception):
         pass
@@ -122,7 +136,7 @@ def test_an_interrupted_study_resumes_with_the_same_numbers(tmp_path):
     trained = []
     resumed = small(tmp_path / "parts")
     resumed.run(lambda name, epochs: trained.append(epochs))
-    assert [results(run) for run in resumed.results.runs] == [results(run) for run in whole.results.runs]
+    assert [results(run) for run in resumed.results.runs] == [results(run) for run in load_results(finished).runs]
     # Every epoch is reported once: the stored run's at once, the others one by one.
     assert sum(trained) == 2 * 2 * 2
     assert trained.count(2) >= 1
@@ -235,12 +249,12 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         small(tmp_path / "file" / "s")
 
 
-def test_the_page_is_self_contained_and_its_code_runs(tmp_path, monkeypatch):
+def test_the_page_is_self_contained_and_its_code_runs(finished, tmp_path, monkeypatch):
     from minimand.study import write_page
     from minimand.study._page import code_for
 
-    results = small(tmp_path / "s").run(command="minimand study <iris>")
-    html = write_page(results, tmp_path / "s").read_text()
+    results = load_results(finished)
+    html = write_page(results, finished).read_text()
     for absent in ("http://", "https://", "src=", "@import"):
         assert absent not in html.replace("http://www.w3.org/", "")
     assert html.index(results.verdict.split(".")[0]) < html.index("<table")
@@ -259,19 +273,20 @@ def test_the_page_is_self_contained_and_its_code_runs(tmp_path, monkeypatch):
     exec(compile(code, "winner", "exec"), {"build_model": mlp})
 
 
-def test_the_page_is_the_same_from_what_is_stored(tmp_path):
+def test_the_page_is_the_same_from_what_is_stored(finished, tmp_path):
     """Candidates, numbers and words come back from the folder, without the data."""
     from minimand.study import write_page
 
-    results = small(tmp_path / "s").run(command="made")
-    first = write_page(results, tmp_path / "s").read_text()
-    stored = load_results(tmp_path / "s")
+    # Everything is stored already, so nothing is trained again.
+    results = small(finished).run(command="minimand study <iris>")
+    first = write_page(results, finished).read_text()
+    stored = load_results(finished)
     assert stored.candidates == results.candidates
     assert write_page(stored, tmp_path).read_text() == first
 
 
-def test_a_study_in_a_notebook(tmp_path):
-    study = small(tmp_path / "s")
+def test_a_study_in_a_notebook(finished):
+    study = small(finished)
     with told(StudyError, ["run()"]):
         study.table()
     results = study.run()
@@ -295,23 +310,20 @@ def test_a_study_in_a_notebook(tmp_path):
     assert study._repr_html_().startswith("<p>")
 
 
-def test_a_folder_without_results_is_told(tmp_path):
+def test_a_folder_without_results_is_told(finished, tmp_path):
     with told(StudyError, ["results.json", "finished study", "run the same"]):
         load_results(tmp_path)
-    small(tmp_path / "s").run()
-    described = tmp_path / "s" / "results.json"
+    described = finished / "results.json"
     whole = described.read_text()
     described.write_text(whole[:100])
     with told(StudyError, ["damaged"]):
-        load_results(tmp_path / "s")
+        load_results(finished)
     described.write_text(whole)
-    (tmp_path / "s" / "runs" / "baseline-1.json").unlink()
+    (finished / "runs" / "baseline-1.json").unlink()
     with told(StudyError, ["baseline-1.json", "cannot be read"]):
-        load_results(tmp_path / "s")
+        load_results(finished)
 
 
-def test_stored_numbers_are_json(tmp_path):
-    study = small(tmp_path / "s")
-    study.run()
-    stored = json.loads((tmp_path / "s" / "runs" / "baseline-0.json").read_text())
-    assert stored["test"] == study.results.runs[0].test
+def test_stored_numbers_are_json(finished):
+    stored = json.loads((finished / "runs" / "baseline-0.json").read_text())
+    assert stored["test"] == load_results(finished).runs[0].test

@@ -42,7 +42,7 @@ def test_loss_and_transform_variables_are_the_trainers(random):
     assert not np.allclose(loss.scale, 1.0)
 
 
-@pytest.mark.parametrize("transforms", [[], ALL], ids=["none", "all"])
+@pytest.mark.parametrize("transforms", [[], pytest.param(ALL, marks=pytest.mark.slow)], ids=["none", "all"])
 def test_resumes_exactly_after_loading(transforms, random, tmp_path):
     # A smaller last batch would be another program.
     x, y = data(random, rows=64)
@@ -80,6 +80,7 @@ def test_a_file_of_another_trainer_is_refused(random, tmp_path):
         trainer_of(network()).load_weights(tmp_path / "w.weights.h5")
 
 
+@pytest.mark.slow
 def test_the_saved_model_needs_no_minimand(random, tmp_path):
     x, y = data(random)
     trainer = trainer_of(network(), minimand.losses.AdaptiveRobust(), transforms=[WeightNoise(0.1)])
@@ -142,7 +143,7 @@ def test_an_exception_in_a_step_leaves_everything_as_it_was(random):
     assert_same(weights_of(trainer), before)
 
 
-@pytest.mark.parametrize("transforms", [[], ALL], ids=["none", "all"])
+@pytest.mark.parametrize("transforms", [[], pytest.param(ALL, marks=pytest.mark.slow)], ids=["none", "all"])
 def test_statistics_and_seeds_advance_once_a_step(transforms, random):
     """The moving mean of the inputs to a first-layer BatchNormalization does not depend on weights or noise."""
     x, y = data(random, rows=64)

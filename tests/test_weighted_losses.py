@@ -15,6 +15,7 @@ from keras.losses import (
 from scipy import optimize, special
 
 import minimand
+from minimand import backend
 from minimand.losses import (
     IRLS,
     AdaptiveRobust,
@@ -27,7 +28,7 @@ from minimand.losses import (
     TemperatureScaled,
 )
 from minimand.losses._base import trainable_losses, weighted_quantile
-from tests.helpers import gradient, numpy, told
+from tests.helpers import compiled, gradient, numpy, told
 
 WEIGHTED = {
     "focal": lambda **kwargs: Focal("binary_crossentropy", differentiate=False, **kwargs),
@@ -159,10 +160,11 @@ def test_standardized_weights_do_not_change_with_the_unit(random):
 def constant_optimum(loss, y, low, high):
     """The zero of the loss's gradient by a constant prediction."""
 
-    def slope(value):
-        return float(gradient(lambda v: loss(y, v), np.full(y.shape, value, "float32"))[0].sum())
+    @compiled
+    def slope(predictions):
+        return backend.value_and_gradient(lambda p: (loss(y, p[0]), None), [predictions])[1][0]
 
-    return optimize.brentq(slope, low, high, xtol=1e-5)
+    return optimize.brentq(lambda v: numpy(slope(np.full(y.shape, v, "float32"))).sum(), low, high, xtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -182,8 +184,9 @@ def test_confidence_is_not_proper(loss, power):
 
 def test_error_weights_find_the_m_estimate(random):
     y = np.concatenate([random.normal(size=(90, 1)), random.uniform(8, 12, size=(10, 1))]).astype("float32")
+    rho = compiled(lambda residual: minimand.losses.general_robust(residual, 0.0, 1.0))
     estimate = optimize.minimize_scalar(
-        lambda m: numpy(minimand.losses.general_robust(y - np.float32(m), 0.0, 1.0)).sum(),
+        lambda m: numpy(rho(y - np.float32(m))).sum(),
         bounds=(-1, 1),
         method="bounded",
     ).x
