@@ -123,12 +123,12 @@ def dtype_policy(name: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-def saved_and_loaded(model: keras.Model) -> Any:
+def saved_and_loaded(model: keras.Model, *, compiled: bool = True) -> Any:
     """The model that Keras makes of the file that this model is saved to."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.keras"
         model.save(path)
-        return keras.saving.load_model(path)
+        return keras.saving.load_model(path, compile=compiled)
 
 
 def network(last: Callable[[], Sequence[keras.layers.Layer]], *, dropout: bool = False) -> keras.Sequential:
