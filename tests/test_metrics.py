@@ -147,7 +147,7 @@ def test_metrics_of_batches_are_the_functions_of_all(name, random):
 
 
 def test_metrics_say_which_predictions_they_need():
-    with told(ValueError, ["gaussian_nll", "(..., 2)", "(4, 3)"]):
+    with told(ValueError, ["GaussianNLL", "(..., 2)", "(4, 3)"]):
         metrics.GaussianNLL().update_state(np.zeros(4), np.zeros((4, 3)))
 
 

@@ -12,6 +12,7 @@ from keras import ops
 
 from minimand._validation import check_int
 from minimand.backend import Tensor
+from minimand.losses._base import importance_of
 from minimand.metrics._scores import as_floats, class_probabilities, where_positive
 
 
@@ -48,17 +49,10 @@ def expected_calibration_error(y_true: Any, probabilities: Any, *, bins: int = 1
 def bin_gaps(y_true: Any, probabilities: Any, bins: int, *weights: Any) -> tuple[Tensor, Tensor]:
     """The weighted number of positions, and for each bin the weighted sum of [correct] - confidence.
 
-    The weight of a position is the product of `weights`, each of the positions' shape or of their first axes.
+    The weight of a position is the product of `weights`, each None or of the shape of the positions' first axes.
     """
     confidence, correct = _confidence(y_true, probabilities)
-    total = ops.ones_like(confidence)
-    for weight in weights:
-        weight = ops.cast(weight, confidence.dtype)
-        if len(weight.shape) > len(confidence.shape):
-            weight = ops.squeeze(weight, -1)
-        while len(weight.shape) < len(confidence.shape):
-            weight = ops.expand_dims(weight, -1)
-        total = total * weight
+    total = importance_of(confidence, weights)
     index = ops.minimum(ops.cast(confidence * bins, "int32"), bins - 1)
     member = ops.one_hot(index, bins, dtype=confidence.dtype)
     gaps = ops.expand_dims(total * (correct - confidence), -1)

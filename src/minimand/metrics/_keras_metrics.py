@@ -17,11 +17,12 @@ from minimand.metrics import _scores as scores
 
 
 class _MeanScore(keras.metrics.MeanMetricWrapper):
-    """The mean of a function that the subclass gives, so that the configuration has only the name and the dtype."""
+    """The mean of a function that the subclass gives; the configuration has only the name and the dtype.
 
-    def __init__(self, function: Callable[[Any, Any], Tensor], name: str, dtype: Any, direction: str = "down") -> None:
-        super().__init__(function, name=name, dtype=dtype)
-        self._direction = direction
+    `_direction` tells Keras's callbacks whether a lower or a higher value is better.
+    """
+
+    _direction = "down"
 
     def get_config(self) -> dict[str, Any]:
         return config_of(self)
@@ -76,7 +77,7 @@ class GaussianNLL(_MeanScore):
     """
 
     def __init__(self, name: str = "gaussian_nll", dtype: Any = None) -> None:
-        super().__init__(_of_pair(scores.gaussian_nll), name, dtype)
+        super().__init__(_of_pair("GaussianNLL", scores.gaussian_nll), name, dtype)
 
 
 @keras.saving.register_keras_serializable(package="minimand")
@@ -102,7 +103,7 @@ class GaussianCRPS(_MeanScore):
     """
 
     def __init__(self, name: str = "gaussian_crps", dtype: Any = None) -> None:
-        super().__init__(_of_pair(scores.gaussian_crps), name, dtype)
+        super().__init__(_of_pair("GaussianCRPS", scores.gaussian_crps), name, dtype)
 
 
 @keras.saving.register_keras_serializable(package="minimand")
@@ -127,8 +128,10 @@ class IntervalCoverage(_MeanScore):
         0.5
     """
 
+    _direction = "up"
+
     def __init__(self, name: str = "interval_coverage", dtype: Any = None) -> None:
-        super().__init__(_of_pair(calibration.interval_coverage), name, dtype, direction="up")
+        super().__init__(_of_pair("IntervalCoverage", calibration.interval_coverage), name, dtype)
 
 
 @keras.saving.register_keras_serializable(package="minimand")
@@ -154,7 +157,8 @@ class IntervalWidth(_MeanScore):
     """
 
     def __init__(self, name: str = "interval_width", dtype: Any = None) -> None:
-        super().__init__(_of_pair(_width), name, dtype)
+        width = _of_pair("IntervalWidth", lambda y_true, low, high: calibration.interval_width(low, high))
+        super().__init__(width, name, dtype)
 
 
 @keras.saving.register_keras_serializable(package="minimand")
@@ -184,9 +188,10 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         0.25
     """
 
+    _direction = "down"
+
     def __init__(self, bins: int = 15, name: str = "ece", dtype: Any = None) -> None:
         super().__init__(name=name, dtype=dtype)
-        self._direction = "down"
         self.bins = check_int("ExpectedCalibrationError", "bins", bins, minimum=1)
         self.count = self.add_weight((), initializer="zeros", name="count")
         self.gaps = self.add_weight((bins,), initializer="zeros", name="gaps")
@@ -196,8 +201,7 @@ class ExpectedCalibrationError(keras.metrics.Metric):
 
         Positions that a mask of the predictions excludes do not count.
         """
-        weights = [each for each in (sample_weight, get_keras_mask(y_pred)) if each is not None]
-        weight, gaps = calibration.bin_gaps(y_true, y_pred, self.bins, *weights)
+        weight, gaps = calibration.bin_gaps(y_true, y_pred, self.bins, sample_weight, get_keras_mask(y_pred))
         self.count.assign_add(ops.cast(weight, self.dtype))
         self.gaps.assign_add(ops.cast(gaps, self.dtype))
 
@@ -209,21 +213,15 @@ class ExpectedCalibrationError(keras.metrics.Metric):
         return config_of(self)
 
 
-def _of_pair(function: Callable[[Any, Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
-    """The function of targets and predictions with two numbers on the last axis."""
+def _of_pair(owner: str, function: Callable[[Any, Any, Any], Tensor]) -> Callable[[Any, Any], Tensor]:
+    """The function of targets and predictions with two numbers on the last axis; `owner` is for messages."""
 
     def of_pair(y_true: Any, y_pred: Any) -> Tensor:
         y_true, y_pred = ops.convert_to_tensor(y_true), ops.convert_to_tensor(y_pred)
         if len(y_pred.shape) == 0 or y_pred.shape[-1] != 2:
-            raise ValueError(
-                f"{function.__name__}: predictions must have shape (..., 2). Received: shape {tuple(y_pred.shape)}"
-            )
+            raise ValueError(f"{owner}: predictions must have shape (..., 2). Received: shape {tuple(y_pred.shape)}")
         if len(y_true.shape) == len(y_pred.shape):
             y_true = ops.squeeze(y_true, axis=-1)
         return function(y_true, y_pred[..., 0], y_pred[..., 1])
 
     return of_pair
-
-
-def _width(y_true: Any, low: Any, high: Any) -> Tensor:
-    return calibration.interval_width(low, high)

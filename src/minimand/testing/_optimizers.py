@@ -10,7 +10,18 @@ import numpy as np
 from keras import ops
 
 import minimand
-from minimand.testing._suite import TrainedSuite, fit, network, numpy, require, restored, same_numbers, skip, values_of
+from minimand.testing._suite import (
+    TrainedSuite,
+    fit,
+    network,
+    numpy,
+    require,
+    restored,
+    same_numbers,
+    same_values,
+    skip,
+    values_of,
+)
 from minimand.transforms import Transform
 
 
@@ -81,37 +92,35 @@ class OptimizerSuite(TrainedSuite):
     def _gradients(self, steps: int = 12) -> np.ndarray:
         return self.random.normal(0.5, 1.0, size=(steps, 5)).astype("float32")
 
-    def _alone(self) -> None:
+    def _path(self, gradients: Any, learning_rate: Any = 0.1, **arguments: Any) -> np.ndarray:
+        """The path of a new optimizer; ends the test of one that needs its transforms."""
         if not self.alone:
             skip("only with its transforms, in a trainer")
+        return path_of(self.make(learning_rate, **arguments), gradients)
 
     def test_the_path_is_the_references(self) -> None:
-        self._alone()
         gradients = self._gradients(30)
-        actual = path_of(self.make(0.1), gradients)
+        actual = self._path(gradients)
         expected = self.reference(0.1, np.ones(5), gradients.astype("float64"))
         same_numbers(actual, expected, "Not the reference's path.", rtol=self.rtol, atol=self.rtol)
 
     def test_learning_rates(self) -> None:
         """A schedule's is that of each step; one that is assigned counts from then on; 0 stands still."""
-        self._alone()
         gradients = self._gradients(6)
-        plain = path_of(self.make(0.1), gradients)
+        plain = self._path(gradients)
         constant = keras.optimizers.schedules.PiecewiseConstantDecay([3], [0.1, 0.1])
-        same_numbers(path_of(self.make(constant), gradients), plain, "A constant schedule.", rtol=1e-6)
-        stopped = path_of(self.make(keras.optimizers.schedules.PiecewiseConstantDecay([2], [0.1, 0.0])), gradients)
+        same_numbers(self._path(gradients, constant), plain, "A constant schedule.", rtol=1e-6)
+        stopped = self._path(gradients, keras.optimizers.schedules.PiecewiseConstantDecay([2], [0.1, 0.0]))
         same_numbers(stopped[:3], plain[:3], "The first steps of a schedule.", rtol=1e-6)
         if self.stops:
             same_numbers(stopped[3:], stopped[2:3].repeat(3, axis=0), "At a learning rate of 0.", rtol=1e-6)
         assigned = self.make(1.0)
         assigned.learning_rate = 0.1
         same_numbers(path_of(assigned, gradients), plain, "An assigned learning rate.", rtol=1e-6)
-        rate = float(numpy(ops.convert_to_tensor(assigned.learning_rate)))
-        require(abs(rate - 0.1) < 1e-7, f"`learning_rate` must be what was assigned, 0.1. Received: {rate}")
+        same_numbers(numpy(assigned.learning_rate), 0.1, "`learning_rate` is not what was assigned.", rtol=1e-6)
 
     def test_clipping(self) -> None:
         """Of the gradient, before anything else."""
-        self._alone()
         gradients = self._gradients(6)
         lengths = np.linalg.norm(gradients, axis=1, keepdims=True)
         shortened = gradients * np.minimum(1.0, 0.5 / lengths)
@@ -120,23 +129,20 @@ class OptimizerSuite(TrainedSuite):
             ({"clipnorm": 0.5}, shortened),
             ({"global_clipnorm": 0.5}, shortened),
         ):
-            actual = path_of(self.make(0.1, **arguments), gradients)
-            expected = path_of(self.make(0.1), clipped)
-            same_numbers(actual, expected, f"With {arguments}.", rtol=1e-4, atol=1e-5)
+            actual = self._path(gradients, **arguments)
+            same_numbers(actual, self._path(clipped), f"With {arguments}.", rtol=1e-4, atol=1e-5)
 
     def test_accumulation_is_a_step_of_the_mean(self) -> None:
-        self._alone()
         gradients = self._gradients(8)
-        actual = path_of(self.make(0.1, gradient_accumulation_steps=2), gradients)
-        expected = path_of(self.make(0.1), gradients.reshape(4, 2, -1).mean(axis=1))
+        actual = self._path(gradients, gradient_accumulation_steps=2)
+        expected = self._path(gradients.reshape(4, 2, -1).mean(axis=1))
         same_numbers(actual[1::2], expected, "Accumulated gradients.", rtol=1e-4, atol=1e-5)
         same_numbers(actual[0], np.ones(5), "Before the first accumulated step.")
 
     def test_weight_decay(self) -> None:
         """Beside the step, w <- w - rate decay w; not for variables that are excluded."""
-        self._alone()
-        if not self.rests:
-            skip("weights move without a gradient")
+        if not (self.alone and self.rests):
+            skip("weights move without a gradient, or only in a trainer")
         variables = [keras.Variable(np.ones(5, "float32"), name=name) for name in ("decayed", "excluded")]
         optimizer = self.make(0.1, weight_decay=0.5)
         optimizer.exclude_from_weight_decay(var_names=["excluded"])
@@ -148,39 +154,36 @@ class OptimizerSuite(TrainedSuite):
 
     def test_averaging(self) -> None:
         """The moving average, which takes the weights' place where Keras says."""
-        self._alone()
         if not self.averages:
             skip("no averages")
         gradients = self._gradients(6)
-        plain = path_of(self.make(0.1), gradients)
+        plain = self._path(gradients)
         variable = keras.Variable(np.ones(5, "float32"), name="weights")
         optimizer = self.make(0.1, use_ema=True, ema_momentum=0.8)
         optimizer.build([variable])
-        average = np.ones(5)
-        for k, g in enumerate(gradients):
+        # Keras begins with the first weights that it sees.
+        average = plain[0]
+        for g, expected in zip(gradients, plain, strict=True):
             optimizer.apply([ops.convert_to_tensor(g)], [variable])
-            same_numbers(variable.numpy(), plain[k], "Averaging changes the path.", rtol=1e-6)
-            # Keras begins with the first weights that it sees.
-            average = plain[0] if k == 0 else 0.8 * average + 0.2 * plain[k]
+            same_numbers(variable.numpy(), expected, "Averaging changes the path.", rtol=1e-6)
+            average = 0.8 * average + 0.2 * expected
         optimizer.finalize_variable_values([variable])
         same_numbers(variable.numpy(), average, "Not the moving average.", rtol=1e-5, atol=1e-6)
 
     def test_vanishing_tiny_and_huge_gradients(self) -> None:
-        self._alone()
-        nothing = path_of(self.make(0.1), np.zeros((4, 5)))
+        nothing = self._path(np.zeros((4, 5)))
         require(np.isfinite(nothing).all(), f"Gradients of 0 give {nothing}")
         if self.rests:
             same_numbers(nothing, np.ones((4, 5)), "Without a gradient weights must stay.")
         extreme = [[1e30, 1e-30, 1.0, 0.0, -1e30], [-1e30, 0.0, 1e-38, 1.0, -1e30]] * 3
-        path = path_of(self.make(1e-32), extreme)
+        path = self._path(extreme, 1e-32)
         require(np.isfinite(path).all(), f"Gradients of 1e30 and 1e-30 give {path}")
 
     def test_nan_is_not_hidden(self) -> None:
         """The weight must show that its gradient was NaN, then and later."""
-        self._alone()
         gradients = self._gradients(4)
         gradients[1, 2] = np.nan
-        path = path_of(self.make(0.1), gradients)
+        path = self._path(gradients)
         require(np.isfinite(path[0]).all(), f"The first gradient gives {path[0]}")
         require(np.isnan(path[1:, 2]).all(), f"A gradient of NaN leaves the weight at {path[1:, 2]}.")
 
@@ -201,12 +204,8 @@ class OptimizerSuite(TrainedSuite):
         trained.compile(self.make(0.01), "mse", **arguments)
 
     def test_the_configuration_makes_an_equal_optimizer(self) -> None:
-        optimizer = self.make(0.1, use_ema=self.averages, clipnorm=2.0, gradient_accumulation_steps=3)
-        again = restored(optimizer)
-        require(type(again) is type(optimizer), f"Deserialised as {type(again)}: register the class with Keras.")
-        require(again.get_config() == optimizer.get_config(), "The configuration must come back as it was.")
-        optimizer = self.make(keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.1, 0.2]))
-        require(restored(optimizer).get_config() == optimizer.get_config(), "A schedule is lost.")
+        restored(self.make(0.1, use_ema=self.averages, clipnorm=2.0, gradient_accumulation_steps=3))
+        restored(self.make(keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.1, 0.2])))
 
     def test_training_moves_every_weight(self) -> None:
         x, y = self._data()
@@ -226,5 +225,4 @@ class OptimizerSuite(TrainedSuite):
         frozen = values_of(layer.variables)
         self._compile(model)
         fit(model, x, y)
-        for variable, old in zip(layer.variables, frozen, strict=True):
-            same_numbers(variable.numpy(), old, f"A frozen layer was trained: {variable.path}.")
+        same_values(layer.variables, frozen, "A frozen layer was trained.")

@@ -19,11 +19,8 @@ from minimand import backend
 BATCH = 16
 
 
-def numpy(value: Any) -> np.ndarray:
-    """The value of a tensor or a variable, without its gradient."""
-    if isinstance(value, keras.Variable):
-        return value.numpy()
-    return keras.ops.convert_to_numpy(keras.ops.stop_gradient(value))
+# The array of a tensor or of a variable.
+numpy: Callable[[Any], np.ndarray] = keras.ops.convert_to_numpy
 
 
 def gradient(function: Callable[..., Any], *values: Any) -> list[np.ndarray]:
@@ -88,6 +85,11 @@ def require(condition: Any, sentence: str) -> None:
         raise AssertionError(sentence)
 
 
+def raises(errors: Any, sentence: str) -> Any:
+    """A context in which one of these errors must be raised; if not, an `AssertionError` ends with the sentence."""
+    return unittest.TestCase().assertRaises(errors, msg=sentence)  # noqa: PT027 (the suites do not need pytest)
+
+
 def skip(reason: str) -> None:
     """End the test as one that does not apply here."""
     raise unittest.SkipTest(reason)
@@ -99,9 +101,15 @@ def same_numbers(actual: Any, expected: Any, sentence: str, *, rtol: float = 0.0
 
 
 def restored(part: Any) -> Any:
-    """The part made anew from its configuration, which has gone through JSON as in a `.keras` file."""
-    stored = json.loads(json.dumps(keras.saving.serialize_keras_object(part)))
-    return keras.saving.deserialize_keras_object(stored)
+    """The part made anew from its configuration, which has gone through JSON as in a `.keras` file.
+
+    It must have the same class and the same configuration.
+    """
+    again = keras.saving.deserialize_keras_object(json.loads(json.dumps(keras.saving.serialize_keras_object(part))))
+    require(type(again) is type(part), f"Deserialised as {type(again)}: register the class with Keras.")
+    found, expected = again.get_config(), part.get_config()
+    require(found == expected, f"The configuration must come back as it was. Received: {found}, not {expected}")
+    return again
 
 
 @contextlib.contextmanager
@@ -115,11 +123,12 @@ def dtype_policy(name: str) -> Iterator[None]:
         keras.config.set_dtype_policy(before)
 
 
-@contextlib.contextmanager
-def file(name: str) -> Iterator[Path]:
-    """The path of a file of that name in a folder that is removed at the end."""
+def saved_and_loaded(model: keras.Model, *, compiled: bool = True) -> Any:
+    """The model that Keras makes of the file that this model is saved to."""
     with tempfile.TemporaryDirectory() as folder:
-        yield Path(folder) / name
+        path = Path(folder) / "model.keras"
+        model.save(path)
+        return keras.saving.load_model(path, compile=compiled)
 
 
 def network(last: Callable[[], Sequence[keras.layers.Layer]], *, dropout: bool = False) -> keras.Sequential:
@@ -149,32 +158,12 @@ def values_of(variables: Sequence[keras.Variable]) -> list[np.ndarray]:
     return [numpy(variable) for variable in variables]
 
 
-def same_weights(left: keras.Model, right: keras.Model, sentence: str, **tolerance: float) -> None:
-    """Raise an `AssertionError` that begins with the sentence, unless the models' variables are the same."""
-    for a, b in zip(left.variables, right.variables, strict=True):
-        same_numbers(numpy(a), numpy(b), f"{sentence} ({a.path})", **tolerance)
-
-
-def require_two_devices() -> list[str]:
-    """The first two devices; ends the test where there are none, or where Keras does not distribute."""
-    if backend.name != "jax":
-        skip("keras.distribution is for JAX")
-    devices = keras.distribution.list_devices()
-    if len(devices) < 2:
-        skip("one device; XLA_FLAGS=--xla_force_host_platform_device_count=2 before JAX is imported gives two of a CPU")
-    return devices[:2]
-
-
-@contextlib.contextmanager
-def data_parallel(devices: Sequence[str]) -> Iterator[None]:
-    """Within it what is made is replicated, and batches are split, over the devices."""
-    keras.distribution.set_distribution(
-        keras.distribution.DataParallel(devices=list(devices), auto_shard_dataset=False)
-    )
-    try:
-        yield
-    finally:
-        keras.distribution.set_distribution(None)
+def same_values(
+    variables: Sequence[keras.Variable], expected: Sequence[np.ndarray], sentence: str, **tolerance: float
+) -> None:
+    """Raise an `AssertionError` that begins with the sentence, unless the variables have these values."""
+    for variable, value in zip(variables, expected, strict=True):
+        same_numbers(numpy(variable), value, f"{sentence} ({variable.path})", **tolerance)
 
 
 class TrainedSuite(Suite):
@@ -204,13 +193,11 @@ class TrainedSuite(Suite):
         x, y = self._data(rows=33)
         model = self._compiled(dropout=True)
         fit(model, x, y)
-        with file("model.keras") as path:
-            model.save(path)
-            loaded = keras.saving.load_model(path)
-        same_weights(loaded, model, "Not what was saved")
+        loaded = saved_and_loaded(model)
+        same_values(loaded.variables, values_of(model.variables), "Not what was saved")
         expected, found = fit(model, x, y, epochs=2), fit(loaded, x, y, epochs=2)
         require(found == expected, f"A loaded model does not go on as the saved one does: {found}, not {expected}")
-        same_weights(loaded, model, "A loaded model does not go on as the saved one does")
+        same_values(loaded.variables, values_of(model.variables), "A loaded model does not go on as the saved one does")
 
     def test_the_same_seeds_give_the_same_numbers(self) -> None:
         x, y = self._data()
@@ -239,10 +226,14 @@ class TrainedSuite(Suite):
             same_numbers(fit(model, x, y)["loss"], expected, f"Training in {policy}.", rtol=0.1, atol=0.05)
 
     def test_two_devices_train_as_one(self) -> None:
-        devices = require_two_devices()
+        if backend.name != "jax":
+            skip("keras.distribution is for JAX")
+        devices = keras.distribution.list_devices()[:2]
+        if len(devices) < 2:
+            skip("one device; XLA_FLAGS=--xla_force_host_platform_device_count=2 gives JAX two of a CPU")
         x, y = self._data()
         expected = fit(self._compiled(dropout=True), x, y, epochs=2)["loss"]
-        with data_parallel(devices):
+        with keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False).scope():
             actual = fit(self._compiled(dropout=True), x, y, epochs=2)["loss"]
         # Sums over devices are taken in another order.
         same_numbers(actual, expected, "Two devices differ from one.", rtol=1e-3, atol=1e-4)
