@@ -64,6 +64,9 @@ def compact(model: keras.Model) -> keras.Model:
         same = keras.Model(model.input, model.output, name=model.name)
         smaller = keras.models.clone_model(same, clone_function=resized)
     for layer in model.layers:
+        if not layer.weights:
+            # The copy of an input layer may have another name.
+            continue
         target = smaller.get_layer(layer.name)
         step = steps.get(layer.name)
         if step is None:
