@@ -98,9 +98,7 @@ def training_examples(arguments: Mapping[str, Any]) -> int | None:
     x: Any = arguments.get("x")
     if isinstance(x, keras.utils.PyDataset):
         batches = x.num_batches
-        if not batches:
-            return None
-        return _of_batches(batches, x[0], x[batches - 1])
+        return _of_batches(batches, x[0], x[batches - 1]) if batches else None
     # A tf.data.Dataset, whose cardinality is negative if it is infinite or unknown.
     if hasattr(x, "cardinality"):
         batches = int(x.cardinality())

@@ -8,7 +8,7 @@ import os
 import sys
 from pathlib import Path
 
-_BACKENDS = ("jax", "tensorflow", "torch")
+BACKENDS = ("jax", "tensorflow", "torch")
 
 
 def choose_default_backend() -> None:
@@ -22,7 +22,7 @@ def choose_default_backend() -> None:
     """
     if "keras" in sys.modules:
         return
-    installed = [name for name in _BACKENDS if importlib.util.find_spec(name) is not None]
+    installed = [name for name in BACKENDS if importlib.util.find_spec(name) is not None]
     chosen = os.environ.get("KERAS_BACKEND") or _configured()
     if chosen is None and installed:
         os.environ["KERAS_BACKEND"] = installed[0]
@@ -31,7 +31,7 @@ def choose_default_backend() -> None:
             "Minimand needs JAX, TensorFlow or PyTorch. Received: an environment without any of them. "
             "Run: pip install 'minimand[jax]'"
         )
-    elif chosen in _BACKENDS and chosen not in installed:
+    elif chosen in BACKENDS and chosen not in installed:
         others = f", or set KERAS_BACKEND to an installed backend: {', '.join(installed)}" if installed else ""
         _stop(f"The chosen backend {chosen!r} is not installed. Run: pip install 'minimand[{chosen}]'{others}")
 

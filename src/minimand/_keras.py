@@ -1,14 +1,23 @@
 """Every private name of Keras that the package uses, and the reason why no public name will do."""
 
-from keras.src.backend import (
-    AutocastScope,  # Compute in float32 inside a half-precision layer.
-    cond,  # `keras.ops.cond` takes a new name at each call, so that torch.compile would recompile each time.
-    get_keras_mask,  # A mask travels on the tensor that it belongs to.
-    set_keras_mask,
-)
-from keras.src.backend.common.stateless_scope import get_stateless_scope  # Copy the scope that is open now.
-from keras.src.losses.losses import LossFunctionWrapper  # Align targets with predictions as `compile` does.
-from keras.src.trainers import compile_utils  # Tell a call by `fit` from a call by the user.
+# Compute in float32 inside a half-precision layer.
+from keras.src.backend import AutocastScope as AutocastScope
+
+# `keras.ops.cond` takes a new name at each call, so that torch.compile would recompile each time.
+from keras.src.backend import cond as cond
+
+# A mask travels on the tensor that it belongs to.
+from keras.src.backend import get_keras_mask as get_keras_mask
+from keras.src.backend import set_keras_mask as set_keras_mask
+
+# Copy the scope that is open now.
+from keras.src.backend.common.stateless_scope import get_stateless_scope as get_stateless_scope
+
+# Align targets with predictions as `compile` does.
+from keras.src.losses.losses import LossFunctionWrapper as LossFunctionWrapper
+
+# Tell a call by `fit` from a call by the user.
+from keras.src.trainers import compile_utils as compile_utils
 
 
 def torch_device() -> str:
@@ -16,15 +25,3 @@ def torch_device() -> str:
     from keras.src.backend.torch.core import get_device
 
     return get_device()
-
-
-__all__ = [
-    "AutocastScope",
-    "LossFunctionWrapper",
-    "compile_utils",
-    "cond",
-    "get_keras_mask",
-    "get_stateless_scope",
-    "set_keras_mask",
-    "torch_device",
-]

@@ -119,17 +119,9 @@ class DataObjective:
         return gradient
 
 
-class OwnsDataObjective:
-    """Base class of models that make their data objective themselves, as a `Trainer` does."""
-
-    def data_objective(self, training: bool = True) -> DataObjective:
-        """The compiled loss of a batch at given weights."""
-        raise NotImplementedError
-
-
 def data_objective_of(model: Any, training: bool) -> DataObjective:
     """The data objective of a trainer, or of a plain compiled model."""
-    if isinstance(model, OwnsDataObjective):
+    if hasattr(model, "data_objective"):
         return model.data_objective(training)
     return DataObjective(model, model.__call__, model.compute_loss, training=training, penalties_apart=False)
 
@@ -142,11 +134,7 @@ def _drops(model: keras.Model) -> bool:
     )
 
 
-def _product(output: Tensor, factor: Tensor) -> tuple[Tensor, tuple[Tensor, None]]:
-    return output * factor, (factor, None)
-
-
-_product_with_constant = backend.custom_derivative(_product)
+_product_with_constant = backend.custom_derivative(lambda output, factor: (output * factor, (factor, None)))
 
 
 def pairing(y_pred: Any, factors: Sequence[Tensor]) -> Tensor:

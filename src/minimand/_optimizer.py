@@ -69,9 +69,8 @@ def _for_loss(optimizer: keras.optimizers.Optimizer, learning_rate: Any) -> kera
     if isinstance(optimizer, OptimizerWrapper):
         return optimizer.for_loss(_for_loss(optimizer.unwrapped(), learning_rate))
     rate = keras.saving.serialize_keras_object(learning_rate)
-    return type(optimizer).from_config(
-        {**optimizer.get_config(), "name": f"{optimizer.name}_loss", "learning_rate": rate}
-    )
+    config = {**optimizer.get_config(), "name": f"{optimizer.name}_loss", "learning_rate": rate}
+    return type(optimizer).from_config(config)
 
 
 def exclude_from_weight_decay(optimizer: Any, variables: Sequence[keras.Variable]) -> None:

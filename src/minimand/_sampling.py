@@ -40,7 +40,7 @@ def predict_samples(trainer: Any, x: Any, samples: int, seed: int | None, batch_
     if not trainer.model.built:
         trainer(_rows(x, np.arange(1)))
     predict = _compiled_once(trainer, ("predictions",), lambda: _sampled_predictions(trainer))
-    values = [variable.value for variable in _variables(trainer)]
+    values = [variable.value for variable in trainer.variables]
     parts = []
     for part in _chunks(_seeds(seed, samples), trainer.model):
         batches = [
@@ -54,7 +54,7 @@ def predict_samples(trainer: Any, x: Any, samples: int, seed: int | None, batch_
 
 def _sampled_predictions(trainer: Any) -> Callable[..., Any]:
     def predict(seed: Tensor, x: Any, values: Sequence[Tensor]) -> Any:
-        with keras.StatelessScope(list(zip(_variables(trainer), values, strict=True))):
+        with keras.StatelessScope(list(zip(trainer.variables, values, strict=True))):
             weights: Sequence[Tensor] = [variable.value for variable in trainer.model.trainable_variables]
             for index, transform in reversed(list(enumerate(trainer.transforms))):
                 # Each transform draws numbers of its own.
@@ -85,7 +85,7 @@ def sharpness(
     mask = selection(trainer.model.trainable_variables, check_select(select, owner), owner)
     differences = _compiled_once(trainer, ("sharpness", *mask), lambda: _second_differences(trainer, mask))
     size = ops.convert_to_tensor(stddev, "float32")
-    values = [variable.value for variable in _variables(trainer)]
+    values = [variable.value for variable in trainer.variables]
     estimates: list[float] = []
     for part in _chunks(_seeds(seed, samples), trainer.model):
         total = np.zeros(len(part))
@@ -102,7 +102,7 @@ def _second_differences(trainer: Any, mask: Sequence[bool]) -> Callable[..., Any
     objective = trainer.data_objective(training=False)
 
     def difference(seed: Tensor, data: Any, size: Tensor, values: Sequence[Tensor]) -> Tensor:
-        with keras.StatelessScope(list(zip(_variables(trainer), values, strict=True))):
+        with keras.StatelessScope(list(zip(trainer.variables, values, strict=True))):
             weights = [variable.value for variable in trainer.model.trainable_variables]
             steps = backend.noise("rademacher", [tuple(weight.shape) for weight in compress(weights, mask)], seed, size)
 
@@ -141,10 +141,5 @@ def _chunks(seeds: np.ndarray, model: keras.Model) -> Iterator[np.ndarray]:
 def _rows(data: Any, rows: np.ndarray) -> Any:
     """These rows of each array, as tensors."""
     return keras.tree.map_structure(
-        lambda leaf: None if leaf is None else ops.convert_to_tensor(ops.convert_to_numpy(leaf)[rows]), data
+        lambda leaf: ops.convert_to_tensor(ops.convert_to_numpy(leaf)[rows]), data, none_is_leaf=False
     )
-
-
-def _variables(trainer: Any) -> list[keras.Variable]:
-    """The variables that the compiled functions take the values of."""
-    return [*trainer.trainable_variables, *trainer.non_trainable_variables]

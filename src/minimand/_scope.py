@@ -34,12 +34,7 @@ def isolated(function: Callable[..., Any]) -> Callable[..., Any]:
     This is for passes that must not count, since a step advances batch statistics and seeds once, and for functions
     that a framework traces by itself, since a value assigned inside must not leak out of the trace.
     """
-
-    def wrapped(*args: Any) -> Any:
-        with forked_scope():
-            return function(*args)
-
-    return wrapped
+    return lambda *args: recorded(function)(*args)[0]
 
 
 def recorded(function: Callable[..., Any]) -> Callable[..., Any]:

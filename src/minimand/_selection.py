@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Callable, Iterable, Sequence
+from itertools import compress
 from typing import Any
 
 import keras
@@ -75,13 +77,9 @@ def match_path(path: str, candidates: Iterable[str]) -> str | None:
 
 def shifted(weights: Sequence[Tensor], mask: Sequence[bool], steps: Iterable[Tensor], sign: int = 1) -> list[Tensor]:
     """The weights, with the steps added to the selected ones in order, or subtracted with the sign -1."""
-    step: Any = iter(steps)
-
-    def moved(weight: Tensor) -> Tensor:
-        change = ops.cast(next(step), weight.dtype)
-        return weight + change if sign > 0 else weight - change
-
-    return [moved(weight) if selected else weight for weight, selected in zip(weights, mask, strict=True)]
+    move = operator.add if sign > 0 else operator.sub
+    pairs = zip(compress(weights, mask), steps, strict=True)
+    return merged(weights, mask, (move(weight, ops.cast(step, weight.dtype)) for weight, step in pairs))
 
 
 def merged(weights: Sequence[Tensor], mask: Sequence[bool], values: Iterable[Tensor]) -> list[Tensor]:

@@ -22,11 +22,6 @@ class StateLayer(keras.layers.Layer):
         # There is nothing to build. Unlike `build()`, this assignment allows variables that are made later.
         self.built = True
 
-    def replace_parts(self, parts: list[StateLayer]) -> None:
-        """Hold these layers and no others, since a recompiled trainer must not keep its former loss."""
-        self.parts.clear()
-        self.parts.extend(parts)
-
 
 def training_state(trainer: keras.Model) -> list[keras.Variable]:
     """All variables that training changes, each once: the model's, the optimizer's and the metrics'."""

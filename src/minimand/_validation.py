@@ -32,13 +32,8 @@ def check_float(
         number = float(value)
         if math.isfinite(number) and above < number < below and minimum <= number <= maximum:
             return number
-    bounds = [
-        f"> {above:g}" if above > -math.inf else "",
-        f"< {below:g}" if below < math.inf else "",
-        f">= {minimum:g}" if minimum > -math.inf else "",
-        f"<= {maximum:g}" if maximum < math.inf else "",
-    ]
-    rule = " and ".join(bound for bound in bounds if bound)
+    limits = {">": above, "<": below, ">=": minimum, "<=": maximum}
+    rule = " and ".join(f"{sign} {limit:g}" for sign, limit in limits.items() if math.isfinite(limit))
     raise ValueError(f"{owner}: `{name}` must be a finite number {rule}".rstrip() + f". Received: {name}={value!r}")
 
 

@@ -10,8 +10,9 @@ import keras
 
 from minimand import _sampling, backend
 from minimand._batches import Batch, training_examples
-from minimand._objective import DataObjective, Objective, OwnsDataObjective
+from minimand._objective import DataObjective, Objective
 from minimand._optimizer import exclude_from_weight_decay, portable, training_optimizer
+from minimand._scope import shadowed
 from minimand._selection import Select
 from minimand._state import StateLayer
 from minimand.backend import Tensor
@@ -21,7 +22,7 @@ from minimand.uncertainty import Sharpness
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class Trainer(backend.TrainStep, OwnsDataObjective, keras.Model):
+class Trainer(backend.TrainStep, keras.Model):
     """A `keras.Model` that trains the given model on a transformed objective.
 
     Use a trainer to train with transforms, or with losses that have trainable variables.
@@ -127,7 +128,9 @@ class Trainer(backend.TrainStep, OwnsDataObjective, keras.Model):
         self.compiled_functions: dict[tuple[Any, ...], Any] = {}
         # One loss may serve several outputs: each state is kept once, in the order of appearance.
         states = [*(loss.state for loss in losses), *(transform.state for transform in self.transforms)]
-        self.objective_state.replace_parts(list(dict.fromkeys(states)))
+        # A recompiled trainer must not keep its former loss.
+        self.objective_state.parts.clear()
+        self.objective_state.parts.extend(list(dict.fromkeys(states)))
         self._composed: Objective = self.data_objective()
         for transform in self.transforms:
             transform.bind(optimizer)
@@ -170,11 +173,8 @@ class Trainer(backend.TrainStep, OwnsDataObjective, keras.Model):
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`; metrics that transforms measure in training are left out."""
-        self._evaluating = True
-        try:
+        with shadowed(self, "_evaluating", True):
             return super().evaluate(*args, **kwargs)
-        finally:
-            self._evaluating = False
 
     def train_on_batch(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.train_on_batch`."""
@@ -301,9 +301,7 @@ class Trainer(backend.TrainStep, OwnsDataObjective, keras.Model):
                 "Trainer.prepare: the trainer must be compiled. Received: a trainer without an optimizer and a loss. "
                 "Call `trainer.compile(optimizer, loss)` first."
             )
-        data = keras.tree.map_structure(
-            lambda leaf: None if leaf is None else keras.ops.convert_to_tensor(leaf), (x, y, sample_weight)
-        )
+        data = keras.tree.map_structure(keras.ops.convert_to_tensor, (x, y, sample_weight), none_is_leaf=False)
         self._symbolic_build(data_batch=data)
         return data
 
@@ -337,12 +335,11 @@ class Trainer(backend.TrainStep, OwnsDataObjective, keras.Model):
             )
         data = self.prepare(x, y, sample_weight)
         self._check_ready()
-        state = [*self.non_trainable_variables, *self.metrics_variables]
-        count = len(self.non_trainable_variables)
-        current = [variable.value for variable in state]
+        state = [variable.value for variable in self.non_trainable_variables]
+        metrics = [variable.value for variable in self.metrics_variables]
 
         def objective(values: Sequence[Tensor]) -> tuple[Tensor, Any]:
-            return self.evaluate_objective(values, current[:count], current[count:], data)
+            return self.evaluate_objective(values, state, metrics, data)
 
         values = [variable.value for variable in self.trainable_variables]
         (loss, (_, new, _)), gradients = backend.value_and_gradient(objective, values, differentiable=False)

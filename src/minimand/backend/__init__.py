@@ -7,15 +7,14 @@ from typing import cast
 
 import keras
 
+from minimand._default_backend import BACKENDS
 from minimand.backend._protocol import Backend
 from minimand.backend._protocol import Tensor as Tensor
 
-_SUPPORTED = ("jax", "tensorflow", "torch")
-
 name: str = keras.backend.backend()
-if name not in _SUPPORTED:
+if name not in BACKENDS:
     raise ImportError(
-        f"Minimand runs on the Keras backends {', '.join(_SUPPORTED)}. Received: {name!r}. "
+        f"Minimand runs on the Keras backends {', '.join(BACKENDS)}. Received: {name!r}. "
         "Set the environment variable KERAS_BACKEND to one of them before importing keras."
     )
 _module = cast(Backend, importlib.import_module(f"minimand.backend.{name}"))

@@ -176,16 +176,16 @@ class Lifted:
     ) -> list[Tensor]:
         values: dict[Any, Tensor] = {}
 
-        def read(atom: Any, *place: Any) -> Tensor:
+        def constant(own: Any, *place: Any) -> Tensor:
             index = self._places.get((*where, *place))
-            if index is not None:
-                return numbers[index]
-            return atom.val if isinstance(atom, core.Literal) else values[atom]
+            return own if index is None else numbers[index]
+
+        def read(atom: Any, *place: Any) -> Tensor:
+            return constant(atom.val, *place) if isinstance(atom, core.Literal) else values[atom]
 
         jaxpr = closed.jaxpr
-        for index, (variable, constant) in enumerate(zip(jaxpr.constvars, closed.consts, strict=True)):
-            different = self._places.get((*where, "constant", index))
-            values[variable] = constant if different is None else numbers[different]
+        for index, (variable, own) in enumerate(zip(jaxpr.constvars, closed.consts, strict=True)):
+            values[variable] = constant(own, "constant", index)
         values.update(zip(jaxpr.invars, arguments, strict=True))
         for number, equation in enumerate(jaxpr.eqns):
             inputs = [read(atom, number, i) for i, atom in enumerate(equation.invars)]
@@ -203,16 +203,14 @@ class Lifted:
 
 
 def _called(equation: Any) -> core.ClosedJaxpr | None:
-    name = _CALLS.get(equation.primitive.name)
-    called = equation.params.get(name) if name else None
+    called = equation.params.get(_CALLS.get(equation.primitive.name))
     return called if isinstance(called, core.ClosedJaxpr) else None
 
 
 def _different(traced: Sequence[core.ClosedJaxpr]) -> dict[tuple[Any, ...], list[Any]]:
     """The constants that differ between functions that are equal otherwise, by place."""
-    for other in traced[1:]:
-        if [v.aval for v in other.jaxpr.invars] != [v.aval for v in traced[0].jaxpr.invars]:
-            raise ValueError("The functions take arguments of different shapes.")
+    if any(other.in_avals != traced[0].in_avals for other in traced[1:]):
+        raise ValueError("The functions take arguments of different shapes.")
     different: dict[tuple[Any, ...], list[Any]] = {}
     _compare(traced, (), different)
     return different
@@ -228,7 +226,7 @@ def _compare(traced: Sequence[core.ClosedJaxpr], where: tuple[Any, ...], differe
                 of[variable] = len(of)
 
     def use(atoms: Sequence[Any], place: tuple[Any, ...]) -> None:
-        _require(len({_kind(atom) for atom in atoms}) == 1)
+        _require(len({(isinstance(atom, core.Literal), atom.aval.shape, atom.aval.dtype) for atom in atoms}) == 1)
         if isinstance(atoms[0], core.Literal):
             _constants([atom.val for atom in atoms], place, different)
         else:
@@ -252,10 +250,6 @@ def _compare(traced: Sequence[core.ClosedJaxpr], where: tuple[Any, ...], differe
         define(_aligned([equation.outvars for equation in equations]))
     for index, atoms in enumerate(_aligned([closed.jaxpr.outvars for closed in traced])):
         use(atoms, (*where, "output", index))
-
-
-def _kind(atom: Any) -> tuple[bool, tuple[int, ...], Any]:
-    return isinstance(atom, core.Literal), atom.aval.shape, atom.aval.dtype
 
 
 def _constants(values: Sequence[Any], place: tuple[Any, ...], different: dict[Any, list[Any]]) -> None:

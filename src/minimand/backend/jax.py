@@ -22,9 +22,8 @@ _CACHED_BYTES = 2**30
 
 
 def value_and_gradient(function: Function, values: Tensors, *, differentiable: bool = True) -> ValueAndGradients:
-    return jax.value_and_grad(function, has_aux=True)(
-        list(values) if differentiable else [jax.lax.stop_gradient(value) for value in values]
-    )
+    held = list(values) if differentiable else [jax.lax.stop_gradient(value) for value in values]
+    return jax.value_and_grad(function, has_aux=True)(held)
 
 
 def pure_value_and_gradient(function: Function, values: Tensors) -> ValueAndGradients:
@@ -128,9 +127,8 @@ def sum_over_rows(function: Callable[[Any], Tensors], rows: Any, chunk: int) -> 
     if whole:
         chunks = jax.tree.map(lambda leaf: leaf[:whole].reshape(-1, chunk, *leaf.shape[1:]), rows)
         start = [jax.numpy.zeros(t.shape, t.dtype) for t in jax.eval_shape(of, jax.tree.map(lambda c: c[0], chunks))]
-        parts.append(
-            jax.lax.scan(lambda s, c: ([a + b for a, b in zip(s, of(c), strict=True)], None), start, chunks)[0]
-        )
+        total, _ = jax.lax.scan(lambda s, c: ([a + b for a, b in zip(s, of(c), strict=True)], None), start, chunks)
+        parts.append(total)
     return [sum(terms) for terms in zip(*parts, strict=True)]
 
 

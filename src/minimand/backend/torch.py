@@ -13,16 +13,9 @@ import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from minimand._batches import first_leaf
 from minimand._keras import torch_device
-from minimand.backend._protocol import (
-    Elementwise,
-    Function,
-    SideGradient,
-    Tensor,
-    Tensors,
-    ValueAndGradients,
-    VectorJacobianProduct,
-)
+from minimand.backend._protocol import Elementwise, Function, SideGradient, Tensor, Tensors, ValueAndGradients
 from minimand.backend._shared import counted, counting, minimise, normal_quantiles, stacked
 
 step_programs = None
@@ -37,24 +30,19 @@ def value_and_gradient(function: Function, values: Tensors, *, differentiable: b
             value, aux = function(values)
         if not value.requires_grad:
             return (value, aux), [torch.zeros_like(v) for v in values]
-        gradients = torch.autograd.grad(
-            value, values, create_graph=differentiable, allow_unused=True, materialize_grads=True
-        )
+        gradients = torch.autograd.grad(value, values, create_graph=differentiable, materialize_grads=True)
     return (value, aux), list(gradients)
 
 
 pure_value_and_gradient = value_and_gradient
 
 
-def vjp(outputs: Tensors, values: Tensors) -> VectorJacobianProduct | None:
+def vjp(outputs: Tensors, values: Tensors) -> Callable[[Tensors], list[Tensor]] | None:
     if not all(tensor.requires_grad for tensor in (*outputs, *values)):
         return None
 
-    def product(cotangents: Sequence[Tensor]) -> list[Tensor]:
-        found = torch.autograd.grad(
-            outputs, values, cotangents, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return list(found)
+    def product(cotangents: Tensors) -> list[Tensor]:
+        return list(torch.autograd.grad(outputs, values, cotangents, retain_graph=True, materialize_grads=True))
 
     return product
 
@@ -155,12 +143,13 @@ def vmap(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def sum_over_rows(function: Callable[[Any], Tensors], rows: Any, chunk: int) -> list[Tensor]:
-    count = len(next(leaf for leaf in keras.tree.flatten(rows) if leaf is not None))
-    totals = list(function(keras.tree.map_structure(lambda leaf: leaf[0], rows)))
-    for index in range(1, count):
-        terms = function(keras.tree.map_structure(lambda leaf, k=index: leaf[k], rows))
-        totals = [total + term for total, term in zip(totals, terms, strict=True)]
-    return totals
+    def term(index: int) -> list[Tensor]:
+        return list(function(keras.tree.map_structure(lambda leaf: leaf[index], rows)))
+
+    total = term(0)
+    for index in range(1, len(first_leaf(rows))):
+        total = [a + b for a, b in zip(total, term(index), strict=True)]
+    return total
 
 
 def jit(function: Callable[..., Any]) -> Callable[..., Any]:

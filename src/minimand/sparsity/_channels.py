@@ -14,24 +14,25 @@ from typing import Any
 import keras
 import numpy as np
 
-_LAYERS = keras.layers
-LINEAR = (_LAYERS.Dense, _LAYERS.Conv1D, _LAYERS.Conv2D, _LAYERS.Conv3D)
-DEPTHWISE = (_LAYERS.DepthwiseConv1D, _LAYERS.DepthwiseConv2D)
+
+def _of_each_rank(*names: str) -> tuple[type, ...]:
+    """Keras's layers for one, two and three spatial axes."""
+    return tuple(getattr(keras.layers, f"{name}{rank}D") for name in names for rank in (1, 2, 3))
+
+
+LINEAR = (keras.layers.Dense, *_of_each_rank("Conv"))
+DEPTHWISE = (keras.layers.DepthwiseConv1D, keras.layers.DepthwiseConv2D)
 _NOT_ELEMENTWISE = ("softmax", "log_softmax", "sparsemax", "glu")
-_ACTIVATIONS = (_LAYERS.Activation, _LAYERS.ReLU, _LAYERS.LeakyReLU, _LAYERS.ELU)
+_ACTIVATIONS = (keras.layers.Activation, keras.layers.ReLU, keras.layers.LeakyReLU, keras.layers.ELU)
 # In inference these layers keep a constant channel constant and unchanged; the windows below do without padding.
 _SAME_CONSTANT = (
-    _LAYERS.Dropout, _LAYERS.SpatialDropout1D, _LAYERS.SpatialDropout2D, _LAYERS.SpatialDropout3D,
-    _LAYERS.GaussianNoise, _LAYERS.GaussianDropout,
-    _LAYERS.GlobalAveragePooling1D, _LAYERS.GlobalAveragePooling2D, _LAYERS.GlobalAveragePooling3D,
-    _LAYERS.GlobalMaxPooling1D, _LAYERS.GlobalMaxPooling2D, _LAYERS.GlobalMaxPooling3D, _LAYERS.Cropping1D,
-    _LAYERS.Cropping2D, _LAYERS.Cropping3D, _LAYERS.UpSampling1D, _LAYERS.UpSampling2D, _LAYERS.UpSampling3D,
-)  # fmt: skip
-_WINDOWS = (
-    _LAYERS.MaxPooling1D, _LAYERS.MaxPooling2D, _LAYERS.MaxPooling3D, _LAYERS.AveragePooling1D,
-    _LAYERS.AveragePooling2D, _LAYERS.AveragePooling3D,
-)  # fmt: skip
-_ZERO_PADDING = (_LAYERS.ZeroPadding1D, _LAYERS.ZeroPadding2D, _LAYERS.ZeroPadding3D)
+    keras.layers.Dropout,
+    keras.layers.GaussianNoise,
+    keras.layers.GaussianDropout,
+    *_of_each_rank("SpatialDropout", "GlobalAveragePooling", "GlobalMaxPooling", "Cropping", "UpSampling"),
+)
+_WINDOWS = _of_each_rank("MaxPooling", "AveragePooling")
+_ZERO_PADDING = _of_each_rank("ZeroPadding")
 
 
 @dataclass
@@ -61,11 +62,12 @@ class Channels:
 
     Attributes:
         steps: the calls of its layers, in order.
+        roots: for each channel's number, the least number among the channels that are united with it.
         kept: for each channel's number, whether the outputs depend on the channel.
     """
 
     def __init__(self, model: keras.Model, owner: str) -> None:
-        self._parents: list[int] = []
+        self.roots = np.zeros(0, int)
         self._required: list[int] = []
         self.steps: list[Step] = []
         values: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -73,45 +75,29 @@ class Channels:
         layers = [call.operation for call in calls]
         for call in calls:
             inputs = [values[id(tensor)] for tensor in call.arguments.keras_tensors]
-            shared = sum(layer is call.operation for layer in layers) > 1
-            results = self._call(call.operation, inputs, call.output_tensors, shared)
+            results = self._call(call.operation, inputs, call.output_tensors, shared=layers.count(call.operation) > 1)
             for tensor, result in zip(call.output_tensors, results, strict=True):
                 values[id(tensor)] = result
         for tensor in model.outputs:
-            self._require(values[id(tensor)][0])
+            self._required.extend(values[id(tensor)][0])
         self.kept = self._needed()
 
     # Numbers of channels.
 
     def _new(self, count: int) -> np.ndarray:
-        numbers = np.arange(len(self._parents), len(self._parents) + count)
-        self._parents.extend(numbers.tolist())
+        numbers = np.arange(len(self.roots), len(self.roots) + count)
+        self.roots = np.append(self.roots, numbers)
         return numbers
 
-    def root(self, number: int) -> int:
-        """The number that stands for all channels that are united with this one."""
-        while self._parents[number] != number:
-            number = self._parents[number]
-        return number
-
-    def roots(self, numbers: np.ndarray) -> np.ndarray:
-        """The root of each number."""
-        return np.array([self.root(number) for number in numbers.tolist()], dtype=int)
-
     def _unite(self, left: np.ndarray, right: np.ndarray) -> None:
-        for a, b in zip(left.tolist(), right.tolist(), strict=True):
-            first, second = sorted((self.root(a), self.root(b)))
-            self._parents[second] = first
-
-    def _require(self, numbers: np.ndarray) -> None:
-        self._required.extend(numbers.tolist())
+        for a, b in zip(left, right, strict=True):
+            first, second = sorted((self.roots[a], self.roots[b]))
+            self.roots[self.roots == second] = first
 
     @property
     def required(self) -> np.ndarray:
         """For each number, whether its channel belongs to the inputs, the outputs or an unknown layer."""
-        marks = np.zeros(len(self._parents), bool)
-        marks[self.roots(np.array(self._required, dtype=int))] = True
-        return marks[self.roots(np.arange(len(self._parents)))]
+        return np.isin(self.roots, self.roots[np.array(self._required, int)])
 
     # One call.
 
@@ -120,17 +106,15 @@ class Channels:
         known = None if shared or not inputs or len(outputs) > 1 else self._known(layer, inputs, outputs[0].shape)
         numbers, constants = [each for each, _ in inputs], inputs[0][1] if inputs else np.zeros(0)
         if known is not None:
-            role, *result = known
+            role, channels, values = known
             if role == "linear" and not _elementwise(layer.activation):
-                self._require(result[0])
-            self.steps.append(Step(role, layer, numbers, result[0], constants, tuple(outputs[0].shape[1:-1])))
-            return [(result[0], result[1])]
-        for each in numbers:
-            self._require(each)
+                self._required.extend(channels)
+            self.steps.append(Step(role, layer, numbers, channels, constants, tuple(outputs[0].shape[1:-1])))
+            return [(channels, values)]
         counts = [int(output.shape[-1] or 0) if len(output.shape) else 0 for output in outputs]
         results = [(self._new(count), np.full(count, np.nan)) for count in counts]
-        for each, _ in results:
-            self._require(each)
+        for each in [*numbers, *(channels for channels, _ in results)]:
+            self._required.extend(each)
         self.steps.append(Step("other", layer, numbers, results[0][0], constants, ()))
         return results
 
@@ -141,22 +125,22 @@ class Channels:
         if getattr(layer, "data_format", "channels_last") != "channels_last" or count is None:
             return None
         if kind in LINEAR and _is_plain(layer):
-            return "linear", self._new(count), _activated(layer.activation, linear_constants(layer, constants))
+            return "linear", self._new(count), _activated(layer.activation, _linear_constants(layer, constants))
         if kind in DEPTHWISE and layer.depth_multiplier == 1 and _elementwise(layer.activation):
             return "scale", numbers, _activated(layer.activation, _depthwise_constants(layer, constants))
-        if kind is _LAYERS.BatchNormalization and layer.axis in last:
+        if kind is keras.layers.BatchNormalization and layer.axis in last:
             return "scale", numbers, _normalised(layer, constants)
-        if kind in _ACTIVATIONS and (kind is not _LAYERS.Activation or _elementwise(layer.activation)):
+        if kind in _ACTIVATIONS and (kind is not keras.layers.Activation or _elementwise(layer.activation)):
             return "pass", numbers, _activated(layer, constants)
         if kind in _SAME_CONSTANT:
             return "pass", numbers, constants
         if kind in _WINDOWS + _ZERO_PADDING:
             padded = kind in _ZERO_PADDING or layer.padding == "same"
             return "pass", numbers, np.where(constants == 0, 0.0, np.nan) if padded else constants
-        if kind is _LAYERS.Flatten:
+        if kind is keras.layers.Flatten:
             repeats = count // max(len(numbers), 1)
             return "pass", np.tile(numbers, repeats), np.tile(constants, repeats)
-        if kind is _LAYERS.Concatenate and layer.axis in last:
+        if kind is keras.layers.Concatenate and layer.axis in last:
             return "pass", np.concatenate([n for n, _ in inputs]), np.concatenate([c for _, c in inputs])
         if _is_addition(kind) and len(inputs) > 1 and all(len(n) == count for n, _ in inputs):
             for other, _ in inputs[1:]:
@@ -167,7 +151,7 @@ class Channels:
     # The channels that are needed.
 
     def _needed(self) -> np.ndarray:
-        roots, needed = self.roots(np.arange(len(self._parents))), self.required
+        roots, needed = self.roots, self.required
         linear = [step for step in reversed(self.steps) if step.role == "linear"]
         used = [uses(step.layer) & ~foldable(step.layer, step.constants)[:, None] for step in linear]
         while True:
@@ -202,7 +186,7 @@ def foldable(layer: Any, constants: np.ndarray) -> np.ndarray:
     return np.isfinite(constants)
 
 
-def linear_constants(layer: Any, constants: np.ndarray) -> np.ndarray:
+def _linear_constants(layer: Any, constants: np.ndarray) -> np.ndarray:
     """The constant outputs of a linear layer before its activation; NaN for outputs that vary."""
     total, known = window_sums(layer), foldable(layer, constants)
     fixed = ~(uses(layer) & ~known[:, None]).any(axis=0)
@@ -232,16 +216,12 @@ def _calls(model: keras.Model, owner: str) -> Sequence[Any]:
 
 def _is_addition(kind: type) -> bool:
     """Tell whether it is the layer `Add`, or the operation of `a + b` on symbolic tensors, which has no public name."""
-    return kind is _LAYERS.Add or (kind.__module__ == "keras.src.ops.numpy" and kind.__name__ == "Add")
+    return kind is keras.layers.Add or (kind.__module__ == "keras.src.ops.numpy" and kind.__name__ == "Add")
 
 
 def _is_plain(layer: Any) -> bool:
     """Tell whether a linear layer has only its kernel and bias: no groups, LoRA or quantization."""
-    return (
-        getattr(layer, "groups", 1) == 1
-        and not getattr(layer, "lora_enabled", False)
-        and getattr(layer, "quantization_mode", None) is None
-    )
+    return getattr(layer, "groups", 1) == 1 and not layer.lora_enabled and layer.quantization_mode is None
 
 
 def _elementwise(activation: Any) -> bool:
@@ -272,6 +252,6 @@ def _normalised(layer: Any, constants: np.ndarray) -> np.ndarray:
     count = len(constants)
     scale = np.ones(count) if layer.gamma is None else _array(layer.gamma, count)
     deviation = np.sqrt(_array(layer.moving_variance, count) + layer.epsilon)
-    value = scale * (np.where(np.isfinite(constants), constants, 0.0) - _array(layer.moving_mean, count)) / deviation
     offset = _array(layer.beta, count)
-    return np.where(scale == 0, offset, np.where(np.isfinite(constants), value + offset, np.nan))
+    value = scale * (constants - _array(layer.moving_mean, count)) / deviation + offset
+    return np.where(scale == 0, offset, value)

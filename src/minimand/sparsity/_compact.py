@@ -65,6 +65,7 @@ def compact(model: keras.Model) -> keras.Model:
         smaller = keras.models.clone_model(same, clone_function=resized)
     for layer in model.layers:
         if not layer.weights:
+            # The copy of an input layer may have another name.
             continue
         target = smaller.get_layer(layer.name)
         step = steps.get(layer.name)
@@ -153,12 +154,12 @@ def unit_groups(model: keras.Model, *, incoming: bool = True, outgoing: bool = F
     if not (incoming or outgoing):
         raise ValueError("unit_groups: `incoming` or `outgoing` must be True. Received: both False")
     channels = Channels(model, "unit_groups")
-    roots, required = channels.roots(np.arange(len(channels.kept))), channels.required
+    roots, required = channels.roots, channels.required
     # A space has the channels of one layer and the channels that are added to them; one mapping gets all of a space.
     space = np.full(len(roots), -1)
-    for index, step in enumerate(channels.steps):
-        fresh = roots[step.output][space[roots[step.output]] < 0]
-        space[fresh] = index
+    for index, step in reversed(list(enumerate(channels.steps))):
+        # The first step that has a channel is assigned last.
+        space[roots[step.output]] = index
     placed: list[dict[str, np.ndarray]] = []
     for index in sorted(set(space[roots[~required]].tolist())):
         found: dict[str, np.ndarray] = {}
