@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import keras
@@ -37,15 +37,16 @@ def isolated(function: Callable[..., Any]) -> Callable[..., Any]:
     return lambda *args: recorded(function)(*args)[0]
 
 
-def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, returning `(result, assigned)` in place of assigning variables; `record` assigns them.
+def recorded(objective: Callable[..., Any]) -> Callable[..., Any]:
+    """The objective, returning `(loss, (aux, assigned))` in place of assigning variables; `record` assigns them.
 
     This is for a pass within a function that is differentiated, which must return assigned values as results.
     """
 
     def wrapped(*args: Any) -> Any:
         with forked_scope() as scope:
-            return function(*args), scope.state_mapping
+            loss, aux = objective(*args)
+            return loss, (aux, scope.state_mapping)
 
     return wrapped
 
@@ -71,3 +72,30 @@ def shadowed(layer: Any, name: str, value: Any) -> Iterator[None]:
     finally:
         del attributes[name]
         attributes.update(before)
+
+
+@contextlib.contextmanager
+def changed_outputs(layers: Sequence[Any], change: Callable[[int, Any, Any, Any], Any]) -> Iterator[None]:
+    """A context in which the layers have other outputs before their activation.
+
+    Args:
+        layers: layers with an activation.
+        change: `change(index, call, inputs, outputs)` returns the outputs that the layer with this index has in place
+            of `outputs`; `call` is the layer's own, which at that time leaves out the activation.
+    """
+
+    def changed(index: int) -> Callable[..., Any]:
+        layer, call = layers[index], layers[index].call
+
+        def wrapped(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            activation = layer.activation
+            with shadowed(layer, "activation", None):
+                outputs = change(index, call, inputs, call(inputs, *args, **kwargs))
+            return outputs if activation is None else activation(outputs)
+
+        return wrapped
+
+    with contextlib.ExitStack() as stack:
+        for index, layer in enumerate(layers):
+            stack.enter_context(shadowed(layer, "call", changed(index)))
+        yield

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from itertools import compress
 from typing import Any, NamedTuple
 
@@ -15,7 +16,7 @@ from keras import ops
 from minimand import backend
 from minimand._objective import DataObjective, pairing
 from minimand._ops import at_least, at_least_float32
-from minimand._scope import isolated, shadowed
+from minimand._scope import changed_outputs, isolated
 from minimand._selection import merged
 from minimand.backend import Tensor
 from minimand.gradients._examples import ExampleGradients
@@ -28,7 +29,7 @@ _KNOWN = {kind.call for kind in (keras.layers.Dense, *_CONVOLUTIONS)}
 CHUNK = 2**22
 
 
-class TappedLayer(NamedTuple):
+class LayerWeights(NamedTuple):
     """A layer, and which of the model's trainable weights are its own."""
 
     layer: Any
@@ -40,33 +41,42 @@ class TappedLayer(NamedTuple):
         return [self.kernel] if self.bias is None else [self.kernel, self.bias]
 
 
-def tapped_layers(model: keras.Model, mask: Sequence[bool]) -> list[TappedLayer]:
+def with_own_weights(layers: Iterable[Any], model: keras.Model, mask: Sequence[bool]) -> list[LayerWeights]:
+    """Those of the layers whose kernel is selected, with its index and, if it is selected, that of the bias.
+
+    A layer that shares its weights with another one is left out, and so is a layer with LoRA, whose kernel is a sum.
+    """
+    index = {id(v): k for k, (v, c) in enumerate(zip(model.trainable_variables, mask, strict=True)) if c}
+    found = [
+        LayerWeights(layer, index[id(layer.kernel)], index.get(id(layer.bias)))
+        for layer in layers
+        if id(layer.kernel) in index
+    ]
+    weights = [k for part in found for k in part.indices]
+    return [part for part in found if all(weights.count(k) == 1 for k in part.indices)]
+
+
+def tapped_layers(model: keras.Model, mask: Sequence[bool]) -> list[LayerWeights]:
     """The layers with a closed form among those that hold selected weights.
 
     They are Dense layers and convolutions that a functional or Sequential model calls once. Another caller may call a
     layer in a loop, whose steps would be mistaken for different examples.
     """
-    index = {id(v): k for k, v in enumerate(model.trainable_variables)}
-    found = []
-    for layer in _called_once(model):
-        plain = getattr(layer, "groups", 1) == 1 and not getattr(layer, "lora_enabled", False)
-        if type(layer).call not in _KNOWN or not plain or getattr(layer, "quantization_mode", None) is not None:
-            continue
-        bias = None if layer.bias is None else index.get(id(layer.bias))
-        kernel = index.get(id(layer.kernel))
-        if kernel is not None and mask[kernel] and getattr(layer, "data_format", None) != "channels_first":
-            found.append(TappedLayer(layer, kernel, bias if bias is not None and mask[bias] else None))
-    weights = [k for part in found for k in part.indices]
-    # A layer that shares its weights is left out.
-    return [part for part in found if all(weights.count(k) == 1 for k in part.indices)]
+    layers = [
+        layer
+        for layer in _called_once(model)
+        if type(layer).call in _KNOWN
+        and getattr(layer, "groups", 1) == 1
+        and getattr(layer, "quantization_mode", None) is None
+        and getattr(layer, "data_format", None) != "channels_first"
+    ]
+    return with_own_weights(layers, model, mask)
 
 
 def _called_once(model: keras.Model) -> Iterator[Any]:
     if isinstance(model, keras.Sequential) and model.built and model.inputs:
         model = keras.Model(model.inputs, model.outputs)
-    nodes = getattr(model, "_nodes_by_depth", None)  # Keras has no public name for the graph.
-    if nodes is None:
-        return
+    nodes = getattr(model, "_nodes_by_depth", {})  # Keras has no public name for the graph.
     operations = [node.operation for same_depth in nodes.values() for node in same_depth]
     for operation in operations:
         if sum(other is operation for other in operations) > 1:
@@ -77,56 +87,37 @@ def _called_once(model: keras.Model) -> Iterator[Any]:
             yield operation
 
 
-@contextlib.contextmanager
 def taps(
-    layers: Sequence[TappedLayer], shadows: Sequence[Sequence[Tensor]], members: Tensor, powers: tuple[int, ...]
-) -> Iterator[list[int]]:
-    """A context in which a backward pass gives the shadows sums over examples as gradients; yields numbers of calls.
+    layers: Sequence[LayerWeights],
+    shadows: Mapping[int, Sequence[Tensor]],
+    members: Tensor,
+    powers: tuple[int, ...],
+    calls: list[int],
+) -> AbstractContextManager[None]:
+    """A context in which a backward pass gives the shadows sums over examples as gradients.
 
     Args:
         layers: the layers.
-        shadows: for each layer the tensors of `shadows_of`.
+        shadows: for each weight of the layers, by its index, zeros (groups, ...) for each power.
         members: (examples, groups), the share of each example in each of the groups whose sums are taken.
         powers: (1, 2) for sums of the gradients and of their squares, (2,) for these alone.
+        calls: the numbers of calls of the layers, which are counted here.
     """
-    calls = [0] * len(layers)
 
-    def tapped(index: int) -> Any:
-        layer = layers[index].layer
-        call = layer.call
+    def tapped(index: int, _: Any, inputs: Tensor, outputs: Tensor) -> Tensor:
+        calls[index] += 1
+        part = layers[index]
+        own = [shadow for k in part.indices for shadow in shadows[k]]
+        return backend.tap(outputs, own, [inputs, members], partial(_sums, part, powers, tuple(outputs.shape)))
 
-        def with_tap(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-            calls[index] += 1
-            activation = layer.activation
-            with shadowed(layer, "activation", None):
-                outputs = call(inputs, *args, **kwargs)
-
-            shape = tuple(outputs.shape)
-
-            def side(held: Sequence[Tensor], gradient: Tensor) -> list[Tensor]:
-                return _sums(layers[index], powers, shape, held[0], held[1], gradient)
-
-            outputs = backend.tap(outputs, shadows[index], [inputs, members], side)
-            return outputs if activation is None else activation(outputs)
-
-        return with_tap
-
-    with contextlib.ExitStack() as stack:
-        for index, part in enumerate(layers):
-            stack.enter_context(shadowed(part.layer, "call", tapped(index)))
-        yield calls
-
-
-def shadows_of(part: TappedLayer, groups: int, powers: tuple[int, ...], dtype: str) -> list[Tensor]:
-    """Zeros for the sums of a layer: by weight, power and group."""
-    variables = [part.layer.kernel] + ([] if part.bias is None else [part.layer.bias])
-    return [ops.zeros((groups, *v.shape), dtype) for v in variables for _ in powers]
+    return changed_outputs([part.layer for part in layers], tapped)
 
 
 def _sums(
-    part: TappedLayer, powers: tuple[int, ...], shape: Any, inputs: Tensor, members: Tensor, gradient: Tensor
+    part: LayerWeights, powers: tuple[int, ...], shape: Any, held: Sequence[Tensor], gradient: Tensor
 ) -> list[Tensor]:
     """For kernel and bias, and each power, the sum over the examples of each group of g^power."""
+    inputs, members = held
     layer = part.layer
     inputs, gradient = at_least_float32(inputs), at_least_float32(gradient)
     members = ops.cast(members, gradient.dtype)
@@ -224,32 +215,27 @@ def exact_sums(gradients: ExampleGradients, members: Tensor | None = None) -> tu
     objective, weights, mask = gradients.objective, gradients.weights, gradients.mask
     assert isinstance(objective, DataObjective), "checked by what lets users choose the estimator"
     dtype = gradients.dtype
-    ones = ops.ones((gradients.count,), dtype)
-    shares = ops.reshape(ones, (-1, 1)) if members is None else members
+    shares = ops.ones((gradients.count, 1), dtype) if members is None else members
     powers = (2,) if members is None else (1, 2)
     layers = tapped_layers(objective.model, mask)
-    shadows = [shadows_of(part, shares.shape[1], powers, dtype) for part in layers]
+    tapped = [k for part in layers for k in part.indices]
+    shadows = {k: [ops.zeros((shares.shape[1], *weights[k].shape), dtype) for _ in powers] for k in tapped}
     # Sums of gradients by group come from the shadows: the weights need no gradients of their own.
     wanted = mask if members is None else [False] * len(weights)
-    sizes = [sum(wanted), *map(len, shadows)]
+    structure = list(compress(weights, wanted)), shadows
     batch, factor = gradients.whole()
-    calls: list[int] = []
+    calls = [0] * len(layers)
 
     def total(values: Sequence[Tensor]) -> tuple[Tensor, None]:
-        parts = _split(values, sizes)
-        with taps(layers, parts[1:], shares, powers) as counted:
-            loss = isolated(objective)(merged(weights, wanted, parts[0]), batch)[0]
-        calls.extend(counted)
-        return loss, None
+        of_weights, of_layers = keras.tree.pack_sequence_as(structure, values)
+        with taps(layers, of_layers, shares, powers, calls):
+            return isolated(objective)(merged(weights, wanted, of_weights), batch)[0], None
 
-    start = [*compress(weights, wanted), *(shadow for part in shadows for shadow in part)]
+    start = keras.tree.flatten(structure)
     of_all = backend.value_and_gradient(total, start, differentiable=gradients.differentiable)[1] if start else []
-    of_weights, *of_layers = _split(of_all, sizes)
-    sums: dict[int, list[Tensor]] = {}
-    for part, found, called in zip(layers, of_layers, calls, strict=True):
-        if called == 1:
-            scaled = [factor**power * s for s, power in zip(found, powers * len(part.indices), strict=True)]
-            sums.update(zip(part.indices, _split(scaled, [len(powers)] * len(part.indices)), strict=True))
+    of_weights, of_layers = keras.tree.pack_sequence_as(structure, of_all)
+    called_once = [k for part, called in zip(layers, calls, strict=True) if called == 1 for k in part.indices]
+    sums = {k: [factor**power * s for power, s in zip(powers, of_layers[k], strict=True)] for k in called_once}
     rest = [c and k not in sums for k, c in enumerate(mask)]
     mismatch = ops.zeros((), dtype)
     if any(rest):
@@ -329,7 +315,7 @@ def sums_of_powers(
 
     entries = sum(math.prod(value.shape) for value in values) * len(powers) * members.shape[1]
     *sums, total = backend.sum_over_rows(of_row, (rows, members), max(1, CHUNK // max(entries, 1)))
-    return _split(sums, [len(powers)] * len(values)), total
+    return [sums[k : k + len(powers)] for k in range(0, len(sums), len(powers))], total
 
 
 def exact_moments(
@@ -349,9 +335,3 @@ def exact_moments(
         # Rounding may make the difference negative if gradients hardly differ.
         variances.append(at_least(s - n * ops.square(mean), 0.0) / at_least(n - 1.0, 1.0))
     return means, variances, mismatch
-
-
-def _split(values: Sequence[Any], sizes: Sequence[int]) -> list[list[Any]]:
-    """Consecutive parts of these lengths."""
-    remaining = iter(values)
-    return [[next(remaining) for _ in range(size)] for size in sizes]

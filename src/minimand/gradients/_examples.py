@@ -12,7 +12,7 @@ from keras import ops
 from minimand import backend
 from minimand._batches import Batch, first_leaf, micro_batches
 from minimand._objective import DataObjective, Objective, Weights
-from minimand._ops import compute_dtype
+from minimand._ops import at_least_float32, compute_dtype
 from minimand._scope import isolated
 from minimand._selection import merged
 from minimand.backend import Tensor
@@ -102,7 +102,7 @@ class ExampleGradients:
         return backend.value_and_gradient(product, [ops.ones((self.count,), self.dtype)], differentiable=False)[1][0]
 
     def probe(self, seed: Tensor) -> list[Tensor]:
-        """Tensors v such that E[v^2] is the unbiased variance of the g_i, for every weight.
+        """Tensors v, in float32 or float64, such that E[v^2] is the unbiased variance of the g_i, for every weight.
 
         v = sum_i (s_i - mean s) g_i / sqrt(n - 1), with random signs s_i; 0 for a single example.
 
@@ -111,53 +111,26 @@ class ExampleGradients:
         """
         (signs,) = backend.noise("rademacher", [(self.count,)], seed)
         degrees = ops.cast(ops.maximum(self.count - 1, 1), signs.dtype)
-        return self.sum((signs - ops.mean(signs)) / ops.sqrt(degrees))
+        return [at_least_float32(v) for v in self.sum((signs - ops.mean(signs)) / ops.sqrt(degrees))]
 
-    def micro_batches(self, count: int) -> MicroBatches:
-        """The gradients of K consecutive parts of the batch."""
+    def micro_batches(self, count: int) -> tuple[list[list[Tensor]], list[Tensor], list[Tensor]]:
+        """`(gradients, mean, variance)` from K consecutive parts of b examples, for each weight.
+
+        The gradients are a list of K tensors G_k; the mean is mean G, and the variance, which is that of one example's
+        gradient, is b / (K - 1) sum_k (G_k - mean G)^2. A batch of unknown size may turn out to have n < K examples;
+        then mean and variance are those of the first n parts.
+        """
         parts, size, kept = micro_batches(self.batch, count)
         # Mapped over a leading axis, or stacked along one, the K gradients take XLA four times as long.
-        gradients = [self.of(part) for part in parts]
-        return MicroBatches(
-            [[ops.cast(g, self.dtype) for g in same] for same in zip(*gradients, strict=True)],
-            ops.cast(size, self.dtype),
-            [ops.cast(share, self.dtype) for share in kept],
-        )
-
-
-@dataclass(frozen=True)
-class MicroBatches:
-    """The gradients of K parts of b examples: for each weight a list of K tensors, b, and for each part its share.
-
-    A share is 1, or 0 if a batch of unknown size turns out to have fewer than K examples.
-    """
-
-    gradients: list[list[Tensor]]
-    size: Tensor
-    shares: list[Tensor]
-
-    def mean(self) -> list[Tensor]:
-        """The mean G for each weight."""
-        used = sum(self.shares)
-        return [sum(s * g for s, g in zip(self.shares, same, strict=True)) / used for same in self.gradients]
-
-    def variance(self) -> list[Tensor]:
-        """The variance of one example's gradient, for each weight: b / (K - 1) sum_k (G_k - mean G)^2."""
+        of_parts = [self.of(part) for part in parts]
+        gradients = [[ops.cast(g, self.dtype) for g in same] for same in zip(*of_parts, strict=True)]
+        shares = [ops.cast(share, self.dtype) for share in kept]
+        number = sum(shares)
         # A single part has the variance 0.
-        factor = self.size / ops.cast(ops.maximum(sum(self.shares) - 1, 1), self.size.dtype)
-        return [
-            factor * sum(s * ops.square(g - mean) for s, g in zip(self.shares, same, strict=True))
-            for same, mean in zip(self.gradients, self.mean(), strict=True)
-        ]
-
-    def inner_products(self, direction: Sequence[Tensor]) -> Tensor:
-        """The inner products G_k' u, (K,)."""
-        pairs = list(zip(self.gradients, direction, strict=True))
-        return ops.stack([sum(ops.sum(same[k] * u) for same, u in pairs) for k in range(len(self.shares))])
-
-    def distances(self) -> Tensor:
-        """The squared distances |G_k - mean G|^2 over all weights, (K,)."""
-        pairs = list(zip(self.gradients, self.mean(), strict=True))
-        return ops.stack(
-            [sum(ops.sum(ops.square(same[k] - mean)) for same, mean in pairs) for k in range(len(self.shares))]
-        )
+        factor = ops.cast(size, self.dtype) / ops.cast(ops.maximum(number - 1, 1), self.dtype)
+        means, variances = [], []
+        for same in gradients:
+            mean = sum(s * g for s, g in zip(shares, same, strict=True)) / number
+            means.append(mean)
+            variances.append(factor * sum(s * ops.square(g - mean) for s, g in zip(shares, same, strict=True)))
+        return gradients, means, variances

@@ -15,7 +15,6 @@ from keras import ops
 from minimand import backend
 from minimand._batches import Batch
 from minimand._objective import DataObjective, data_objective_of
-from minimand._ops import at_least_float32
 from minimand._validation import check_bool, check_choice, check_int, check_rows
 from minimand.backend import Tensor
 from minimand.gradients._exact import check_separable, exact_moments
@@ -32,7 +31,7 @@ _MISMATCH = 1e-5
 def estimated_variance(gradients: ExampleGradients, estimator: str, micro_batches: int, seed: Tensor) -> list[Tensor]:
     """The variance V of one example's gradient, by weight tensor."""
     if estimator == "probe":
-        return [ops.square(at_least_float32(v)) for v in gradients.probe(seed)]
+        return [ops.square(v) for v in gradients.probe(seed)]
     return mean_and_variance(gradients, estimator, micro_batches, seed)[1]
 
 
@@ -43,10 +42,8 @@ def mean_and_variance(
     if estimator == "probe":
         return gradients.mean(), estimated_variance(gradients, estimator, micro_batches, seed)
     if estimator == "micro_batch":
-        parts = gradients.micro_batches(micro_batches)
-        return parts.mean(), parts.variance()
-    mean, variance, _ = exact_moments(gradients)
-    return mean, variance
+        return gradients.micro_batches(micro_batches)[1:]
+    return exact_moments(gradients)[:2]
 
 
 # Moments of given data, with standard errors.
@@ -208,7 +205,7 @@ def gradient_moments(
     objective = data_objective_of(model, training)
     if training:
         check_separable(estimator, objective.model, owner)
-    evaluate = partial(_Evaluation(model, objective), data)
+    evaluate = partial(_evaluated, model, objective, data)
     if estimator == "exact":
         return _exact(evaluate, count)
     if estimator == "probe":
@@ -221,33 +218,24 @@ def gradient_moments(
     return _micro_batches(evaluate, count, micro_batches, seed)
 
 
-class _Evaluation:
-    """Evaluates functions of `ExampleGradients` and further tensors at the present weights; compiles each once."""
+def _evaluated(owner: keras.Model, objective: DataObjective, data: Any, function: Any, *tensors: Tensor) -> Any:
+    """`function(gradients, *tensors)` on a batch at the present weights, as NumPy arrays; compiled once."""
 
-    def __init__(self, owner: keras.Model, objective: DataObjective) -> None:
-        self.owner, self.objective = owner, objective
-
-    def _others(self) -> list[keras.Variable]:
-        own = {id(v) for v in self.objective.model.trainable_variables}
-        return [v for v in self.owner.variables if id(v) not in own]
-
-    def __call__(self, data: Any, function: Callable[..., Any], *tensors: Tensor) -> Any:
-        """`function(gradients, *tensors)` on a batch, as NumPy arrays."""
-        # Not through Keras, which would track the contents.
-        made = vars(self.owner).setdefault("_gradient_functions", {})
-        key = function, self.objective.training
-        loss = self.owner._compile_loss
-        if key not in made or made[key][0] is not loss:
-            made[key] = loss, backend.jit(partial(self._at, function))
-        weights = [v.value for v in self.objective.model.trainable_variables]
-        found = made[key][1](weights, [v.value for v in self._others()], data, *tensors)
-        return keras.tree.map_structure(ops.convert_to_numpy, found)
-
-    def _at(self, function: Callable[..., Any], weights: Any, others: Any, data: Any, *tensors: Tensor) -> Any:
-        with keras.StatelessScope(list(zip(self._others(), others, strict=True))):
+    def at(values: Sequence[Tensor], data: Any, *tensors: Tensor) -> Any:
+        with keras.StatelessScope(list(zip(owner.variables, values, strict=True))):
+            weights = [v.value for v in objective.model.trainable_variables]
             every = [True] * len(weights)
-            gradients = ExampleGradients(self.objective, weights, Batch(*data), every, differentiable=False)
+            gradients = ExampleGradients(objective, weights, Batch(*data), every, differentiable=False)
             return function(gradients, *tensors)
+
+    # Not through Keras, which would track the contents.
+    made = vars(owner).setdefault("_gradient_functions", {})
+    key = function, objective.training, *map(id, objective.model.trainable_variables)
+    loss = owner._compile_loss
+    if key not in made or made[key][0] is not loss:
+        made[key] = loss, backend.jit(at)
+    found = made[key][1]([v.value for v in owner.variables], data, *tensors)
+    return keras.tree.map_structure(ops.convert_to_numpy, found)
 
 
 def _exact_moments(gradients: ExampleGradients) -> tuple[Any, Tensor]:
@@ -265,15 +253,11 @@ def _exact(evaluate: Callable[..., Any], n: int) -> GradientMoments:
     return _moments(mean, variance, n, np.var(products, ddof=1, dtype="float64"))
 
 
-def _probe(gradients: ExampleGradients, seed: Tensor) -> list[Tensor]:
-    return [at_least_float32(v) for v in gradients.probe(seed)]
-
-
 def _probes(evaluate: Callable[..., Any], n: int, samples: int, seed: int | None) -> GradientMoments:
     mean = evaluate(ExampleGradients.mean)
     total, traces, along = [np.zeros_like(m) for m in mean], [], []
     for words in np.random.SeedSequence(seed).generate_state(2 * samples).reshape(samples, 2) >> 1:
-        found = evaluate(_probe, ops.convert_to_tensor(words.astype("int32")))
+        found = evaluate(ExampleGradients.probe, ops.convert_to_tensor(words.astype("int32")))
         squares = [np.square(v) for v in found]
         total = [t + s for t, s in zip(total, squares, strict=True)]
         traces.append(sum(np.sum(s, dtype="float64") for s in squares))
@@ -284,13 +268,15 @@ def _probes(evaluate: Callable[..., Any], n: int, samples: int, seed: int | None
 
 
 def _of_parts(gradients: ExampleGradients, rows: Tensor) -> tuple[Any, ...]:
-    """Mean, variance, distances from the mean and inner products with the mean, of parts with these rows (K, b)."""
+    """Mean and variance from parts with these rows (K, b); their squared distances and inner products with the mean."""
     order = ops.reshape(rows, (-1,))
     batch = keras.tree.map_structure(
         lambda leaf: None if leaf is None else ops.take(leaf, order, axis=0), gradients.batch
     )
-    parts = replace(gradients, batch=batch).micro_batches(rows.shape[0])
-    return parts.mean(), parts.variance(), parts.distances(), parts.inner_products(parts.mean())
+    of_parts, mean, variance = replace(gradients, batch=batch).micro_batches(rows.shape[0])
+    pairs = [list(zip(part, mean, strict=True)) for part in zip(*of_parts, strict=True)]
+    distances = [sum(ops.sum(ops.square(g - m)) for g, m in part) for part in pairs]
+    return mean, variance, distances, [sum(ops.sum(g * m) for g, m in part) for part in pairs]
 
 
 def _micro_batches(evaluate: Callable[..., Any], n: int, parts: int, seed: int | None) -> GradientMoments:
@@ -299,7 +285,7 @@ def _micro_batches(evaluate: Callable[..., Any], n: int, parts: int, seed: int |
     mean, variance, distances, products = evaluate(_of_parts, ops.convert_to_tensor(rows.astype("int32")))
     left = (n - parts) / (n + 1)
     # Jackknife over the parts, for the share of the variance that comes from the division of the batch.
-    squares = np.sum(np.square(distances - distances.mean(), dtype="float64"))
-    error = size * math.sqrt(left * parts * squares / (parts - 1)) / (parts - 2) if parts > 2 else math.inf
+    spread = np.var(distances, ddof=1, dtype="float64")
+    error = size * math.sqrt(left * parts * spread) / (parts - 2) if parts > 2 else math.inf
     along = size * np.var(products, ddof=1, dtype="float64")
     return _moments(mean, variance, n, along, math.sqrt(2 * left / (parts - 1)), error)

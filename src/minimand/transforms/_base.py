@@ -1,8 +1,9 @@
-"""The base class of the transforms of an objective, and the base of those that need the size of the training set."""
+"""The base classes of all transforms, of those with `select`, and of those that need the size of the training set."""
 
 from __future__ import annotations
 
 import re
+from itertools import compress
 from typing import Any, TypeAlias
 
 import keras
@@ -11,6 +12,7 @@ from keras import ops
 from minimand._batches import Batch
 from minimand._config import config_of, from_config
 from minimand._objective import Objective, Weights
+from minimand._selection import Select, check_select, selection
 from minimand._state import StateLayer
 from minimand._validation import check_float
 from minimand.backend import Tensor
@@ -184,13 +186,33 @@ def value_at(schedule: Schedule, step: Any) -> float | Tensor:
     return schedule if isinstance(schedule, float) else ops.cast(schedule(step), "float32")
 
 
-class SizedTransform(Transform):
+class SelectiveTransform(Transform):
+    """A transform that acts on the weights that the user selects.
+
+    `build` makes `mask`, which says for each trainable weight of the model whether it is selected, and `selected`, the
+    variables of the selected ones.
+
+    Args:
+        select: which weights, as in `selection`.
+        **kwargs: the arguments of `Transform`.
+    """
+
+    def __init__(self, *, select: Select, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.select = check_select(select, type(self).__name__)
+
+    def build(self, model: keras.Model) -> None:
+        self.mask = selection(model.trainable_variables, self.select, type(self).__name__)
+        self.selected: list[keras.Variable] = list(compress(model.trainable_variables, self.mask))
+
+
+class SizedTransform(SelectiveTransform):
     """A transform with the variable `training_examples`, the number of training examples, if `fit` must find it.
 
     Args:
         automatic: whether `fit` must find the number.
         remedy: the argument that gives the number otherwise, for messages.
-        **kwargs: the arguments of `Transform`.
+        **kwargs: the arguments of `SelectiveTransform`.
     """
 
     def __init__(self, *, automatic: bool, remedy: str, **kwargs: Any) -> None:

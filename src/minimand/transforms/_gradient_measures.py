@@ -12,7 +12,7 @@ from keras import ops
 
 from minimand._objective import DataObjective
 from minimand._ops import at_least, at_least_float32, safe_sqrt
-from minimand._selection import Select, check_select, selection
+from minimand._selection import Select
 from minimand._validation import check_choice, check_int
 from minimand.backend import Tensor
 from minimand.gradients._exact import check_separable
@@ -20,7 +20,7 @@ from minimand.gradients._examples import ExampleGradients
 from minimand.gradients._moments import ESTIMATORS, estimated_variance, mean_and_variance
 from minimand.gradients._statistics import evidence_sums, ratio
 from minimand.optimizers import MSVAG, SVAG
-from minimand.transforms._base import Batch, Objective, Transform, Weights
+from minimand.transforms._base import Batch, Objective, SelectiveTransform, Transform, Weights
 
 
 def check_objective(estimator: str, objective: Objective, owner: str) -> None:
@@ -47,7 +47,7 @@ def fixed_gradients(
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class MeasureGradient(Transform):
+class MeasureGradient(SelectiveTransform):
     """A measurement of the gradient and its variance between examples, every so many steps, for the logs.
 
     Use `MeasureGradient` to see whether the batch is too small or the learning rate too high; it does not change the
@@ -109,18 +109,16 @@ class MeasureGradient(Transform):
         seed: int | None = None,
         name: str = "gradient",
     ) -> None:
-        super().__init__(seed=seed, name=name)
+        super().__init__(select=select, seed=seed, name=name)
         self.every = check_int("MeasureGradient", "every", every, minimum=1)
         self.estimator = check_choice("MeasureGradient", "estimator", estimator, ESTIMATORS)
         self.micro_batches = check_int("MeasureGradient", "micro_batches", micro_batches, minimum=2)
-        self.select = check_select(select, "MeasureGradient")
         self.add_step_counter()
-        self._due: bool | None = None
         self.stop_counting()
         self._tensors = 0
 
     def build(self, model: keras.Model) -> None:
-        self.mask = selection(model.trainable_variables, self.select, "MeasureGradient")
+        super().build(model)
         check_separable(self.estimator, model, "MeasureGradient")
         if sum(self.mask) != self._tensors:
             # A metric of the layer that holds the transform's variables is one of the trainer's metrics.
@@ -144,13 +142,12 @@ class MeasureGradient(Transform):
         self._count = int(ops.convert_to_numpy(self.step))
 
     def tick(self) -> bool:
-        due = self._count % self.every == 0
-        self._due = due
+        self._due = self._count % self.every == 0
         self._count += 1
-        return due
+        return self._due
 
     def stop_counting(self) -> None:
-        self._due = True if self.every == 1 else None
+        self._due: bool | None = True if self.every == 1 else None
 
     def apply(self, objective: Objective) -> Objective:
         check_objective(self.estimator, objective, "MeasureGradient")
@@ -232,9 +229,8 @@ class GradientStatistics(keras.metrics.Metric):
         return dict(zip(self.keys, ops.unstack(self.found.value), strict=True))
 
     def _results(self) -> Tensor:
-        evidence, count = self.others.value[0], self.others.value[1]
-        means = ops.sum(self.sums.value, axis=1) / count
-        norms, trace, noise = means[0], means[1], means[2]
+        evidence, count = ops.unstack(self.others.value)
+        norms, trace, noise = ops.unstack(ops.sum(self.sums.value, axis=1) / count)
         signal = norms - noise
         to_noise = ops.where((signal <= 0) | (trace <= 0), 0.0, signal / at_least(trace, 1e-30))
         return ops.stack([safe_sqrt(norms), trace, to_noise, ratio(trace, signal, ops), evidence / count])

@@ -12,18 +12,18 @@ from keras import ops
 from minimand import backend
 from minimand._ops import at_least, at_least_float32, safe_sqrt
 from minimand._scope import record, recorded
-from minimand._selection import Select, check_select, merged, selection
+from minimand._selection import Select, merged
 from minimand._validation import check_bool, check_choice, check_int
 from minimand.backend import Tensor
 from minimand.gradients._exact import check_separable, exact_moments
 from minimand.gradients._examples import ExampleGradients
 from minimand.gradients._moments import ESTIMATORS, estimated_variance
-from minimand.transforms._base import Batch, Objective, Schedule, Transform, Weights
+from minimand.transforms._base import Batch, Objective, Schedule, SelectiveTransform, Weights
 from minimand.transforms._gradient_measures import check_objective
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class GradientNormPenalty(Transform):
+class GradientNormPenalty(SelectiveTransform):
     """A penalty on the norm of the objective's gradient by the weights.
 
     Use `GradientNormPenalty` to find flat minima, as with large steps of gradient descent.
@@ -59,19 +59,14 @@ class GradientNormPenalty(Transform):
     def __init__(
         self, strength: Schedule, *, squared: bool = True, select: Select = "all", name: str | None = None
     ) -> None:
-        super().__init__(name=name)
+        super().__init__(select=select, name=name)
         self.strength = self.check_schedule("strength", strength)
         self.squared = check_bool("GradientNormPenalty", "squared", squared)
-        self.select = check_select(select, "GradientNormPenalty")
-
-    def build(self, model: keras.Model) -> None:
-        self.mask = selection(model.trainable_variables, self.select, "GradientNormPenalty")
 
     def apply(self, objective: Objective) -> Objective:
         def penalised(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
             def at(values: Weights) -> tuple[Tensor, Any]:
-                (loss, aux), assigned = recorded(objective)(merged(weights, self.mask, values), batch.plain())
-                return loss, (aux, assigned)
+                return recorded(objective)(merged(weights, self.mask, values), batch.plain())
 
             selected = list(compress(weights, self.mask))
             (loss, (aux, assigned)), gradients = backend.pure_value_and_gradient(at, selected)
@@ -86,7 +81,7 @@ class GradientNormPenalty(Transform):
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class GradientVariancePenalty(Transform):
+class GradientVariancePenalty(SelectiveTransform):
     """A penalty on the variance of the gradient between examples.
 
     Use `GradientVariancePenalty` to favour weights whose gradient the examples agree on.
@@ -139,14 +134,13 @@ class GradientVariancePenalty(Transform):
         seed: int | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(seed=seed, name=name)
+        super().__init__(select=select, seed=seed, name=name)
         self.strength = self.check_schedule("strength", strength)
         self.estimator = check_choice("GradientVariancePenalty", "estimator", estimator, ESTIMATORS)
         self.micro_batches = check_int("GradientVariancePenalty", "micro_batches", micro_batches, minimum=2)
-        self.select = check_select(select, "GradientVariancePenalty")
 
     def build(self, model: keras.Model) -> None:
-        self.mask = selection(model.trainable_variables, self.select, "GradientVariancePenalty")
+        super().build(model)
         check_separable(self.estimator, model, "GradientVariancePenalty")
 
     def apply(self, objective: Objective) -> Objective:
@@ -164,7 +158,7 @@ class GradientVariancePenalty(Transform):
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class Fishr(Transform):
+class Fishr(SelectiveTransform):
     """A penalty on the differences between domains of the variance of the gradient: Fishr.
 
     Use `Fishr` if the training data come from several domains (hospitals, cameras, users), to favour weights that work
@@ -215,7 +209,7 @@ class Fishr(Transform):
         select: Select = "all",
         name: str | None = None,
     ) -> None:
-        super().__init__(name=name)
+        super().__init__(select=select, name=name)
         self.strength = self.check_schedule("strength", strength)
         if not isinstance(domains, str) and not callable(domains):
             raise TypeError(
@@ -224,10 +218,9 @@ class Fishr(Transform):
             )
         self.domains = domains
         self.num_domains = check_int("Fishr", "num_domains", num_domains, minimum=2)
-        self.select = check_select(select, "Fishr")
 
     def build(self, model: keras.Model) -> None:
-        self.mask = selection(model.trainable_variables, self.select, "Fishr")
+        super().build(model)
         check_separable("exact", model, "Fishr")
 
     def apply(self, objective: Objective) -> Objective:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, TypeAlias
 
 import keras
 from keras import ops
@@ -14,9 +13,10 @@ from keras import ops
 from minimand import backend
 from minimand._keras import AutocastScope
 from minimand._ops import at_least_float32, nonzero_sqrt
-from minimand._scope import forked_scope, isolated, shadowed
+from minimand._scope import changed_outputs, forked_scope, isolated
 from minimand._selection import shifted
 from minimand.backend import Tensor
+from minimand.gradients._exact import LayerWeights, with_own_weights
 from minimand.transforms._base import Batch, Objective, Weights
 
 # The mean of an objective over draws of the noise.
@@ -39,16 +39,16 @@ class NoisePlacement:
     """For each selected weight, the place of its noise: in the weight's layer, by example, or on the weight itself.
 
     Args:
+        transform: the transform, with its arguments `per`, `samples` and `antithetic`, and the `mask` of its weights.
         model: the built model.
-        mask: which of the model's trainable weights get noise.
-        per: one of `PER`.
-        owner: the transform, for messages.
+        law: law of the noise, as in `Backend.noise`.
     """
 
-    def __init__(self, model: keras.Model, mask: Sequence[bool], per: str, owner: str) -> None:
-        self.layers = _linear_layers(model, mask, owner) if per == "example" else []
-        self.in_layers = [k for part in self.layers for k in (part.kernel, part.bias) if k is not None]
-        self.on_weights = [c and k not in self.in_layers for k, c in enumerate(mask)]
+    def __init__(self, transform: Any, model: keras.Model, law: str) -> None:
+        self.transform, self.law = transform, law
+        self.layers = _linear_layers(model, transform) if transform.per == "example" else []
+        self.in_layers = [k for part in self.layers for k in part.indices]
+        self.on_weights = [c and k not in self.in_layers for k, c in enumerate(transform.mask)]
 
     def mean_over_draws(
         self,
@@ -57,11 +57,6 @@ class NoisePlacement:
         batch: Batch,
         draw: Callable[[Tensor], Sequence[Tensor]],
         stddev_of: Callable[[int], Tensor],
-        generator: keras.random.SeedGenerator,
-        *,
-        samples: int,
-        antithetic: bool,
-        law: str = "normal",
     ) -> tuple[Tensor, Any]:
         """The mean of the objective over draws of the noise, and the aux of the first one.
 
@@ -71,19 +66,16 @@ class NoisePlacement:
             batch: the batch.
             draw: gives, from a seed, the noise on each of the weights `on_weights`.
             stddev_of: gives the standard deviation of the noise on a weight `in_layers`, by the weight's index.
-            generator: source of the seeds.
-            samples: number of draws.
-            antithetic: whether each draw is used with both signs.
-            law: law of the noise in layers, as in `Backend.noise`.
         """
+        next_seed = self.transform.seed_generator.next
         stddevs = {index: stddev_of(index) for index in self.in_layers}
         passes = []
-        for _ in range(samples):
-            steps = draw(generator.next()) if any(self.on_weights) else []
-            seeds = [(generator.next(), generator.next()) for _ in self.layers]
-            for sign in SIGNS[antithetic]:
+        for _ in range(self.transform.samples):
+            steps = draw(next_seed()) if any(self.on_weights) else []
+            seeds = [(next_seed(), next_seed()) for _ in self.layers]
+            for sign in SIGNS[self.transform.antithetic]:
                 shared = partial(objective, shifted(weights, self.on_weights, steps, sign))
-                passes.append(_with_example_noise(shared, self.layers, stddevs, seeds, law, sign))
+                passes.append(partial(_with_example_noise, shared, self.layers, stddevs, seeds, self.law, sign))
         return mean_of(passes, batch)
 
 
@@ -97,50 +89,36 @@ _CONVOLUTIONS = (
 _LINEAR = {kind.call for kind in (keras.layers.Dense, keras.layers.EinsumDense, *_CONVOLUTIONS)}
 
 
-class LinearLayer(NamedTuple):
-    """A layer that is linear before its activation, and which of the model's trainable weights are its own."""
-
-    layer: Any
-    kernel: int
-    bias: int | None
-
-
-def _linear_layers(model: keras.Model, mask: Sequence[bool], owner: str) -> list[LinearLayer]:
+def _linear_layers(model: keras.Model, transform: Any) -> list[LayerWeights]:
     """The layers whose selected kernel can have noise of its own for each example.
 
-    They are Dense, EinsumDense and convolution layers, without LoRA, that share their kernel with no other layer.
+    They are Dense, EinsumDense and convolution layers, without LoRA, that share their weights with no other layer.
     Their biases are included if they are selected.
 
     Raises:
         ValueError: there is no such layer.
     """
-    index = {id(v): k for k, (v, c) in enumerate(zip(model.trainable_variables, mask, strict=True)) if c}
-    found = [
-        LinearLayer(layer, index[id(layer.kernel)], index.get(id(layer.bias)) if _whole_bias(layer) else None)
-        for layer in model._flatten_layers()
-        if type(layer).call in _LINEAR and id(layer.kernel) in index and not _per_row(layer)
-    ]
-    kernels = [part.kernel for part in found]
-    found = [part for part in found if kernels.count(part.kernel) == 1]
+    linear = [layer for layer in model._flatten_layers() if type(layer).call in _LINEAR and not _per_row(layer)]
+    found = with_own_weights(linear, model, transform.mask)
     if not found:
         raise ValueError(
-            f'{owner}: per="example" needs the kernel of a Dense, EinsumDense or convolution layer without LoRA among '
-            "the weights that `select` chooses. Received: "
-            f"{[v.path for v, c in zip(model.trainable_variables, mask, strict=True) if c]}. "
+            f'{type(transform).__name__}: per="example" needs the kernel of a Dense, EinsumDense or convolution layer '
+            f"without LoRA among the weights that `select` chooses. Received: {[v.path for v in transform.selected]}. "
             'Use per="batch", which works for all weights.'
         )
-    return found
+    return [part if _whole_bias(part.layer) else part._replace(bias=None) for part in found]
 
 
 def _with_example_noise(
-    function: Callable[..., Any],
-    layers: Sequence[LinearLayer],
+    function: Callable[[Batch], Any],
+    layers: Sequence[LayerWeights],
     stddevs: Mapping[int, Tensor],
     seeds: Sequence[tuple[Tensor, Tensor]],
     law: str,
     sign: int,
-) -> Callable[..., Any]:
-    """The function, such that these layers have noise when it calls them.
+    batch: Batch,
+) -> Any:
+    """The value of a function of the batch, with noise in the layers that it calls.
 
     Args:
         function: any function that calls the layers.
@@ -149,60 +127,45 @@ def _with_example_noise(
         seeds: two for each layer.
         law: law of the noise on a weight, as in `Backend.noise`.
         sign: 1, or -1 for the opposite noise.
+        batch: the batch.
     """
+    called = set()
 
-    def wrapped(*args: Any) -> Any:
-        with contextlib.ExitStack() as stack:
-            for part, pair in zip(layers, seeds, strict=True):
-                bias = None if part.bias is None else stddevs[part.bias]
-                call = _noisy_call(part.layer, (stddevs[part.kernel], bias), pair, law, sign)
-                stack.enter_context(shadowed(part.layer, "call", call))
-            return function(*args)
-
-    return wrapped
-
-
-def _noisy_call(
-    layer: Any, stddevs: tuple[Any, Any], seeds: tuple[Tensor, Tensor], law: str, sign: int
-) -> Callable[..., Tensor]:
-    call, activation = layer.call, layer.activation
-    calls = 0
-
-    def linear(x: Tensor, kernel: Any, bias: Any) -> Tensor:
-        """The outputs of the layer with other weights."""
-        values = [(layer.kernel, ops.broadcast_to(kernel, layer.kernel.shape))]
-        if layer.bias is not None:
-            values.append((layer.bias, ops.broadcast_to(0.0 if bias is None else bias, layer.bias.shape)))
-        with forked_scope([(variable, ops.cast(value, x.dtype)) for variable, value in values]):
-            return call(x)
-
-    def noisy(inputs: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        nonlocal calls
-        calls += 1
+    def noisy(index: int, call: Callable[[Tensor], Tensor], inputs: Tensor, outputs: Tensor) -> Tensor:
+        layer, *own = layers[index]
+        deviations = [None if k is None else stddevs[k] for k in own]
         axes = _axes(layer, len(inputs.shape))
         # If an example uses each weight once, noise on the weights and noise on the sums of products are the same.
         once = not isinstance(layer, _CONVOLUTIONS) and len(axes[0]) == len(inputs.shape) - 1
-        on_output = law == "normal" and once
-        if on_output and calls > 1:
+        linear = partial(_with_weights, layer, call)
+        if law != "normal" or not once:
+            noise = _flipout(layer, linear, inputs, deviations, axes, tuple(outputs.shape), law, seeds[index])
+        elif index not in called:
+            noise = _local(layer, linear, inputs, deviations, ops.shape(outputs), seeds[index][0])
+        else:
             raise NotImplementedError(
-                f'per="example" needs layers that are called once in a pass, since the noise of several calls would be '
+                'per="example" needs layers that are called once in a pass, since the noise of several calls would be '
                 f"the same numbers. Received: the layer {layer.name}, which is called more than once. "
                 'Use per="batch", or leave its kernel out with `select`.'
             )
-        with shadowed(layer, "activation", None):
-            outputs = call(inputs, *args, **kwargs)
-            if on_output:
-                noise = _local(layer, linear, inputs, stddevs, ops.shape(outputs), seeds[0])
-            else:
-                noise = _flipout(layer, linear, inputs, stddevs, axes, tuple(outputs.shape), law, seeds)
+        called.add(index)
         noise = ops.cast(noise, outputs.dtype)
-        outputs = outputs + noise if sign > 0 else outputs - noise
-        return outputs if activation is None else activation(outputs)
+        return outputs + noise if sign > 0 else outputs - noise
 
-    return noisy
+    with changed_outputs([part.layer for part in layers], noisy):
+        return function(batch)
 
 
-def _local(layer: Any, linear: Any, x: Tensor, stddevs: tuple[Any, Any], shape: Any, seed: Tensor) -> Tensor:
+def _with_weights(layer: Any, call: Callable[[Tensor], Tensor], x: Tensor, kernel: Any, bias: Any) -> Tensor:
+    """The outputs of the layer with another kernel and bias; the bias None stands for 0."""
+    values = [(layer.kernel, ops.broadcast_to(kernel, layer.kernel.shape))]
+    if layer.bias is not None:
+        values.append((layer.bias, ops.broadcast_to(0.0 if bias is None else bias, layer.bias.shape)))
+    with forked_scope([(variable, ops.cast(value, x.dtype)) for variable, value in values]):
+        return call(x)
+
+
+def _local(layer: Any, linear: Any, x: Tensor, stddevs: Sequence[Any], shape: Any, seed: Tensor) -> Tensor:
     """Local reparameterisation: sqrt(x^2 S^2) n, with S^2 the variances of the weights."""
     x = at_least_float32(x)
     squares = ops.square(x)
@@ -224,7 +187,7 @@ def _flipout(
     layer: Any,
     linear: Any,
     x: Tensor,
-    stddevs: tuple[Any, Any],
+    stddevs: Sequence[Any],
     axes: tuple[list[int], list[int]],
     shape: Any,
     law: str,
@@ -249,11 +212,9 @@ def _flipout(
 
 def _axes(layer: Any, rank: int) -> tuple[list[int], list[int]]:
     """The axes of inputs and outputs along which the layer has weights of their own."""
-    if isinstance(layer, _CONVOLUTIONS):
-        channels = 1 if layer.data_format == "channels_first" else rank - 1
+    if not isinstance(layer, keras.layers.EinsumDense):
+        channels = 1 if getattr(layer, "data_format", None) == "channels_first" else rank - 1
         return [channels], [channels]
-    if isinstance(layer, keras.layers.Dense):
-        return [rank - 1], [rank - 1]
     inputs, kernel, outputs = _labels(layer)
     hidden = "." * (rank - len(inputs.replace("...", "")))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import compress
 from typing import Any
 
 import keras
@@ -11,14 +12,14 @@ from minimand import backend
 from minimand._batches import split
 from minimand._ops import at_least_float32, nonzero_sqrt
 from minimand._scope import isolated, record, recorded
-from minimand._selection import Select, check_select, selection, shifted
+from minimand._selection import Select, shifted
 from minimand._validation import check_bool, check_float, check_int
 from minimand.backend import Tensor
-from minimand.transforms._base import Batch, Objective, Transform, Weights
+from minimand.transforms._base import Batch, Objective, SelectiveTransform, Weights
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class SharpnessAware(Transform):
+class SharpnessAware(SelectiveTransform):
     """The loss at the weights within a distance that raise it most, to first order.
 
     Use `SharpnessAware` to find flat minima, which often generalise better, at about twice the cost of a step.
@@ -68,7 +69,7 @@ class SharpnessAware(Transform):
         select: Select = "all",
         name: str | None = None,
     ) -> None:
-        super().__init__(name=name)
+        super().__init__(select=select, name=name)
         self.rho = check_float("SharpnessAware", "rho", rho, above=0.0)
         self.adaptive = check_bool("SharpnessAware", "adaptive", adaptive)
         self.per_layer = check_bool("SharpnessAware", "per_layer", per_layer)
@@ -77,21 +78,14 @@ class SharpnessAware(Transform):
                 "SharpnessAware: choose one of `adaptive` (ASAM) and `per_layer` (AWP). "
                 f"Received: adaptive={adaptive!r}, per_layer={per_layer!r}. Set the other one to False."
             )
-        if micro_batches is not None:
-            micro_batches = check_int("SharpnessAware", "micro_batches", micro_batches, minimum=1)
-        self.micro_batches = micro_batches
-        self.select = check_select(select, "SharpnessAware")
-
-    def build(self, model: keras.Model) -> None:
-        self.mask = selection(model.trainable_variables, self.select, "SharpnessAware")
+        self.micro_batches = (
+            None if micro_batches is None else check_int("SharpnessAware", "micro_batches", micro_batches, minimum=1)
+        )
 
     def _perturbed(self, weights: Weights, gradients: Weights) -> list[Tensor]:
         """The weights w + e."""
-        pairs = [
-            (at_least_float32(ops.stop_gradient(weight)), at_least_float32(gradient))
-            for weight, gradient, mask in zip(weights, gradients, self.mask, strict=True)
-            if mask
-        ]
+        selected = zip(compress(weights, self.mask), compress(gradients, self.mask), strict=True)
+        pairs = [(at_least_float32(ops.stop_gradient(w)), at_least_float32(g)) for w, g in selected]
         if self.per_layer:
             steps = [g * (self.rho * _norm([w]) / _norm([g])) for w, g in pairs]
         elif self.adaptive:
@@ -104,14 +98,10 @@ class SharpnessAware(Transform):
         return shifted(weights, self.mask, steps)
 
     def apply(self, objective: Objective) -> Objective:
-        def clean(values: Weights, batch: Batch) -> tuple[Tensor, Any]:
-            (loss, aux), assigned = recorded(objective)(values, batch)
-            return loss, (aux, assigned)
-
         def at_worst(weights: Weights, batch: Batch) -> tuple[Tensor, Tensor]:
             """The loss at w + e; and the aux of the clean pass, and what it assigned."""
             (_, left), gradients = backend.value_and_gradient(
-                lambda values: clean(values, batch.plain()), weights, differentiable=False
+                lambda values: recorded(objective)(values, batch.plain()), weights, differentiable=False
             )
             return isolated(objective)(self._perturbed(weights, gradients), batch)[0], left
 

@@ -14,7 +14,7 @@ from keras import ops
 
 from minimand import backend
 from minimand._config import config_of, from_config
-from minimand._selection import Select, check_select, selection, shifted
+from minimand._selection import Select, shifted
 from minimand._validation import check_bool, check_choice, check_float, check_int
 from minimand.backend import Tensor
 from minimand.optimizers import IVON
@@ -162,7 +162,7 @@ class VariationalWeightNoise(SizedTransform):
         name: str | None = None,
     ) -> None:
         automatic = isinstance(kl_weight, str) and kl_weight == "auto"
-        super().__init__(automatic=automatic, remedy="kl_weight=1 / examples", seed=seed, name=name)
+        super().__init__(automatic=automatic, remedy="kl_weight=1 / examples", select=select, seed=seed, name=name)
         owner = "VariationalWeightNoise"
         if prior != "empirical_bayes" and not isinstance(prior, ScaleMixturePrior):
             prior = check_float(owner, "prior", prior, above=0.0)
@@ -180,7 +180,6 @@ class VariationalWeightNoise(SizedTransform):
             )
         self.temperature = check_float(owner, "temperature", temperature, minimum=0.0)
         self.warm_up = check_int(owner, "warm_up", warm_up, minimum=0)
-        self.select = check_select(select, owner)
         self.samples = check_int(owner, "samples", samples, minimum=1)
         self.log_stddevs: dict[str, keras.Variable] = {}
         self.centers: dict[str, keras.Variable] = {}
@@ -188,10 +187,9 @@ class VariationalWeightNoise(SizedTransform):
             self.add_step_counter()
 
     def build(self, model: keras.Model) -> None:
-        self.mask = selection(model.trainable_variables, self.select, "VariationalWeightNoise")
-        self.placement = NoisePlacement(model, self.mask, self.per, "VariationalWeightNoise")
+        super().build(model)
+        self.placement = NoisePlacement(self, model, "normal")
         self.weights = list(model.trainable_variables)
-        self.selected = list(compress(self.weights, self.mask))
         for weight in self.selected:
             if weight.path not in self.log_stddevs:
                 start = _like(weight, self._initial_log_stddev)
@@ -252,10 +250,10 @@ class VariationalWeightNoise(SizedTransform):
                 draws.append(backend.noise("normal", [tuple(variable.shape) for variable in shared], seed))
                 return self._steps(shared, draws[-1])
 
-            loss, aux = self.placement.mean_over_draws(
-                objective, weights, batch, draw, lambda index: self._stddev(self.weights[index]), self.seed_generator,
-                samples=self.samples, antithetic=self.antithetic,
-            )  # fmt: skip
+            def stddev_of(index: int) -> Tensor:
+                return self._stddev(self.weights[index])
+
+            loss, aux = self.placement.mean_over_draws(objective, weights, batch, draw, stddev_of)
             penalty = self._weight_of_step() * self.divergence(weights, draws)
             return loss + ops.cast(penalty, loss.dtype), aux
 
@@ -331,9 +329,8 @@ class IVONNoise(SizedTransform):
         name: str | None = None,
     ) -> None:
         automatic = isinstance(examples, str) and examples == "auto"
-        super().__init__(automatic=automatic, remedy="examples=", seed=seed, name=name)
+        super().__init__(automatic=automatic, remedy="examples=", select=select, seed=seed, name=name)
         self.examples = examples if automatic else check_float("IVONNoise", "examples", examples, above=0.0)
-        self.select = check_select(select, "IVONNoise")
         self.samples = check_int("IVONNoise", "samples", samples, minimum=1)
         self.hessians: dict[str, keras.Variable] = {}
 
@@ -346,16 +343,17 @@ class IVONNoise(SizedTransform):
         self.optimizer = optimizer
 
     def build(self, model: keras.Model) -> None:
-        self.mask = selection(model.trainable_variables, self.select, "IVONNoise")
-        self.selected = list(compress(model.trainable_variables, self.mask))
+        super().build(model)
         start = keras.initializers.Constant(self.optimizer.hessian_init)
         for weight in self.selected:
             if weight.path not in self.hessians:
                 self.hessians[weight.path] = self.add_weight_like(weight, "hessian", start)
             self.optimizer.track(weight, self.hessians[weight.path])
 
-    def _draw(self, weights: Weights, seed: Tensor) -> list[Tensor]:
-        """The weights with noise, such that the derivative by h is the estimate of the Hessian's diagonal.
+    draws_weights = True
+
+    def sample(self, weights: Weights, seed: Tensor) -> list[Tensor]:
+        """Weights drawn from the posterior, such that the derivative by h is the estimate of the Hessian's diagonal.
 
         The estimate is k = g e / s, with the gradient g at the noisy weights: the noise s e gets the derivative e / s
         by h.
@@ -370,15 +368,9 @@ class IVONNoise(SizedTransform):
         hessians = [self.hessians[variable.path].value for variable in self.selected]
         return shifted(weights, self.mask, map(backend.custom_derivative(of_tensors), hessians, noise))
 
-    draws_weights = True
-
-    def sample(self, weights: Weights, seed: Tensor) -> list[Tensor]:
-        """Weights drawn from the posterior."""
-        return self._draw(weights, seed)
-
     def apply(self, objective: Objective) -> Objective:
         def noisy(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
-            draws = [self._draw(weights, self.seed_generator.next()) for _ in range(self.samples)]
+            draws = [self.sample(weights, self.seed_generator.next()) for _ in range(self.samples)]
             return mean_of([partial(objective, draw) for draw in draws], batch)
 
         return noisy

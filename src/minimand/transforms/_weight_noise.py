@@ -12,10 +12,10 @@ from keras import ops
 
 from minimand import backend
 from minimand._ops import at_least_float32, nonzero_sqrt
-from minimand._selection import Select, check_select, selection, shifted
+from minimand._selection import Select, shifted
 from minimand._validation import check_bool, check_choice, check_int
 from minimand.backend import Tensor
-from minimand.transforms._base import Batch, Objective, Schedule, Transform, Weights, value_at
+from minimand.transforms._base import Batch, Objective, Schedule, SelectiveTransform, Weights, value_at
 from minimand.transforms._noise import PER, NoisePlacement
 
 _DISTRIBUTIONS = ("normal", "uniform", "rademacher", "bernoulli")
@@ -23,7 +23,7 @@ _MODES = ("additive", "relative", "layer", "filter")
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class WeightNoise(Transform):
+class WeightNoise(SelectiveTransform):
     """The expected loss under random noise on the weights.
 
     Use `WeightNoise` to find weights whose loss stays low nearby, or as DropConnect.
@@ -97,11 +97,10 @@ class WeightNoise(Transform):
         seed: int | None = None,
         name: str | None = None,
     ) -> None:
-        super().__init__(seed=seed, name=name)
+        super().__init__(select=select, seed=seed, name=name)
         self.stddev = self.check_schedule("stddev", stddev)
         self.distribution = check_choice("WeightNoise", "distribution", distribution, _DISTRIBUTIONS)
         self.mode = check_choice("WeightNoise", "mode", mode, _MODES)
-        self.select = check_select(select, "WeightNoise")
         self.samples = check_int("WeightNoise", "samples", samples, minimum=1)
         self.antithetic = check_bool("WeightNoise", "antithetic", antithetic)
         self.per = check_choice("WeightNoise", "per", per, PER)
@@ -116,8 +115,8 @@ class WeightNoise(Transform):
             self.add_step_counter()
 
     def build(self, model: keras.Model) -> None:
-        self.mask = selection(model.trainable_variables, self.select, "WeightNoise")
-        self.placement = NoisePlacement(model, self.mask, self.per, "WeightNoise")
+        super().build(model)
+        self.placement = NoisePlacement(self, model, self.distribution)
 
     def _stddev_of_step(self) -> Any:
         """The standard deviation in this step, which is counted."""
@@ -174,9 +173,6 @@ class WeightNoise(Transform):
             def stddev_of(index: int) -> Tensor:
                 return ops.cast(stddev * self._scale(weights[index]), weights[index].dtype)
 
-            return self.placement.mean_over_draws(
-                objective, weights, batch, draw, stddev_of, self.seed_generator,
-                samples=self.samples, antithetic=self.antithetic, law=self.distribution,
-            )  # fmt: skip
+            return self.placement.mean_over_draws(objective, weights, batch, draw, stddev_of)
 
         return noisy

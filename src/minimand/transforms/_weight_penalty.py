@@ -7,14 +7,14 @@ from typing import Any
 
 import keras
 
-from minimand._selection import Select, check_select, selection
+from minimand._selection import Select
 from minimand.backend import Tensor
 from minimand.regularizers import WeightRegularizer
-from minimand.transforms._base import Batch, Objective, Transform, Weights
+from minimand.transforms._base import Batch, Objective, SelectiveTransform, Weights
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class WeightPenalty(Transform):
+class WeightPenalty(SelectiveTransform):
     """A penalty on the weights, by any Keras regularizer, without rebuilding the model.
 
     Use `WeightPenalty` to regularize a model that is already built, such as a pretrained one.
@@ -43,29 +43,27 @@ class WeightPenalty(Transform):
     """
 
     def __init__(self, regularizer: Any, *, select: Select = "kernels", name: str | None = None) -> None:
-        super().__init__(name=name)
+        super().__init__(select=select, name=name)
         self.regularizer = keras.regularizers.get(regularizer)
         if self.regularizer is None:
             raise ValueError(
                 "WeightPenalty: `regularizer` must be a Keras regularizer. Received: regularizer=None. "
                 'Pass one, such as "l2" or minimand.regularizers.GroupLasso(1e-3).'
             )
-        self.select = check_select(select, "WeightPenalty")
         if isinstance(self.regularizer, WeightRegularizer) and self.regularizer.scheduled:
             self.add_step_counter()
 
     def build(self, model: keras.Model) -> None:
-        self.mask = selection(model.trainable_variables, self.select, "WeightPenalty")
-        self.penalised = list(compress(model.trainable_variables, self.mask))
+        super().build(model)
         if isinstance(self.regularizer, WeightRegularizer):
-            self.regularizer.check_variables(self.penalised)
+            self.regularizer.check_variables(self.selected)
 
     def _penalty(self, weights: Weights) -> Tensor:
         values = list(compress(weights, self.mask))
         if not isinstance(self.regularizer, WeightRegularizer):
             return sum(self.regularizer(value) for value in values)
         regularizer = self.regularizer if self.step is None else self.regularizer.at(self.next_step())
-        return regularizer.total(self.penalised, values)
+        return regularizer.total(self.selected, values)
 
     def apply(self, objective: Objective) -> Objective:
         def penalised(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
