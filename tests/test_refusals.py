@@ -1,6 +1,7 @@
 """Arguments that make no sense are refused at once: the message names the argument, the rule and what was received."""
 
 import contextlib
+import inspect
 import math
 import sys
 
@@ -12,7 +13,7 @@ import minimand
 from minimand import callbacks, gradients, losses, metrics, optimizers, parametrizations, regularizers, transforms
 from minimand.gradients import GradientMoments
 from tests.helpers import told
-from tests.options import CASES, KERNEL, Where
+from tests.options import CASES, Where
 from tests.test_public_names import OBJECTS
 
 NOWHERE = object()
@@ -52,148 +53,97 @@ def test_no_option_takes_what_makes_no_sense(part, option, value):
         made(part, option, value)
 
 
-# For each option its closed ends, which are taken, and numbers beyond, which are not.
+# Closed ends of an option, which are taken, and values beyond, which are not.
 POSITIVE = ([1e-9], [0.0, -1.0, math.inf])
 NOT_NEGATIVE = ([0.0], [-1e-9, math.inf])
 SHARE = ([1e-9, 1 - 1e-9], [0.0, 1.0])
+UP_TO_ONE = ([1e-9, 1.0], [0.0, 1.1])
 MOMENTUM = ([0.0, 1 - 1e-9], [-1e-9, 1.0])
+KERNEL = {"dense/kernel": np.arange(32).reshape(4, 8) % 4}
 
 
 def count_from(least):
     return ([least, np.int64(least)], [least - 1, least + 0.5, True])
 
 
-ENDS = {
-    losses.GeneralRobust: {
-        "alpha": ([-math.inf, math.inf, np.float32(0.5), np.array(0.5)], ["2", [0.5]]),
-        "scale": POSITIVE,
-    },
-    losses.AdaptiveRobust: {
-        "alpha": ([0.0, math.inf], [-1e-9]),
-        "scale": POSITIVE,
-        "scale_init": ([2e-5], [1e-5]),
-        "scale_min": POSITIVE,
-        "alpha_range": ([(0.0, 4.0)], [(-0.1, 1.0), (1.0, 1.0), (2.0, 1.0), (0.1, math.inf), (0.1, 1.0, 2.0)]),
-        "alpha_init": ([0.0011, 1.9989], [0.001, 1.999, 2.5]),
-        "axis": ([-2, (1, 2), np.int64(1), np.array(1)], [0.5, "1", [1.5]]),
-        "groups": ([[0, 1, 0], np.array([1, 0])], [[1, 2], [0, 2], [0.0, 1.0]]),
-    },
-    losses.AdaptiveStudentT: {
-        "df": POSITIVE,
-        "df_init": ([0.11, 9e3], [0.1, 1e4, 0.0]),
-        "df_range": ([(0.9, 1.1)], [(0.0, 2.0), (1.0, 2.0), (2.0, 0.5), (0.5, math.inf), (0.5,)]),
-    },
-    losses.AdaptiveImage: {"levels": count_from(1)},
-    losses.GradientHarmonized: {"momentum": MOMENTUM, "bins": count_from(2)},
-    losses.SelfPaced: {"momentum": MOMENTUM, "share": ([1e-9, 1.0], [0.0, 1.1])},
-    losses.StandardizedIRLS: {
-        "momentum": MOMENTUM,
-        "alpha": ([2.0, -math.inf], [2.1, math.inf]),
-        "scale": POSITIVE,
-    },
-    losses.CVaR: {"level": SHARE},
-    losses.QuantileThreshold: {"level": SHARE},
-    losses.Focal: {"gamma": ([1e-9, 7.0], [0.0, -1.0])},
-    losses.GeneralizedCrossEntropy: {"q": ([1e-9, 1.0], [0.0, 1.1])},
-    losses.IRLS: {"alpha": ([2.0, -math.inf], [2.1, math.inf]), "scale": POSITIVE},
-    losses.HardExampleMining: {"fraction": ([1e-9, 1.0], [0.0, 1.1])},
+# By the name of the option.
+RULES = [
+    (POSITIVE, "df epsilon hessian_init narrow prior rho scale scale_min step temperature wide"),
+    (POSITIVE, "false_negative_cost false_positive_cost"),
+    (NOT_NEGATIVE, "kl_weight stddev strength tau weight_decay"),
+    (SHARE, "beta beta_1 beta_2 level nu precision push recall share"),
+    (UP_TO_ONE, "fraction q"),
+    (MOMENTUM, "momentum"),
+    (count_from(0), "start warm_up"),
+    (count_from(1), "every gates levels neighbors order samples"),
+    (count_from(2), "bins micro_batches num_domains"),
+]
+ENDS = {name: ends for ends, names in RULES for name in names.split()} | {
+    "alpha": ([0.0, math.inf], [-1e-9]),
+    "alpha_init": ([0.0011, 1.9989], [0.001, 1.999, 2.5]),
+    "alpha_range": ([(0.0, 4.0)], [(-0.1, 1.0), (1.0, 1.0), (2.0, 1.0), (0.1, math.inf), (0.1, 1.0, 2.0)]),
+    "anchor": ([np.zeros(3)], [[math.inf], "a"]),
+    "axis": ([-2, (1, 2), np.int64(1), np.array(1)], [0.5, "1", [1.5]]),
+    "center": ([[0.0, -1.0], np.ones(2)], [[math.inf], ["a"]]),
+    "classification": ([[], ("a", "b"), {"a"}], [["c"], 3]),
+    "df_init": ([0.11, 9e3], [0.1, 1e4, 0.0]),
+    "df_range": ([(0.9, 1.1)], [(0.0, 2.0), (1.0, 2.0), (2.0, 0.5), (0.5, math.inf), (0.5,)]),
+    "examples": ([1, 0.5], [0.0, -1]),
+    "fisher": ([np.zeros(3)], [[-1e-9], [math.inf]]),
+    "frequencies": ([[1, 1e-9], np.ones(3)], [[1.0], [1.0, 0.0], []]),
+    "gamma": ([1e-9, 7.0], [0.0, -1.0]),
+    "groups": (
+        [("gates", 1), ["gates", [4]], ("axes", -1)],
+        [("gates", 0), ("gates", (2, 2)), ("block", 2), "unit"],
+    ),
+    "high": ([-0.1, 1e9], [math.inf, -0.2]),
+    "l1_ratio": ([0.0, 1.0], [-1e-9, 1.1]),
+    "log_variance_range": ([(-1e-9, 1e-9)], [(0.0, 1.0), (-1.0, 0.0), (1.0, -1.0), (-math.inf, 1.0), (-1.0,)]),
+    "losses": ([{"a": "mse"}], [{}, ["mse"]]),
+    "low": ([-1e9, 0.1], [-math.inf, 0.2]),
+    "power": ([1, 2], [0, 3, 1.5]),
+    "rank": ([1], [0, 2]),
+    "scale_init": ([2e-5], [1e-5]),
+    "seed": ([0, None], [0.5]),
+    "shape": ([(1, 4), [2, 2]], [(0, 4), (2.5,), 4]),
+    "stop": ([1, np.int64(9)], [0, 0.5]),
+    "temperature_range": ([(1e-9, 1 + 1e-9)], [(0.0, 2.0), (1.0, 2.0), (0.5, 1.0), (0.5, math.inf)]),
+}
+AT_MOST_TWO = ([2.0, -math.inf], [2.1, math.inf])
+POSITIONS = ([[0, 1, 0], np.array([1, 0])], [[1, 2], [0, 2], [0.0, 1.0]])
+# Where a part has other ends.
+OWN_ENDS = {
+    losses.AdaptiveRobust: {"groups": POSITIONS},
+    losses.AdaptiveStudentT: {"groups": POSITIONS},
+    losses.ClassMahalanobis: {"strength": POSITIVE},
+    losses.GeneralRobust: {"alpha": ([-math.inf, math.inf, np.float32(0.5), np.array(0.5)], ["2", [0.5]])},
+    losses.GroupDRO: {"tau": ([0.0, 99.9], [-0.1, 100.0])},
+    losses.IRLS: {"alpha": AT_MOST_TWO},
     losses.LearnedClassWeights: {
         "strength": ([1e-9, np.float32(1.0), np.array(1.0), np.ones(3)], [0.0, [1.0, 2.0], [1.0, 2.0, 0.0]])
     },
-    losses.GroupDRO: {"step": POSITIVE, "tau": ([0.0, 99.9], [-0.1, 100.0])},
-    losses.F1Threshold: {"temperature": POSITIVE, "momentum": MOMENTUM},
-    losses.CostThreshold: {"false_positive_cost": POSITIVE, "false_negative_cost": POSITIVE},
-    losses.PrecisionAtRecallThreshold: {"recall": SHARE},
-    losses.RecallAtPrecisionThreshold: {"precision": SHARE},
-    losses.LogitAdjusted: {"frequencies": ([[1, 1e-9], np.ones(3)], [[1.0], [1.0, 0.0], []]), "tau": NOT_NEGATIVE},
     losses.Mahalanobis: {"rank": ([1, 7], [0, 8])},
-    losses.ClassMahalanobis: {"rank": ([1], [0, 2]), "strength": POSITIVE},
-    losses.NCA: {"rank": ([1], [0, 2]), "strength": POSITIVE},
-    losses.LMNN: {"rank": ([1], [0, 2]), "neighbors": count_from(1), "push": SHARE},
-    losses.DeepSVDD: {"nu": SHARE, "center": ([[0.0, -1.0], np.ones(2)], [[math.inf], ["a"]])},
-    losses.TaskUncertainty: {
-        "log_variance_range": ([(-1e-9, 1e-9)], [(0.0, 1.0), (-1.0, 0.0), (1.0, -1.0), (-math.inf, 1.0)])
-    },
-    losses.UncertaintyWeighted: {
-        "log_variance_range": ([(-1e-9, 1e-9)], [(0.0, 1.0), (-1.0, 0.0), (-1.0,)]),
-        "classification": ([[], ("a", "b"), {"a"}], [["c"], 3]),
-        "losses": ([{"a": "mse"}], [{}, ["mse"]]),
-    },
-    losses.TemperatureScaled: {
-        "temperature_range": ([(1e-9, 1 + 1e-9)], [(0.0, 2.0), (1.0, 2.0), (0.5, 1.0), (0.5, math.inf)])
-    },
-    transforms.WeightNoise: {
-        "stddev": NOT_NEGATIVE,
-        "samples": count_from(1),
-        "start": count_from(0),
-        "stop": ([1, np.int64(9)], [0, 0.5]),
-        "seed": ([0, None], [0.5]),
-    },
-    transforms.VariationalWeightNoise: {
-        "prior": POSITIVE,
-        "kl_weight": NOT_NEGATIVE,
-        "temperature": NOT_NEGATIVE,
-        "warm_up": count_from(0),
-        "init": POSITIVE,
-        "samples": count_from(1),
-    },
-    transforms.IVONNoise: {"examples": ([1, 0.5], [0.0, -1]), "samples": count_from(1)},
-    transforms.SharpnessAware: {"rho": POSITIVE, "micro_batches": count_from(1)},
-    transforms.GradientNormPenalty: {"strength": NOT_NEGATIVE},
-    transforms.GradientVariancePenalty: {"strength": NOT_NEGATIVE, "micro_batches": count_from(2)},
-    transforms.Fishr: {"strength": NOT_NEGATIVE, "num_domains": count_from(2)},
-    transforms.MeasureGradient: {"every": count_from(1), "micro_batches": count_from(2)},
-    transforms.MiniBatchVariance: {"micro_batches": count_from(2)},
-    transforms.ScaleMixturePrior: {"wide": POSITIVE, "narrow": POSITIVE, "share": SHARE},
-    regularizers.TotalVariation: {
-        "strength": NOT_NEGATIVE,
-        "axis": ([0, -1, (0, 1), "spatial"], [0.5, (), True]),
-        "order": count_from(1),
-        "gates": count_from(1),
-        "shape": ([(1, 4), [2, 2]], [(0, 4), (2.5,), 4]),
-    },
-    regularizers.Range: {
-        "strength": NOT_NEGATIVE,
-        "low": ([-1e9, 0.1], [-math.inf, 0.2]),
-        "high": ([-0.1, 1e9], [math.inf, -0.2]),
-        "power": ([1, 2], [0, 3, 1.5]),
-    },
-    regularizers.GroupLasso: {
-        "strength": NOT_NEGATIVE,
-        "groups": (
-            [("gates", 1), ["gates", [4]], ("axes", -1)],
-            [("gates", 0), ("gates", (2, 2)), ("block", 2), "unit"],
-        ),
-    },
-    regularizers.SparseGroupLasso: {"strength": NOT_NEGATIVE, "l1_ratio": ([0.0, 1.0], [-1e-9, 1.1])},
+    losses.NCA: {"strength": POSITIVE},
+    losses.SelfPaced: {"share": UP_TO_ONE},
+    losses.StandardizedIRLS: {"alpha": AT_MOST_TWO},
+    optimizers.IVON: {"beta_1": MOMENTUM, "beta_2": MOMENTUM},
     regularizers.JointGroupLasso: {
-        "strength": NOT_NEGATIVE,
         "groups": (
             [KERNEL, [KERNEL, KERNEL]],
             [[], {}, {"dense/kernel": [0.5]}, {"dense/kernel": [-1]}, 3, [KERNEL, 3]],
-        ),
+        )
     },
-    regularizers.L2SP: {"strength": NOT_NEGATIVE, "anchor": ([np.zeros(3)], [[math.inf], "a"])},
-    regularizers.ElasticWeightConsolidation: {
-        "strength": NOT_NEGATIVE,
-        "fisher": ([np.zeros(3)], [[-1e-9], [math.inf]]),
-    },
-    optimizers.IVON: {
-        "hessian_init": POSITIVE,
-        "beta_1": MOMENTUM,
-        "beta_2": MOMENTUM,
-        "weight_decay": NOT_NEGATIVE,
-    },
-    optimizers.AdaBelief: {"beta_1": SHARE, "beta_2": SHARE, "epsilon": POSITIVE},
-    optimizers.SVAG: {"beta": SHARE},
-    optimizers.MSVAG: {"beta": SHARE},
-    optimizers.SNRScaling: {"beta": SHARE},
+    regularizers.TotalVariation: {"axis": ([0, -1, (0, 1), "spatial"], [0.5, (), True])},
+    transforms.SharpnessAware: {"micro_batches": count_from(1)},
+    transforms.VariationalWeightNoise: {"init": POSITIVE, "temperature": NOT_NEGATIVE},
 }
+ENDS_OF = {part: ENDS | OWN_ENDS.get(part, {}) for part in CASES}
 FLAT_ENDS = [
     (part, option, value, taken)
-    for part, options in ENDS.items()
-    for option, ends in options.items()
-    for values, taken in zip(ends, (True, False), strict=True)
+    for part, case in CASES.items()
+    for option in case.options
+    if option in ENDS_OF[part]
+    for values, taken in zip(ENDS_OF[part][option], (True, False), strict=True)
     for value in values
 ]
 
@@ -205,6 +155,13 @@ def test_ranges_end_where_they_are_said_to(part, option, value, taken):
     else:
         with refused(option):
             made(part, option, value)
+
+
+def test_every_number_has_its_ends():
+    for part, case in CASES.items():
+        for option in case.options.keys() - ENDS_OF[part].keys() - {"learning_rate"}:
+            default = inspect.signature(part).parameters[option].default
+            assert isinstance(default, bool) or not isinstance(default, (int, float)), (part, option)
 
 
 def moments(*rows):

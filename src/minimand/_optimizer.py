@@ -9,7 +9,7 @@ import keras
 
 from minimand._state import StateLayer
 from minimand._validation import check_float, is_number
-from minimand.optimizers._base import MeasuredOptimizer, OptimizerWrapper
+from minimand.optimizers._base import WRAPPERS, MeasuredOptimizer, OptimizerWrapper
 from minimand.optimizers._proximal import Proximal
 
 
@@ -18,9 +18,13 @@ def training_optimizer(optimizer: Any, loss_learning_rate: Any, state: StateLaye
 
     The variables need not exist yet; `state` is read when the optimizer is built.
     """
+
+    def in_state(variable: keras.Variable) -> bool:
+        return any(variable is own for own in state.variables)
+
     proximal = proximal_of(optimizer)
     if proximal is not None:
-        proximal.leave_out(lambda variable: _holds(state, variable))
+        proximal.leave_out(in_state)
     if loss_learning_rate is None:
         return optimizer
     if is_number(loss_learning_rate):
@@ -31,7 +35,7 @@ def training_optimizer(optimizer: Any, loss_learning_rate: Any, state: StateLaye
             f"loss_learning_rate={loss_learning_rate!r}, optimizer={type(optimizer).__name__}, which trains the "
             "weights together with its transform's variables. Leave out `loss_learning_rate`."
         )
-    if isinstance(optimizer, (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)):
+    if isinstance(optimizer, WRAPPERS):
         raise ValueError(
             "Trainer.compile: `loss_learning_rate` needs a plain optimizer. "
             f"Received: optimizer={type(optimizer).__name__}. Pass the optimizer that it wraps "
@@ -41,7 +45,7 @@ def training_optimizer(optimizer: Any, loss_learning_rate: Any, state: StateLaye
     for_loss.weight_decay = None
 
     def select(variable: keras.Variable) -> keras.optimizers.Optimizer:
-        return for_loss if _holds(state, variable) else optimizer
+        return for_loss if in_state(variable) else optimizer
 
     # Keras lists this one first among `optimizers`, before it knows the variables.
     select.default_optimizer = optimizer  # type: ignore[attr-defined]
@@ -96,10 +100,6 @@ def _plain_optimizers(optimizer: Any) -> list[Any]:
     if isinstance(optimizer, keras.optimizers.MultiOptimizer):
         return [plain for inner in optimizer.optimizers for plain in _plain_optimizers(inner)]
     return [] if optimizer is None else [optimizer]
-
-
-def _holds(state: StateLayer, variable: keras.Variable) -> bool:
-    return any(variable is own for own in state.variables)
 
 
 def portable(config: Any) -> Any:

@@ -100,7 +100,7 @@ class Bounded(Parametrization):
 
     def __init__(self, low: float, high: float, *, log: bool = False) -> None:
         owner = type(self).__name__
-        self.low = check_float(owner, "low", low, **({"above": 0.0} if log else {}))
+        self.low = check_float(owner, "low", low, above=0.0 if log else -math.inf)
         self.high = check_float(owner, "high", high, above=self.low)
         self.log = log
         self._ends = (math.log(low), math.log(high)) if log else (self.low, self.high)
@@ -214,13 +214,11 @@ class CholeskyFactor(Parametrization):
         return matrix * (1 - diagonal) + ops.exp(matrix * diagonal) * diagonal
 
     def unconstrain(self, value: Any) -> np.ndarray:
-        value = np.asarray(value, "float64")
-        holds = np.all(np.triu(value, 1) == 0) and np.all(np.diag(value) > 0) and np.all(np.isfinite(value))
+        latent = np.array(value, "float64")
+        holds = np.all(np.triu(latent, 1) == 0) and np.all(np.diag(latent) > 0) and np.all(np.isfinite(latent))
         self._check(holds, "a lower triangular matrix with a positive diagonal", value)
-        diagonal = np.diag_indices(len(value))
-        latent = value.copy()
-        latent[diagonal] = np.log(value[diagonal])
-        return latent[np.tril_indices(len(value))]
+        np.fill_diagonal(latent, np.log(np.diag(latent)))
+        return latent[np.tril_indices(len(latent))]
 
 
 class PositiveDefinite(CholeskyFactor):
@@ -246,8 +244,5 @@ class PositiveDefinite(CholeskyFactor):
     def unconstrain(self, value: Any) -> np.ndarray:
         value = np.asarray(value, "float64")
         self._check(np.allclose(value, value.T, rtol=1e-6), "a symmetric matrix", value)
-        try:
-            factor = np.linalg.cholesky(value)
-        except np.linalg.LinAlgError:
-            self._check(False, "a positive definite matrix", value)
-        return super().unconstrain(factor)
+        self._check(np.all(np.linalg.eigvalsh(value) > 0), "a positive definite matrix", value)
+        return super().unconstrain(np.linalg.cholesky(value))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import SimpleNamespace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import keras
 
@@ -12,7 +12,7 @@ from minimand import backend
 from minimand._config import config_of, from_config
 from minimand.backend import Tensor
 
-_WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
+WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
 # Keras's base class does this around an optimizer's own update. The wrapper does it, so the inner optimizer must not.
 _AROUND_UPDATE = (
     "weight_decay", "clipnorm", "global_clipnorm", "clipvalue", "use_ema", "loss_scale_factor",
@@ -43,7 +43,7 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
     def __init__(self, optimizer: keras.optimizers.Optimizer | str, *, name: str) -> None:
         owner = type(self).__name__
         optimizer = keras.optimizers.get(optimizer)
-        if not isinstance(optimizer, keras.optimizers.Optimizer) or isinstance(optimizer, _WRAPPERS):
+        if not isinstance(optimizer, keras.optimizers.Optimizer) or isinstance(optimizer, WRAPPERS):
             raise TypeError(
                 f"{owner}: `optimizer` must be a Keras optimizer that computes updates itself. "
                 f"Received: optimizer={type(optimizer).__name__}. Put {owner} inside of it instead."
@@ -67,6 +67,11 @@ class OptimizerWrapper(keras.optimizers.Optimizer):
             return
         super().build(variables)
         self.wrapped.build(variables)
+        self._make_variables(variables)
+
+    def _make_variables(self, weights: list[keras.Variable]) -> None:
+        """Make the wrapper's own variables for these weights."""
+        raise NotImplementedError
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -99,13 +104,6 @@ def _rate(config: dict[str, Any]) -> Any:
     """The learning rate of a configuration: a number or a schedule."""
     rate = config["learning_rate"]
     return keras.optimizers.schedules.deserialize(rate) if isinstance(rate, dict) else rate
-
-
-class Measured(NamedTuple):
-    """A transform's state variable for a weight, and its measurement in this step."""
-
-    state: keras.Variable
-    value: Tensor
 
 
 class MeasuredOptimizer(keras.optimizers.Optimizer):
@@ -161,9 +159,20 @@ class MeasuredOptimizer(keras.optimizers.Optimizer):
         gradients = {id(variable): gradient for variable, gradient in zip(variables, grads, strict=True)}
         for weight in self._weights(variables):
             state = self._tracked.states.get(id(weight))
-            measured = Measured(state, gradients[id(state)]) if id(state) in gradients else None
-            self._update(weight, gradients[id(weight)], rate, measured)
+            self._update(weight, gradients[id(weight)], rate, state, gradients.get(id(state)))
 
-    def _update(self, weight: keras.Variable, gradient: Tensor, rate: Tensor, measured: Measured | None) -> None:
-        """Update a weight; `measured` is None for a weight that the transform does not measure."""
+    def _update(self, weight: keras.Variable, gradient: Tensor, rate: Tensor, state: Any, measured: Any) -> None:
+        """Update a weight.
+
+        Args:
+            weight: a weight.
+            gradient: its gradient.
+            rate: the learning rate.
+            state: the transform's state variable for the weight.
+            measured: the transform's measurement in this step, or None for a weight that it does not measure.
+        """
         raise NotImplementedError
+
+    def get_config(self) -> dict[str, Any]:
+        """The arguments that make an equal optimizer."""
+        return config_of(self, super().get_config())

@@ -7,10 +7,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from minimand._config import config_of
 from minimand._validation import check_float
 from minimand.backend import Tensor
-from minimand.optimizers._base import Measured, MeasuredOptimizer
+from minimand.optimizers._base import MeasuredOptimizer
 
 
 @keras.saving.register_keras_serializable(package="minimand")
@@ -74,7 +73,7 @@ class IVON(MeasuredOptimizer):
     def _make_variables(self, weights: list[keras.Variable]) -> None:
         self._momentums = {id(v): self.add_variable_from_reference(v, "momentum") for v in weights}
 
-    def _update(self, weight: keras.Variable, gradient: Tensor, rate: Tensor, measured: Measured | None) -> None:
+    def _update(self, weight: keras.Variable, gradient: Tensor, rate: Tensor, state: Any, measured: Any) -> None:
         momentum = self._momentums[id(weight)]
         momentum.assign(self.beta_1 * momentum.value + (1.0 - self.beta_1) * ops.cast(gradient, momentum.dtype))
         count = ops.cast(self.iterations.value + 1, "float32")
@@ -82,15 +81,13 @@ class IVON(MeasuredOptimizer):
         decay = self.decay if self._use_weight_decay(weight) else 0.0
         step = momentum.value / ops.cast(correction, momentum.dtype) + decay * weight.value
         if measured is not None:
-            hessian = measured.state
-            hessian.assign(self._new_hessian(hessian.value, ops.cast(measured.value, hessian.dtype)))
-            step = step * ((self.hessian_init + self.decay) / (hessian.value + self.decay))
+            hessian, share = state.value, 1.0 - self.beta_2
+            estimate = ops.cast(measured, hessian.dtype)
+            correction = 0.5 * share**2 * ops.square(hessian - estimate) / (hessian + self.decay)
+            hessian = hessian + share * (estimate - hessian) + correction
+            state.assign(hessian)
+            step = step * ((self.hessian_init + self.decay) / (hessian + self.decay))
         weight.assign(weight.value - ops.cast(rate * step, weight.dtype))
 
-    def _new_hessian(self, hessian: Tensor, estimate: Tensor) -> Tensor:
-        share = 1.0 - self.beta_2
-        correction = 0.5 * share**2 * ops.square(hessian - estimate) / (hessian + self.decay)
-        return hessian + share * (estimate - hessian) + correction
-
     def get_config(self) -> dict[str, Any]:
-        return {**config_of(self, super().get_config()), "weight_decay": self.decay}
+        return {**super().get_config(), "weight_decay": self.decay}

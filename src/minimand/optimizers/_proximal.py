@@ -19,8 +19,6 @@ from minimand.regularizers import WeightRegularizer
 
 # Keras's own regularizers.
 
-_KERAS_REGULARIZERS = (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)
-
 
 class _KerasRegularizer(WeightRegularizer):
     """Keras's `L1`, `L2` or `L1L2` with a proximal map: sign(w) max(|w| - s l1, 0) / (1 + 2 s l2)."""
@@ -85,9 +83,8 @@ _STEP_SIZES: dict[type, Callable[[Any, int, Tensor], Tensor]] = {
 }
 
 
-def _step_size_of(optimizer: keras.optimizers.Optimizer) -> Callable[[Any, int, Tensor], Tensor] | None:
-    """The function of `_STEP_SIZES` for an optimizer, or None."""
-    return next((function for kind, function in _STEP_SIZES.items() if isinstance(optimizer, kind)), None)
+def _learning_rate(optimizer: Any, index: int, rate: Tensor) -> Tensor:
+    return rate
 
 
 # The optimizer.
@@ -170,12 +167,14 @@ class Proximal(OptimizerWrapper):
                 "Proximal: `select` must be left out with a mapping of expressions, which select the weights. "
                 f"Received: select={select!r}"
             )
-        self._own_step_size = _step_size_of(self.wrapped) if metric == "optimizer" else None
-        if metric == "optimizer" and self._own_step_size is None:
+        known = (function for kind, function in _STEP_SIZES.items() if isinstance(self.wrapped, kind))
+        step_size = next(known, None) if metric == "optimizer" else _learning_rate
+        if step_size is None:
             raise ValueError(
                 f'Proximal: metric="optimizer" needs one of {", ".join(kind.__name__ for kind in _STEP_SIZES)}. '
                 f'Received: optimizer={type(self.wrapped).__name__}. Use metric="learning_rate".'
             )
+        self._step_size = step_size
         if self.use_ema:
             raise ValueError(
                 "Proximal: `optimizer` must not average weights, because averages are not exactly zero. "
@@ -185,23 +184,20 @@ class Proximal(OptimizerWrapper):
         self._parts = [(pattern, _with_proximal_map(part)) for pattern, part in parts.items()]
         self._left_out: Callable[[keras.Variable], bool] = lambda variable: False
 
-    def build(self, variables: list[keras.Variable]) -> None:
-        if self.built:
-            return
-        super().build(variables)
-        own = [index for index, variable in enumerate(variables) if not self._left_out(variable)]
-        chosen = [selection([variables[index] for index in own], pattern, "Proximal") for pattern, _ in self._parts]
+    def _make_variables(self, weights: list[keras.Variable]) -> None:
+        own = [index for index, weight in enumerate(weights) if not self._left_out(weight)]
+        chosen = [selection([weights[index] for index in own], pattern, "Proximal") for pattern, _ in self._parts]
         for index, *marks in zip(own, *chosen, strict=True):
             if sum(marks) > 1:
                 raise ValueError(
                     "Proximal: each weight must match one expression of `regularizer` at most. "
-                    f"Received: {variables[index].path}, which matches several of {list(self.regularizer)}"
+                    f"Received: {weights[index].path}, which matches several of {list(self.regularizer)}"
                 )
         # Indices, because Keras would take variables in an attribute for the optimizer's own.
         self._members = [list(compress(own, marks)) for marks in chosen]
         for (_, regularizer), members in zip(self._parts, self._members, strict=True):
-            regularizer.check_variables([variables[index] for index in members])
-        self.held_back = self.add_variable((len(variables),), dtype="int32", name="held_back")
+            regularizer.check_variables([weights[index] for index in members])
+        self.held_back = self.add_variable((len(weights),), dtype="int32", name="held_back")
         self._warned_of = 0
 
     def _backend_update_step(self, grads: Sequence[Tensor], variables: Sequence[keras.Variable], rate: Tensor) -> None:
@@ -215,7 +211,8 @@ class Proximal(OptimizerWrapper):
             indices = [index for index in members if index in of_index]
             own = [of_index[index] for index in indices]
             values = [variable.value for variable in own]
-            steps = [self._step_size(index, of_index[index], rate) for index in indices]
+            rates = [ops.cast(rate, variable.dtype) for variable in own]
+            steps = [self._step_size(self.wrapped, index, r) for index, r in zip(indices, rates, strict=True)]
             moved = regularizer.at(self.iterations).proximal_step(own, values, steps)
             for index, variable, value, new in zip(indices, own, values, moved, strict=True):
                 if len(variable.shape) >= 2:
@@ -232,10 +229,6 @@ class Proximal(OptimizerWrapper):
     def for_loss(self, optimizer: keras.optimizers.Optimizer) -> keras.optimizers.Optimizer:
         """The optimizer itself, because variables of a loss have no penalty."""
         return optimizer
-
-    def _step_size(self, index: int, variable: keras.Variable, rate: Tensor) -> Tensor:
-        rate = ops.cast(rate, variable.dtype)
-        return rate if self._own_step_size is None else self._own_step_size(self.wrapped, index, rate)
 
     def collapsed(self) -> dict[str, int]:
         """The number of steps that were left out, by the path of the kernel that they would have made zero."""
@@ -266,7 +259,7 @@ class Proximal(OptimizerWrapper):
 
 def _with_proximal_map(regularizer: Any) -> WeightRegularizer:
     """The regularizer as a `WeightRegularizer`; raise an error if it has no proximal map."""
-    if isinstance(regularizer, _KERAS_REGULARIZERS):
+    if isinstance(regularizer, (keras.regularizers.L1, keras.regularizers.L2, keras.regularizers.L1L2)):
         return _KerasRegularizer(regularizer)
     if not isinstance(regularizer, WeightRegularizer):
         raise TypeError(

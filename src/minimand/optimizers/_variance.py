@@ -18,7 +18,7 @@ from minimand.gradients._running import (
     updated,
     variance_per_squared_deviation,
 )
-from minimand.optimizers._base import Measured, MeasuredOptimizer, OptimizerWrapper, refuse_replicas
+from minimand.optimizers._base import MeasuredOptimizer, OptimizerWrapper, refuse_replicas
 
 # Any optimizer, with smaller updates where the gradient is mostly noise.
 
@@ -74,12 +74,9 @@ class SNRScaling(OptimizerWrapper):
         self.beta = check_float("SNRScaling", "beta", beta, above=0.0, below=1.0)
         self.granularity = check_choice("SNRScaling", "granularity", granularity, ("weight", "tensor"))
 
-    def build(self, variables: list[keras.Variable]) -> None:
-        if self.built:
-            return
-        super().build(variables)
+    def _make_variables(self, weights: list[keras.Variable]) -> None:
         self.update_count = self.add_variable((), dtype="int32", name="update_count")
-        self.means, self.deviations = self.add_optimizer_variables(variables, ("mean", "squared_deviation"))
+        self.means, self.deviations = self.add_optimizer_variables(weights, ("mean", "squared_deviation"))
 
     def _backend_update_step(self, grads: Sequence[Tensor], variables: Sequence[keras.Variable], rate: Tensor) -> None:
         """Keras's hook between clipping and weight decay before, and averaging after."""
@@ -140,11 +137,8 @@ class _VarianceAware(MeasuredOptimizer):
     def _make_variables(self, weights: list[keras.Variable]) -> None:
         self.update_count = self.add_variable((), dtype="int32", name="update_count")
         self._means = {id(v): self.add_variable_from_reference(v, "mean") for v in weights}
-        self._deviations = {
-            id(v): self.add_variable_from_reference(v, "squared_deviation")
-            for v in weights
-            if id(v) not in self._tracked.states
-        }
+        unmeasured = [v for v in weights if id(v) not in self._tracked.states]
+        self._deviations = {id(v): self.add_variable_from_reference(v, "squared_deviation") for v in unmeasured}
 
     def _clip_gradients(self, grads: list[Tensor]) -> list[Tensor]:
         """Keras's hook: clip the gradients of weights, and leave the variances as they are."""
@@ -160,7 +154,7 @@ class _VarianceAware(MeasuredOptimizer):
         super()._backend_update_step(grads, variables, rate)
         self.update_count.assign_add(1)
 
-    def _update(self, weight: keras.Variable, gradient: Tensor, rate: Tensor, measured: Measured | None) -> None:
+    def _update(self, weight: keras.Variable, gradient: Tensor, rate: Tensor, state: Any, measured: Any) -> None:
         mean, count = self._means[id(weight)], self.update_count.value + 1
         gradient = ops.cast(gradient, mean.dtype)
         newest = ops.cast(newest_weight(self.beta, count), mean.dtype)
@@ -175,16 +169,13 @@ class _VarianceAware(MeasuredOptimizer):
         else:
             new_mean = mean.value + newest * (gradient - mean.value)
             # Keras averages accumulated gradients, which divides their variance.
-            noise = ops.cast(measured.value, mean.dtype) / (self.gradient_accumulation_steps or 1)
+            noise = ops.cast(measured, mean.dtype) / (self.gradient_accumulation_steps or 1)
             if self._along_mean:
-                noise = ops.square(1 - newest) * measured.state.value + ops.square(newest) * noise
-            measured.state.assign(noise)
+                noise = ops.square(1 - newest) * state.value + ops.square(newest) * noise
+            state.assign(noise)
         mean.assign(new_mean)
         step = shrinkage(new_mean, noise) * (new_mean if self._along_mean else gradient)
         weight.assign(weight.value - ops.cast(rate * step, weight.dtype))
-
-    def get_config(self) -> dict[str, Any]:
-        return config_of(self, super().get_config())
 
 
 @keras.saving.register_keras_serializable(package="minimand")

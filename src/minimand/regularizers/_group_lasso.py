@@ -33,10 +33,7 @@ class AxisGroups:
 
     def broadcast(self, values: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
         """For each entry of the parts its group's value, in shapes that broadcast to the parts'."""
-        shape = tuple(parts[0].shape)
-        if len(shape) == len(self.view):
-            return [values]
-        return [ops.reshape(ops.broadcast_to(values, self.view), shape)]
+        return [ops.reshape(ops.broadcast_to(values, self.view), parts[0].shape)]
 
 
 class LabelGroups:
@@ -87,22 +84,23 @@ def _labels_for(owner: str, labels: np.ndarray, shape: tuple[int, ...], name: st
     return labels.reshape((1,) * short + labels.shape)
 
 
-def factors_of(groups: Groups, weight_by_size: bool, dtype: Any) -> Tensor:
-    """The factor of each group's norm: sqrt(p_g), or 1 for groups that are not empty."""
+def _factors_of(groups: Groups, weight_by_size: bool, dtype: Any) -> Tensor:
+    """The factor f_g of each group's norm: sqrt(p_g), or 1 for groups that are not empty."""
     sizes = np.asarray(groups.sizes)
     return ops.convert_to_tensor(np.sqrt(sizes) if weight_by_size else np.float64(sizes > 0), dtype)
 
 
-def norms(groups: Groups, parts: Sequence[Tensor]) -> Tensor:
-    """The Euclidean norm of each group."""
-    return safe_sqrt(groups.sums([ops.square(part) for part in parts]))
+# The sum of norms and its proximal map.
 
 
-# The proximal map of a sum of norms.
+def sum_of_norms(groups: Groups, parts: Sequence[Tensor], weight_by_size: bool) -> Tensor:
+    """The sum over groups of f_g ||w_g||_2."""
+    lengths = safe_sqrt(groups.sums([ops.square(part) for part in parts]))
+    return ops.sum(_factors_of(groups, weight_by_size, lengths.dtype) * lengths)
 
 
-def shrunk(groups: Groups, parts: Sequence[Tensor], steps: Sequence[Any], factors: Any) -> list[Tensor]:
-    """argmin_u sum over groups f_g ||u_g|| + sum (u - w)^2 / (2 s): the proximal map of the group lasso.
+def shrunk(groups: Groups, parts: Sequence[Tensor], steps: Sequence[Any], weight_by_size: bool) -> list[Tensor]:
+    """argmin_u sum over groups f_g ||u_g|| + sum (u - w)^2 / (2 s): the proximal map of `sum_of_norms`.
 
     A group is 0 if and only if ||w_g / s_g|| <= f_g. Otherwise u = w r / (r + s f_g), where the norm r of u is the root
     of phi(r) = sum (w / (r + s f_g))^2 = 1. With equal steps s the root is r = ||w_g|| - s f_g. With other steps, the
@@ -113,7 +111,7 @@ def shrunk(groups: Groups, parts: Sequence[Tensor], steps: Sequence[Any], factor
         groups: the groups.
         parts: w.
         steps: s >= 0, for each part: a scalar, the same for all of them, or of the part's shape.
-        factors: f >= 0, a scalar or of the shape of `groups.sums(parts)`.
+        weight_by_size: whether the factors f_g are sqrt(p_g), or 1.
 
     Source: Yuan and Lin, JRSS B 68 (2006), section 2 (equal steps); Yun, Lozano and Yang, "Adaptive proximal gradient
     methods for structured neural networks", NeurIPS 2021 (other diagonal metrics); the concavity, as for the secular
@@ -121,22 +119,11 @@ def shrunk(groups: Groups, parts: Sequence[Tensor], steps: Sequence[Any], factor
     """
     squares = [ops.square(part) for part in parts]
     length = safe_sqrt(groups.sums(squares))
+    factors = _factors_of(groups, weight_by_size, length.dtype)
     if all(len(ops.shape(step)) == 0 for step in steps):
         kept = length - steps[0] * factors
         ratio = ops.where(kept <= 0, 0.0, kept / ops.where(length <= 0, 1.0, length))
         return [part * share for part, share in zip(parts, groups.broadcast(ratio, parts), strict=True)]
-    return _shrunk_each(groups, parts, squares, steps, factors, length)
-
-
-def _shrunk_each(
-    groups: Groups,
-    parts: Sequence[Tensor],
-    squares: Sequence[Tensor],
-    steps: Sequence[Any],
-    factors: Any,
-    length: Tensor,
-) -> list[Tensor]:
-    """`shrunk` with a step for each entry."""
     limits = np.finfo(keras.backend.standardize_dtype(length.dtype))
     of_group = groups.broadcast(factors + ops.zeros_like(length), parts)
     # 0 / 0 must be 0 where nothing is shrunk and all weights are 0.
@@ -172,7 +159,8 @@ def _shrunk_each(
 
 # The group lasso of one tensor.
 
-_NAMES = ("output", "input", "channel", "position")
+# The axes that count the groups. The positions of a convolution are all axes but the last two.
+_AXES_OF = {"output": (-1,), "input": (-2,), "channel": (-2,), "position": ()}
 
 
 @keras.saving.register_keras_serializable(package="minimand")
@@ -234,30 +222,24 @@ class GroupLasso(WeightRegularizer):
         owner = type(self).__name__
         self.groups = _checked_groups(groups, owner)
         self.weight_by_size = check_bool(owner, "weight_by_size", weight_by_size)
-        self._found: dict[tuple[int, ...], Groups] = {}
+        self._found: dict[tuple[int, ...], LabelGroups] = {}
 
     def check(self, shape: tuple[int, ...]) -> None:
         self._grouping(shape)
 
     def _grouping(self, shape: tuple[int, ...]) -> Groups:
-        """The groups of weights of this shape, found once."""
-        if shape not in self._found:
-            self._found[shape] = self._find(shape)
-        return self._found[shape]
-
-    def _find(self, shape: tuple[int, ...]) -> Groups:
+        """The groups of weights of this shape."""
         owner, rank = type(self).__name__, len(shape)
         if isinstance(self.groups, np.ndarray):
-            return LabelGroups([_labels_for(owner, self.groups, shape)], [shape])
-        kind, numbers = self.groups if isinstance(self.groups, tuple) else (self.groups, ())
+            # Labels may be as many as weights, so they are sorted once.
+            if shape not in self._found:
+                self._found[shape] = LabelGroups([_labels_for(owner, self.groups, shape)], [shape])
+            return self._found[shape]
+        kind, numbers = self.groups if isinstance(self.groups, tuple) else (self.groups, _AXES_OF[self.groups])
         received = f"Received: groups={self.groups!r}, weights of shape {shape}"
-        if kind == "axes":
-            if not all(-rank <= axis < rank for axis in numbers):
-                raise ValueError(f"{owner}: the axes in `groups` must be axes of the weights. {received}")
-            return _all_axes_but({axis % rank for axis in numbers}, shape)
-        if rank < 2:
+        if kind != "axes" and rank < 2:
             raise ValueError(f"{owner}: the weights must have rank 2 or more (a kernel). {received}")
-        if numbers:
+        if kind in ("block", "gates"):
             rows, columns = numbers if kind == "block" else (1, *numbers)
             if shape[-2] % rows or shape[-1] % columns:
                 raise ValueError(f"{owner}: blocks and gates must divide the last axes of the weights. {received}")
@@ -265,30 +247,25 @@ class GroupLasso(WeightRegularizer):
                 return AxisGroups((*shape[:-1], columns, shape[-1] // columns), tuple(range(rank)))
             view = (*shape[:-2], shape[-2] // rows, rows, shape[-1] // columns, columns)
             return AxisGroups(view, (rank - 1, rank + 1))
-        if kind == "position":
-            if rank < 3:
-                raise ValueError(
-                    f'{owner}: groups="position" needs the weights of a convolution, of rank 3 or more. {received}'
-                )
-            return _all_axes_but(set(range(rank - 2)), shape)
-        return _all_axes_but({rank - 1 if kind == "output" else rank - 2}, shape)
+        if kind == "position" and rank < 3:
+            raise ValueError(
+                f'{owner}: groups="position" needs the weights of a convolution, of rank 3 or more. {received}'
+            )
+        if not all(-rank <= axis < rank for axis in numbers):
+            raise ValueError(f"{owner}: the axes in `groups` must be axes of the weights. {received}")
+        counting = set(range(rank - 2)) if kind == "position" else {axis % rank for axis in numbers}
+        return AxisGroups(shape, tuple(axis for axis in range(rank) if axis not in counting))
 
     def penalty(self, weights: Tensor) -> Tensor:
-        groups = self._grouping(tuple(weights.shape))
-        return ops.sum(factors_of(groups, self.weight_by_size, weights.dtype) * norms(groups, [weights]))
+        return sum_of_norms(self._grouping(tuple(weights.shape)), [weights], self.weight_by_size)
 
     def proximal(self, weights: Tensor, step: Any) -> Tensor:
-        groups = self._grouping(tuple(weights.shape))
-        return shrunk(groups, [weights], [step], factors_of(groups, self.weight_by_size, weights.dtype))[0]
-
-
-def _all_axes_but(axes: set[int], shape: tuple[int, ...]) -> AxisGroups:
-    return AxisGroups(shape, tuple(axis for axis in range(len(shape)) if axis not in axes))
+        return shrunk(self._grouping(tuple(weights.shape)), [weights], [step], self.weight_by_size)[0]
 
 
 def _checked_groups(groups: Any, owner: str) -> Any:
     """A name, a pair of a kind and its numbers, or an array of labels."""
-    if isinstance(groups, str) and groups in _NAMES:
+    if isinstance(groups, str) and groups in _AXES_OF:
         return groups
     if isinstance(groups, (tuple, list)) and len(groups) == 2 and groups[0] in ("block", "axes", "gates"):
         kind, numbers = groups
@@ -302,7 +279,7 @@ def _checked_groups(groups: Any, owner: str) -> Any:
         if labels.size and np.issubdtype(labels.dtype, np.integer) and labels.max() >= 0:
             return labels
     raise ValueError(
-        f'{owner}: `groups` must be one of {", ".join(map(repr, _NAMES))}, ("gates", number), '
+        f'{owner}: `groups` must be one of {", ".join(map(repr, _AXES_OF))}, ("gates", number), '
         '("block", (rows, columns)), ("axes", axes) or an array of integers with a group. '
         f"Received: groups={groups!r}"
     )
@@ -432,11 +409,8 @@ class JointGroupLasso(WeightRegularizer):
     def _families(self, variables: Sequence[keras.Variable]) -> _Families:
         """For each mapping, the indices of its variables among these, and its groups; found once."""
         key = tuple((variable.path, tuple(variable.shape)) for variable in variables)
-        if key not in self._found:
-            self._found[key] = self._find(variables)
-        return self._found[key]
-
-    def _find(self, variables: Sequence[keras.Variable]) -> _Families:
+        if key in self._found:
+            return self._found[key]
         index_of = {variable.path: index for index, variable in enumerate(variables)}
         families = []
         for mapping in self.groups:
@@ -450,11 +424,9 @@ class JointGroupLasso(WeightRegularizer):
                 )
             indices = [index_of[match] for match in found.values()]
             shapes = [tuple(variables[index].shape) for index in indices]
-            labels = [
-                _labels_for("JointGroupLasso", each, shape, path)
-                for (path, each), shape in zip(mapping.items(), shapes, strict=True)
-            ]
+            labels = [_labels_for("JointGroupLasso", mapping[p], s, p) for p, s in zip(mapping, shapes, strict=True)]
             families.append((indices, LabelGroups(labels, shapes)))
+        self._found[key] = families
         return families
 
     def _strength(self, families: _Families, dtype: Any) -> Tensor:
@@ -463,12 +435,9 @@ class JointGroupLasso(WeightRegularizer):
 
     def total(self, variables: Sequence[keras.Variable], values: Sequence[Tensor]) -> Tensor:
         families = self._families(variables)
-        result: Any = 0.0
-        for indices, groups in families:
-            parts = [values[index] for index in indices]
-            factors = factors_of(groups, self.weight_by_size, parts[0].dtype)
-            result = result + ops.sum(factors * norms(groups, parts))
-        return self._strength(families, result.dtype) * result
+        parts = [(groups, [values[index] for index in indices]) for indices, groups in families]
+        total: Any = sum(sum_of_norms(groups, part, self.weight_by_size) for groups, part in parts)
+        return self._strength(families, total.dtype) * total
 
     def require_proximal(self) -> None:
         """`proximal_step` is the proximal map."""
@@ -484,8 +453,7 @@ class JointGroupLasso(WeightRegularizer):
 
         def shrink(family: int, parts: Sequence[Tensor]) -> list[Tensor]:
             indices, groups = families[family]
-            factors = factors_of(groups, self.weight_by_size, exact)
-            return shrunk(groups, parts, [steps[index] for index in indices], factors)
+            return shrunk(groups, parts, [steps[index] for index in indices], self.weight_by_size)
 
         if len(families) == 1:
             indices, _ = families[0]
@@ -499,10 +467,12 @@ class JointGroupLasso(WeightRegularizer):
 def _dykstra(shrink: Any, members: Sequence[Sequence[int]], values: list[Tensor]) -> list[Tensor]:
     """The proximal map of a sum of functions of parts of the values; `shrink(function, parts)` is that of one."""
     exponent = -11 if keras.backend.standardize_dtype(values[0].dtype) == "float64" else -6
-    size = ops.max(ops.stack([ops.max(ops.abs(value)) for value in values]))
 
-    def sweep(values: Any, rests: Any, alive: Any, change: Tensor) -> Any:
-        before, values, rests, alive = list(values), list(values), [list(r) for r in rests], list(alive)
+    def largest(values: Sequence[Tensor]) -> Tensor:
+        return ops.max(ops.stack([ops.max(ops.abs(value)) for value in values]))
+
+    def sweep(values: Any, rests: Any, kept: Any, change: Tensor) -> Any:
+        before, values, rests = list(values), list(values), [list(r) for r in rests]
         kept = [ops.ones_like(value) for value in values]
         for function, indices in enumerate(members):
             pulled = [values[index] + rest for index, rest in zip(indices, rests[function], strict=True)]
@@ -510,30 +480,28 @@ def _dykstra(shrink: Any, members: Sequence[Sequence[int]], values: list[Tensor]
                 rests[function][k] = pulled[k] - new
                 values[index] = new
                 kept[index] = kept[index] * ops.cast(new != 0, new.dtype)
-        change = ops.max(ops.stack([ops.max(ops.abs(a - b)) for a, b in zip(values, before, strict=True)]))
-        return values, rests, kept, change
+        return values, rests, kept, largest([a - b for a, b in zip(values, before, strict=True)])
 
+    size = largest(values)
     rests = [[ops.zeros_like(values[index]) for index in indices] for indices in members]
     start = (values, rests, [ops.ones_like(value) for value in values], size)
-    values, _, alive, _ = ops.while_loop(
-        lambda values, rests, alive, change: change > 10.0**exponent * size, sweep, start, maximum_iterations=100
+    values, _, kept, _ = ops.while_loop(
+        lambda values, rests, kept, change: change > 10.0**exponent * size, sweep, start, maximum_iterations=100
     )
     # The next function moves a group off 0 again, by less and less in each sweep.
-    return [value * mask for value, mask in zip(values, alive, strict=True)]
+    return [value * mask for value, mask in zip(values, kept, strict=True)]
 
 
 def _checked_mappings(groups: Any) -> list[dict[str, np.ndarray]]:
     mappings = [groups] if isinstance(groups, Mapping) else groups
+    refusal = (
+        "JointGroupLasso: `groups` must be a mapping of paths of variables to integers, one of them >= 0, or a list of "
+        f"such mappings. Received: groups={groups!r}"
+    )
     if not isinstance(mappings, (list, tuple)) or not all(isinstance(each, Mapping) for each in mappings):
-        raise TypeError(
-            "JointGroupLasso: `groups` must be a mapping of paths of variables to integers, or a list of mappings. "
-            f"Received: groups={groups!r}"
-        )
+        raise TypeError(refusal)
     checked = [{str(path): np.asarray(labels) for path, labels in mapping.items()} for mapping in mappings]
     wrong = [labels for each in checked for labels in each.values() if not np.issubdtype(labels.dtype, np.integer)]
     if wrong or not checked or not all(any((a >= 0).any() for a in each.values()) for each in checked):
-        raise ValueError(
-            "JointGroupLasso: each mapping of `groups` must have integers, one of them >= 0. "
-            f"Received: groups={groups!r}"
-        )
+        raise ValueError(refusal)
     return checked

@@ -17,6 +17,9 @@ from minimand.regularizers._base import WeightRegularizer
 
 # The exact proximal map in one dimension.
 
+Three = list[Tensor]
+"""Place, height and slope of lines; or position, change of slope and change of height of knots."""
+
 
 def fused_lasso(values: Tensor, step: Any) -> Tensor:
     """For each row, argmin_u sum |u[k+1] - u[k]| + sum (u - w)^2 / (2 s), exactly and in O(n).
@@ -61,15 +64,10 @@ def fused_lasso(values: Tensor, step: Any) -> Tensor:
         before = ops.where(k > 0, largest, 0.0)
         return slope * (place - ops.take(entries, index)) - sign * before, ops.stack([slope, slope])
 
-    def iterate(
-        k: Tensor,
-        ends: Tensor,
-        near: Tensor,
-        line: list[Tensor],
-        found: list[Tensor],
-        arrays: list[Tensor],
-        clips: Tensor,
-    ) -> Any:
+    def put(array: Tensor, positions: Tensor, entries: Tensor) -> Tensor:
+        return backend.scatter_update(array, ops.reshape(positions, (-1,)), ops.reshape(entries, (-1,)))
+
+    def iterate(k: Tensor, ends: Tensor, near: Tensor, line: Three, found: Three, arrays: Three, clips: Tensor) -> Any:
         """One iteration; the state has each row's k, and for both sides the first knot, the next one and the line."""
         # Lines are followed from knot to knot, because intercepts at 0 would lose small steps in the rounding of sums
         # of weights. A knot has a change of height too, which makes up for the rounding of the knot's position.
@@ -84,26 +82,21 @@ def fused_lasso(values: Tensor, step: Any) -> Tensor:
         rest = sign * (height + slope * (end - place)) + after
         # Rounding must not exchange the sides where nothing is left between them.
         position = ops.stack([near[0] - 1, ops.maximum(near[1] + 1, near[0])])
-        kept = ops.reshape(offset + ops.where(done, position, width - 1), (-1,))
+        kept = offset + ops.where(done, position, width - 1)
         new = (end, sign * slope, rest)
-        arrays = [
-            backend.scatter_update(array, kept, ops.reshape(value, (-1,)))
-            for array, value in zip(arrays, new, strict=True)
-        ]
-        clipped = ops.stack([row, row + rows * (n + 1)]) + rows * ops.where(done, k, n)
-        clips = backend.scatter_update(clips, ops.reshape(clipped, (-1,)), ops.reshape(end, (-1,)))
+        arrays = [put(array, kept, value) for array, value in zip(arrays, new, strict=True)]
+        clips = put(clips, ops.stack([row, row + rows * (n + 1)]) + rows * ops.where(done, k, n), end)
 
         k = ops.where(done, k + 1, k)
         near = ops.where(done, position, ops.where(drop, near + to_next, near))
+        fresh = (end, *start(k, end))
         crossed = (knot, there + sign * height_change, slope + sign * slope_change)
-        line = [
-            ops.where(done, fresh, ops.where(drop, beyond, old))
-            for fresh, beyond, old in zip((end, *start(k, end)), crossed, line, strict=True)
-        ]
+        choices = zip(fresh, crossed, line, strict=True)
+        line = [ops.where(done, a, ops.where(drop, b, c)) for a, b, c in choices]
         # The next iteration's knots are read here, because reading before writing would copy the arrays.
         return k, ops.where(done, position, ends), near, line, read(arrays, near), arrays, clips
 
-    def read(arrays: list[Tensor], near: Tensor) -> list[Tensor]:
+    def read(arrays: Three, near: Tensor) -> Three:
         return [ops.take(array, offset + ops.clip(near, 0, width - 1)) for array in arrays]
 
     k = ops.zeros((rows,), "int32")
@@ -278,21 +271,21 @@ class TotalVariation(WeightRegularizer):
         return ops.sum(safe_sqrt(sum(ops.square(d) for d in differences)))
 
     def require_proximal(self) -> None:
-        if self.order > 1 or self.isotropic or self.periodic or (self.axis != "spatial" and len(self.axis) > 1):
+        self._require_proximal(1 if self.axis == "spatial" else len(self.axis))
+
+    def _require_proximal(self, axes: int) -> None:
+        """Raise a `NotImplementedError` if there is no proximal map for this number of axes."""
+        if self.order > 1 or self.isotropic or self.periodic or axes > 1:
             raise NotImplementedError(
                 "TotalVariation: the proximal map is for a single axis at order=1, without `isotropic` and `periodic`. "
-                f"Received: axis={self.axis}, order={self.order}, isotropic={self.isotropic}, "
+                f"Received: axis={self.axis} ({axes} in number), order={self.order}, isotropic={self.isotropic}, "
                 f"periodic={self.periodic}. Use WeightPenalty or `kernel_regularizer=`."
             )
 
     def proximal(self, weights: Tensor, step: Any) -> Tensor:
-        view, (axis, *others) = self._layout(tuple(weights.shape))
-        if others:
-            raise NotImplementedError(
-                "TotalVariation: the proximal map is for a single axis. "
-                f"Received: axes {[axis, *others]} of weights of shape {tuple(weights.shape)}. "
-                "Use WeightPenalty or `kernel_regularizer=`."
-            )
+        view, axes = self._layout(tuple(weights.shape))
+        self._require_proximal(len(axes))
+        (axis,) = axes
 
         def rows(values: Tensor) -> Tensor:
             return ops.reshape(ops.moveaxis(ops.reshape(values, view), axis, -1), (-1, view[axis]))
