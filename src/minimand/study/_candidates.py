@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import tomllib
@@ -187,7 +188,6 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 # Default candidates.
 
-_GROUPS = Part("GroupLasso", {"strength": 1e-3})
 _RANGE = Part("Range", {"strength": 0.1, "low": -0.25, "high": 0.25})
 _CANDIDATES = (
     Candidate("baseline", "the usual loss (squared error or cross-entropy), Adam"),
@@ -220,7 +220,7 @@ _CANDIDATES = (
     Candidate(
         "group-lasso",
         "group lasso on the units of each layer",
-        transforms=(Part("WeightPenalty", {"regularizer": _GROUPS}),),
+        transforms=(Part("WeightPenalty", {"regularizer": Part("GroupLasso", {"strength": 1e-3})}),),
         search={"transforms.0.regularizer.strength": (1e-5, 1e-1)},
     ),
     Candidate(
@@ -352,16 +352,12 @@ def _optimizer_ranges(candidate: Candidate) -> dict[str, tuple[float, float]]:
         path, optimizer = f"{path}.optimizer", inner
     rate = optimizer.arguments.get("learning_rate", _LEARNING_RATE)
     ranges = {f"{path}.learning_rate": (rate / 10, rate * 10)} if _is_number(rate) else {}
-    ranges[f"{path}.weight_decay"] = _WEIGHT_DECAY
-    return {path: bounds for path, bounds in ranges.items() if _accepts(candidate, path, bounds[0])}
-
-
-def _accepts(candidate: Candidate, path: str, number: float) -> bool:
-    try:
-        with_numbers(candidate, {path: number}).optimizer.build()
-    except StudyError:
-        return False
-    return True
+    accepted = {}
+    for each, bounds in {**ranges, f"{path}.weight_decay": _WEIGHT_DECAY}.items():
+        with contextlib.suppress(StudyError):
+            with_numbers(candidate, {each: bounds[0]}).optimizer.build()
+            accepted[each] = bounds
+    return accepted
 
 
 def number_at(candidate: Candidate, path: str) -> float | None:
