@@ -10,7 +10,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from minimand.study._metrics import selection_metric
@@ -108,10 +107,9 @@ def _differences(figure: Figure, results: Results) -> None:
     for index, row in enumerate(others):
         name, d, colour = row.candidate.name, row.differences[metric.key], _colour(index + 1)
         dots = [scores[name, s] - scores[baseline.candidate.name, s] for s in range(results.settings.seeds)]
-        finite = [dot for dot in dots if math.isfinite(dot)]
-        axes.plot(finite, [index] * len(finite), "o", color=colour, alpha=0.35, markersize=4)
-        if math.isfinite(d.low):
-            axes.plot([d.low, d.high], [index, index], color=colour, linewidth=2.5, solid_capstyle="butt")
+        # Matplotlib draws nothing for NaN.
+        axes.plot(dots, [index] * len(dots), "o", color=colour, alpha=0.35, markersize=4)
+        axes.plot([d.low, d.high], [index, index], color=colour, linewidth=2.5, solid_capstyle="butt")
         axes.plot([d.mean], [index], "D", color=colour, markersize=6)
     axes.axvline(0.0, color=_INK, linewidth=0.8)
     axes.set_yticks(range(len(others)), [row.candidate.name for row in others])
@@ -127,8 +125,7 @@ def _cost(figure: Figure, results: Results) -> None:
     axes.plot([baseline.cost], [0.0], "s", color=_colour(0), label=baseline.candidate.name)
     for index, row in enumerate(others, 1):
         d = row.differences[results.metric.key]
-        if math.isfinite(d.low):
-            axes.plot([row.cost, row.cost], [d.low, d.high], color=_colour(index), linewidth=1.5, alpha=0.6)
+        axes.plot([row.cost, row.cost], [d.low, d.high], color=_colour(index), linewidth=1.5, alpha=0.6)
         axes.plot([row.cost], [d.mean], "D", color=_colour(index), markersize=6, label=row.candidate.name)
     axes.set_xlabel("time of an epoch relative to the baseline's")
     axes.set_ylabel(_difference_label(results, "up", "down"))
@@ -184,15 +181,8 @@ def _sensitivity(figure: Figure, results: Results, index: int) -> None:
         axes.set_ylabel(f"validation {selection_metric(results.task).title}")
 
 
-_FIGURES: dict[str, Callable[[Figure, Results], None]] = {
-    "differences": _differences,
-    "cost": _cost,
-    "curves": _learning_curves,
-}
-_FIGURES_OF_CANDIDATES: dict[str, Callable[[Figure, Results, int], None]] = {
-    "logs": _logs,
-    "sensitivity": _sensitivity,
-}
+_FIGURES = {"differences": _differences, "cost": _cost, "curves": _learning_curves}
+_FIGURES_OF_CANDIDATES = {"logs": _logs, "sensitivity": _sensitivity}
 
 
 def _panels(figure: Figure, items: Iterable[Any], sharey: bool = False) -> list[tuple[Any, Any]]:
@@ -219,7 +209,6 @@ def _curves(results: Results, candidate: str, key: str) -> np.ndarray:
 
 
 def _svg(figure: Figure) -> str:
-    FigureCanvasSVG(figure)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()

@@ -62,13 +62,10 @@ def model_function(specification: str) -> ModelFunction:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except AttributeError as error:
-        raise StudyError(f"--model {specification}: {error}") from error
+        return getattr(importlib.import_module(module_name), function_name)
     # The user's module may raise anything.
     except Exception as error:
-        raise StudyError(f"--model {specification}: the module cannot be imported: {_words(error)}") from error
-    return function
+        raise StudyError(f"--model {specification} cannot be imported. {_words(error)}") from error
 
 
 def model_identity(function: ModelFunction) -> str:
