@@ -140,9 +140,7 @@ class Data:
         train, validation = train_test_split(
             rest, test_size=0.25, random_state=seed, stratify=None if classes is None else classes[rest]
         )
-        # The encoder addresses the columns by position.
-        frame = np.column_stack([column.to_numpy().astype(object) for column in self.features.iter_columns()])
-        x = _encoder(self.features).fit(frame[train]).transform(frame).astype("float32")
+        x = _encoder(self.features).fit(self.features[train]).transform(self.features).astype("float32")
         target = self._corrupted(train, seed, corrupt_targets)
         if self.task == "regression":
             center, scale = _center_and_scale(target[train])
@@ -195,8 +193,7 @@ def load_data(source: str, *, target: str | None = None, task: str | None = None
     path = Path(source)
     # `Path.exists` would raise for names that no file can have.
     if not os.path.exists(source):
-        names = ", ".join(BUILT_IN)
-        raise StudyError(f"No such file or built-in data set: {source}. Give the path of a file or one of {names}.")
+        raise StudyError(f"No such file or built-in data set: {source}. Give a path or one of {', '.join(BUILT_IN)}.")
     return _from_frame(path, _read(path), target, task)
 
 

@@ -61,8 +61,7 @@ def train(problem: Problem, works: Sequence[Work], on_epochs: OnEpochs) -> Itera
     if backend.step_programs is None:
         rest = [(work, "") for work in works]
     else:
-        untraceable = yield from train_at_once(problem, works, on_epochs)
-        rest = [(work, f"JAX cannot train its seeds at once: {reason}") for work, reason in untraceable]
+        rest = yield from train_at_once(problem, works, on_epochs)
     for work, note in rest:
         yield list(train_in_a_loop(problem, work, on_epochs, note))
 

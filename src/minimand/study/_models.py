@@ -117,8 +117,7 @@ def check_model(build: Callable[[], keras.Model], x: np.ndarray, outputs: int) -
         ) from error
     if predicted.shape != (len(x[:4]), outputs):
         raise StudyError(
-            f"--model must have {outputs} output unit(s), shape (n, {outputs}). Received: an output of shape "
-            f"{predicted.shape}"
+            f"--model must have {outputs} output unit(s), shape (n, {outputs}). Received: shape {predicted.shape}"
         )
     if outputs > 1 and (np.min(predicted) < 0 or not np.allclose(predicted.sum(axis=1), 1, atol=1e-3)):
         raise StudyError("--model must return probabilities for classification. End the network in a softmax.")

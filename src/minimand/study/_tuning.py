@@ -19,6 +19,7 @@ from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, TPESampler
+from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
@@ -69,9 +70,8 @@ def tune(
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         storage = stack.enter_context(contextlib.closing(SharedStorage(url, folder.name)))
         every = [Trials(storage, problem.data.name, candidate, tuning, shared) for candidate in candidates]
-        length = tuning.splits * problem.settings.epochs
         for trials in every:
-            on_epochs(trials.candidate.name, length * len(trials.finished()))
+            on_epochs(trials.candidate.name, tuning.splits * problem.settings.epochs * len(trials.finished()))
         together = math.ceil(tuning.trials / _ROUNDS)
         waiting = False
         with storage.alive([trials.study for trials in every]):
@@ -133,10 +133,7 @@ class SharedStorage:
         # The last sign of each other process, and the time at which it was new.
         self._signs: dict[str, tuple[float, float]] = {}
         with self.errors():
-            if "://" in url:
-                self.storage: Any = optuna.storages.RDBStorage(url)
-            else:
-                self.storage = optuna.storages.JournalStorage(JournalFileBackend(url))
+            self.storage: Any = RDBStorage(url) if "://" in url else JournalStorage(JournalFileBackend(url))
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
@@ -152,7 +149,7 @@ class SharedStorage:
 
     def close(self) -> None:
         """Close the connections to a database."""
-        if isinstance(self.storage, optuna.storages.RDBStorage):
+        if isinstance(self.storage, RDBStorage):
             self.storage.remove_session()
             self.storage.engine.dispose()
 

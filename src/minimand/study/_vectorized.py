@@ -42,7 +42,7 @@ def runs_at_once(problem: Problem) -> int:
 def train_at_once(
     problem: Problem, works: Sequence[Work], on_epochs: OnEpochs
 ) -> Generator[list[Run], None, list[tuple[Work, str]]]:
-    """Yields the runs of works, some at a time; returns works that JAX cannot train at once, with the reason."""
+    """Yields the runs of works, some at a time; returns works that JAX cannot train at once, with a note of why."""
     programs: list[tuple[list[_Traced], _Runs, Future[None]]] = []
     rest: list[tuple[Work, BaseException]] = []
     # Other threads compile while this one traces the next program. No program runs beside a compiler, because its time
@@ -61,8 +61,8 @@ def train_at_once(
             yield list(runs.train(on_epochs))
         else:
             rest += [(traced.work, failure) for traced in group]
-    reasons = [str(error).strip() or type(error).__name__ for _, error in rest]
-    return [(work, reason.splitlines()[0]) for (work, _), reason in zip(rest, reasons, strict=True)]
+    reasons = [(work, (str(error).strip() or type(error).__name__).splitlines()[0]) for work, error in rest]
+    return [(work, f"JAX cannot train its seeds at once: {reason}") for work, reason in reasons]
 
 
 class _Traced(NamedTuple):
@@ -77,7 +77,8 @@ def trace(problem: Problem, work: Work) -> _Traced:
     """Trace the training step of a candidate; raises whatever JAX raises if it cannot."""
     trainer, states = problem.beginnings(work.candidate, work.seeds)
     data, rows = judge_of(problem, work.seeds).data, problem.order(work.seeds[0], 0).shape[1]
-    return _Traced(work, backend.step_programs.TracedStep(trainer, (data["x_train"][0, :rows], data["y_train"][0, :rows])), states)
+    batch = data["x_train"][0, :rows], data["y_train"][0, :rows]
+    return _Traced(work, backend.step_programs.TracedStep(trainer, batch), states)
 
 
 def _groups(problem: Problem, works: Sequence[Work], rest: list[tuple[Work, BaseException]]) -> Iterator[list[_Traced]]:
@@ -282,8 +283,7 @@ class _Runs:
         best, per_epoch = np.asarray(self._best.epoch), float(np.median(seconds))
         for lane, (candidate, seed) in enumerate(self._runs):
             measured = {"seconds_per_epoch": per_epoch, "zeros": float(zeros[lane])}
-            epoch, predicted = int(best[lane]), predictions[lane]
-            yield run_of(self._problem, candidate, seed, records[lane], epoch, predicted, **measured)
+            yield run_of(self._problem, candidate, seed, records[lane], int(best[lane]), predictions[lane], **measured)
 
     def _train_epoch(self, epoch: int, order: np.ndarray) -> dict[str, Tensor]:
         """The logs of an epoch, its score, and whether it counts."""
