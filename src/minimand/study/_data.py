@@ -249,8 +249,7 @@ def _from_frame(path: Path, frame: pl.DataFrame, target: str | None, task: str |
     if target not in frame.columns:
         raise StudyError(f"--target must be one of the columns {columns}. Received: {target!r}")
     column = frame[target]
-    missing = column.null_count() + (column.is_nan().sum() if column.dtype.is_float() else 0)
-    if missing:
+    if missing := column.null_count() + (column.is_nan().sum() if column.dtype.is_float() else 0):
         raise StudyError(f"The target {target!r} is missing in {missing} of {len(column)} rows. Remove those rows.")
     if column.n_unique() < 2:
         raise StudyError(f"The target {target!r} is constant ({column[0]!r}). Choose a column that varies.")

@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 from minimand.study._metrics import selection_metric
 from minimand.study._results import Results
@@ -27,7 +28,7 @@ _STYLE = {
     "font.family": "sans-serif",
     "font.size": 10,
     **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
-    "axes.prop_cycle": mpl.cycler(color=_COLOURS),
+    "axes.prop_cycle": cycler(color=_COLOURS),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
