@@ -12,7 +12,9 @@ import shlex
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
+
+import keras
 
 try:
     from rich.box import SIMPLE_HEAD
@@ -24,8 +26,11 @@ try:
 except ImportError as error:  # pragma: no cover - a test runs this in an environment without the extra
     sys.exit(f"The command needs the package {error.name!r}. Install the extra: pip install 'minimand[study]'")
 
-if TYPE_CHECKING:
-    from minimand.study import Results, Study, Tuning
+import minimand
+from minimand.study import BUILT_IN, Results, Study, load_data, load_results, mlp, write_page
+from minimand.study._candidates import choose, default_candidates, read_candidates
+from minimand.study._engines import engine_named
+from minimand.study._settings import Settings, StudyError, Tuning, wilcoxon_pruner
 
 app = Typer(
     no_args_is_help=True,
@@ -37,8 +42,6 @@ app = Typer(
 
 def main() -> None:
     """Run the command; a mistake of the user ends it with one line of text and exit code 2."""
-    from minimand.study import StudyError
-
     try:
         app()
     except StudyError as error:
@@ -75,22 +78,16 @@ def study(
 
     If a study is interrupted, run the same command again to resume it.
     """
-    from minimand import backend
-    from minimand.study import Settings, Study, StudyError, default_candidates, load_data, mlp, read_candidates
-    from minimand.study._candidates import choose
-    from minimand.study._engines import engine_named
-
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    backend.keep_compiled_programs(cache / "minimand")
+    minimand.backend.keep_compiled_programs(cache / "minimand")
     settings = Settings(seeds, epochs, batch_size, corrupt_targets, metric, patience)
     training, tuning = engine_named(engine, workers), _tuning(tune, prune, storage)
-    available = {candidate.name: candidate for candidate in default_candidates()}
+    # A candidate of the file replaces the default one of its name.
+    available = default_candidates()
     if candidates_file is not None:
-        available |= {candidate.name: candidate for candidate in read_candidates(candidates_file)}
+        available += read_candidates(candidates_file)
     names = [name.strip() for name in candidates.split(",") if name.strip()] if candidates is not None else None
-    if names == []:
-        raise StudyError("--candidates is empty. Give names separated by commas, or leave the option out.")
-    compared = choose(names, available.values())
+    compared = choose(names, available)
     table = load_data(data, target=target, task=task)
     folder = out or Path("studies") / (table.name + (f"-corrupt-{corrupt_targets:g}" if corrupt_targets else ""))
     console = Console(stderr=as_json, highlight=False)
@@ -109,14 +106,10 @@ def study(
 @app.command()
 def report(folder: Annotated[Path, Argument(help="Folder of a finished study.")]) -> None:
     """Write the page of a study again from its stored results."""
-    from minimand.study import load_results
-
     _show(load_results(folder), folder, Console(highlight=False))
 
 
 def _tuning(trials: int | None, prune: bool, storage: str | None) -> Tuning | None:
-    from minimand.study import StudyError, Tuning, wilcoxon_pruner
-
     if trials is not None:
         return Tuning(trials, storage=storage, pruner=wilcoxon_pruner() if prune else None)
     if prune or storage is not None:
@@ -141,8 +134,6 @@ def _train(comparing: Study, console: Console) -> Results:
 
 def _show(results: Results, folder: Path, console: Console, as_json: bool = False) -> None:
     """Write the page, and print the results."""
-    from minimand.study import write_page
-
     page = write_page(results, folder)
     if as_json:
         found = {
@@ -181,9 +172,6 @@ def _show(results: Results, folder: Path, console: Console, as_json: bool = Fals
 @app.command(name="list")
 def list_components() -> None:
     """Show all components, candidates and built-in data sets, with one line for each."""
-    import minimand
-    from minimand.study import BUILT_IN, default_candidates
-
     for kind in ("losses", "transforms", "regularizers", "optimizers"):
         module = getattr(minimand, kind)
         parts = ((name, (getattr(module, name).__doc__ or "").split("\n")[0]) for name in module.__all__)
@@ -196,10 +184,6 @@ def list_components() -> None:
 @app.command()
 def doctor() -> None:
     """Show versions, backend and devices, and the packages that are missing for each feature."""
-    import keras
-
-    import minimand
-
     rows = [
         ("minimand", minimand.__version__),
         ("python", sys.version.split()[0]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import math
 import tomllib
@@ -187,7 +188,6 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 
 # Default candidates.
 
-_GROUPS = Part("GroupLasso", {"strength": 1e-3})
 _RANGE = Part("Range", {"strength": 0.1, "low": -0.25, "high": 0.25})
 _CANDIDATES = (
     Candidate("baseline", "the usual loss (squared error or cross-entropy), Adam"),
@@ -220,7 +220,7 @@ _CANDIDATES = (
     Candidate(
         "group-lasso",
         "group lasso on the units of each layer",
-        transforms=(Part("WeightPenalty", {"regularizer": _GROUPS}),),
+        transforms=(Part("WeightPenalty", {"regularizer": Part("GroupLasso", {"strength": 1e-3})}),),
         search={"transforms.0.regularizer.strength": (1e-5, 1e-1)},
     ),
     Candidate(
@@ -288,11 +288,11 @@ def read_candidates(path: Path) -> tuple[Candidate, ...]:
     candidates = []
     for name, table in tables.items():
         try:
-            candidates.append(Candidate.from_dict(name, table))
+            candidate = Candidate.from_dict(name, table)
+            candidates.append(candidate)
             # An argument that a part refuses is an error now, not after an hour of training.
-            for part in (candidates[-1].loss, *candidates[-1].transforms, candidates[-1].optimizer):
-                if part is not None:
-                    part.build()
+            for part in (candidate.loss_for("regression"), *candidate.transforms, candidate.optimizer):
+                part.build()
         except StudyError as error:
             raise StudyError(f"{path}, candidate {name!r}: {error}") from error
     return tuple(candidates)
@@ -306,12 +306,10 @@ def choose(names: Iterable[str] | None, available: Iterable[Candidate]) -> tuple
     """
     by_name = {candidate.name: candidate for candidate in available}
     by_name.setdefault("baseline", _CANDIDATES[0])
-    chosen = ["baseline"]
-    for name in by_name if names is None else names:
+    chosen = list(dict.fromkeys(["baseline", *(by_name if names is None else names)]))
+    for name in chosen:
         if name not in by_name:
             raise StudyError(f"There is no candidate {name!r}.{_nearest(name, by_name)} Known: {', '.join(by_name)}.")
-        if name not in chosen:
-            chosen.append(name)
     if len(chosen) == 1:
         raise StudyError(f"Name a candidate to compare, besides the baseline. Known: {', '.join(by_name)}.")
     return tuple(by_name[name] if names is None else replace(by_name[name], optional=False) for name in chosen)
@@ -319,8 +317,6 @@ def choose(names: Iterable[str] | None, available: Iterable[Candidate]) -> tuple
 
 # Search: the numbers of a candidate by their paths, and the ranges that tuning searches.
 
-# Keras's default.
-_LEARNING_RATE = 0.001
 # In w <- (1 - rate * decay) w: from hardly any decay to one that halves weights in 350 steps at a rate of 0.002.
 _WEIGHT_DECAY = (1e-4, 1.0)
 
@@ -350,18 +346,15 @@ def _optimizer_ranges(candidate: Candidate) -> dict[str, tuple[float, float]]:
     path, optimizer = "optimizer", candidate.optimizer
     while isinstance(inner := optimizer.arguments.get("optimizer"), Part):
         path, optimizer = f"{path}.optimizer", inner
-    rate = optimizer.arguments.get("learning_rate", _LEARNING_RATE)
+    # Keras's default is 0.001.
+    rate = optimizer.arguments.get("learning_rate", 0.001)
     ranges = {f"{path}.learning_rate": (rate / 10, rate * 10)} if _is_number(rate) else {}
-    ranges[f"{path}.weight_decay"] = _WEIGHT_DECAY
-    return {path: bounds for path, bounds in ranges.items() if _accepts(candidate, path, bounds[0])}
-
-
-def _accepts(candidate: Candidate, path: str, number: float) -> bool:
-    try:
-        with_numbers(candidate, {path: number}).optimizer.build()
-    except StudyError:
-        return False
-    return True
+    accepted = {}
+    for each, bounds in {**ranges, f"{path}.weight_decay": _WEIGHT_DECAY}.items():
+        with contextlib.suppress(StudyError):
+            with_numbers(candidate, {each: bounds[0]}).optimizer.build()
+            accepted[each] = bounds
+    return accepted
 
 
 def number_at(candidate: Candidate, path: str) -> float | None:

@@ -56,9 +56,9 @@ def corrected_resampled_t(differences: np.ndarray, test_over_train: float) -> Di
     """
     differences = np.asarray(differences, dtype="float64")
     count = len(differences)
+    mean = float(differences.mean()) if count else math.nan
     if count < 2:
-        return Difference(float(differences.mean()) if count else math.nan, math.nan, math.nan, math.nan, count)
-    mean = float(differences.mean())
+        return Difference(mean, math.nan, math.nan, math.nan, count)
     # Equal up to rounding.
     if np.ptp(differences) <= 1e-9 * np.abs(differences).max():
         return Difference(mean, math.nan, math.nan, 1.0 if mean == 0.0 else 2.0 ** (1 - count), count)
@@ -75,13 +75,13 @@ def holm(p_values: list[float]) -> list[float]:
 
     Source: Holm, "A simple sequentially rejective multiple test procedure", Scandinavian J. of Statistics 6 (1979).
     """
-    known = [i for i, p in enumerate(p_values) if not math.isnan(p)]
-    adjusted = [math.nan] * len(p_values)
-    largest = 0.0
-    for rank, i in enumerate(sorted(known, key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(known) - rank) * p_values[i]))
-        adjusted[i] = largest
-    return adjusted
+    values = np.asarray(p_values, dtype="float64")
+    # Missing values come last.
+    order = np.argsort(values)
+    factors = np.isfinite(values).sum() - np.arange(len(values))
+    adjusted = np.empty_like(values)
+    adjusted[order] = np.minimum(np.maximum.accumulate(factors * values[order]), 1.0)
+    return adjusted.tolist()
 
 
 # The comparison.
@@ -141,14 +141,19 @@ class Comparison:
             return f"The baseline diverged on all {baseline.runs} splits, so nothing can be compared on {title}." + (
                 f" These candidates finished some splits: {', '.join(finished)}." if finished else ""
             )
-        correction = f"after Holm's correction for {len(others)} candidates"
+
+        def difference(row: Row) -> str:
+            d = self._difference(row)
+            return (
+                f"a difference of {d.mean:+.3g} (its own 95 % interval is {d.interval}, p = {d.p_value:.2g} after "
+                f"Holm's correction for {len(others)} candidates)."
+            )
+
         if self.better:
             best, *rest = self.better
-            d = self._difference(best)
             verdict = (
                 f"{best.candidate.name} beats the baseline on {title}: {best.means[key]:.4g} against "
-                f"{baseline.means[key]:.4g}, a difference of {d.mean:+.3g} (its own 95 % interval is {d.interval}, "
-                f"p = {d.p_value:.2g} {correction})."
+                f"{baseline.means[key]:.4g}, {difference(best)}"
             )
             if rest:
                 verdict += f" These are better too: {', '.join(row.candidate.name for row in rest)}."
@@ -160,11 +165,7 @@ class Comparison:
             known = [row for row in others if math.isfinite(self._difference(row).p_value)]
             if known:
                 closest = min(known, key=self._loss)
-                d = self._difference(closest)
-                verdict += (
-                    f" The closest is {closest.candidate.name} with a difference of {d.mean:+.3g} "
-                    f"(its own 95 % interval is {d.interval}, p = {d.p_value:.2g} {correction})."
-                )
+                verdict += f" The closest is {closest.candidate.name} with {difference(closest)}"
         diverged = [f"{row.candidate.name} ({row.diverged} of {row.runs})" for row in self.rows if row.diverged]
         if diverged:
             verdict += f" Diverged runs are left out of the comparison: {', '.join(diverged)}."
@@ -173,23 +174,21 @@ class Comparison:
 
 def _rows(candidates: Sequence[Candidate], runs: Sequence[Run], test_over_train: float) -> list[Row]:
     """A row for each candidate, the baseline first; p-values are after Holm's correction."""
-    by_name: dict[str, list[Run]] = {candidate.name: [] for candidate in candidates}
-    for run in runs:
-        by_name[run.candidate].append(run)
-    seconds = {name: float(np.median([run.seconds_per_epoch for run in own])) for name, own in by_name.items()}
-    finished = {name: {run.seed: run for run in own if run.status == FINISHED} for name, own in by_name.items()}
-    first = candidates[0].name
-    rows = []
+    rows: list[Row] = []
     for candidate in candidates:
-        name, own = candidate.name, finished[candidate.name]
-        common = sorted(set(own) & set(finished[first]))
+        own = [run for run in runs if run.candidate == candidate.name]
+        seconds = float(np.median([run.seconds_per_epoch for run in own]))
+        finished = {run.seed: run for run in own if run.status == FINISHED}
+        if not rows:
+            baseline, baseline_seconds = finished, seconds
+        common = sorted(finished.keys() & baseline.keys())
         means, differences = {}, {}
         for key in runs[0].test:
-            means[key] = float(np.mean([run.test[key] for run in own.values()])) if own else math.nan
-            paired = np.array([own[seed].test[key] - finished[first][seed].test[key] for seed in common])
+            means[key] = float(np.mean([run.test[key] for run in finished.values()])) if finished else math.nan
+            paired = np.array([finished[seed].test[key] - baseline[seed].test[key] for seed in common])
             differences[key] = corrected_resampled_t(paired, test_over_train)
-        count = len(by_name[name])
-        rows.append(Row(candidate, means, differences, seconds[name] / seconds[first], count, count - len(own)))
+        diverged = len(own) - len(finished)
+        rows.append(Row(candidate, means, differences, seconds / baseline_seconds, len(own), diverged))
     for key in runs[0].test:
         adjusted = holm([row.differences[key].p_value for row in rows[1:]])
         for row, p_value in zip(rows[1:], adjusted, strict=True):

@@ -26,7 +26,6 @@ BUILT_IN = {
     "iris": "classification",
     "wine": "classification",
 }
-TASKS = ("regression", "classification")
 _READERS = {
     ".csv": lambda file: pl.read_csv(file, infer_schema_length=None, null_values=["", "NA", "NaN", "nan", "null", "?"]),
     ".parquet": pl.read_parquet,
@@ -34,7 +33,6 @@ _READERS = {
     ".feather": pl.read_ipc,
     ".npz": lambda file: _read_npz(file),
 }
-_MISSING = "(missing)"
 _MAX_CATEGORIES = 50
 # An integer target with more distinct values is a quantity, not a class.
 _MAX_CLASSES = 20
@@ -142,20 +140,18 @@ class Data:
         train, validation = train_test_split(
             rest, test_size=0.25, random_state=seed, stratify=None if classes is None else classes[rest]
         )
-        encoder = _encoder(self.features)
-        # The encoder addresses the columns by position.
-        frame = np.column_stack([column.to_numpy().astype(object) for column in self.features.iter_columns()])
-        encoder.fit(frame[train])
-        x = [encoder.transform(frame[part]).astype("float32") for part in (train, validation, test)]
+        x = _encoder(self.features).fit(self.features[train]).transform(self.features).astype("float32")
         target = self._corrupted(train, seed, corrupt_targets)
-        center, scale = _center_and_scale(target[train]) if self.task == "regression" else (0.0, 1.0)
-        y_train, y_validation, y_test = (
-            self._encoded(values, center, scale)
-            for values in (target[train], self.target[validation], self.target[test])
-        )
-        return Fold(x[0], y_train, x[1], y_validation, x[2], y_test, center, scale)
+        if self.task == "regression":
+            center, scale = _center_and_scale(target[train])
+            y = ((target - center) / scale).astype("float32")[:, None]
+        else:
+            center, scale = 0.0, 1.0
+            y = np.eye(len(self.classes), dtype="float32")[target]
+        return Fold(x[train], y[train], x[validation], y[validation], x[test], y[test], center, scale)
 
     def _corrupted(self, train: np.ndarray, seed: int, fraction: float) -> np.ndarray:
+        """The targets, of which a fraction of the training rows is corrupted."""
         target = self.target.copy()
         random = np.random.default_rng([seed, 1])
         chosen = random.choice(train, size=round(fraction * len(train)), replace=False)
@@ -165,11 +161,6 @@ class Data:
             shift = random.integers(1, len(self.classes), size=len(chosen))
             target[chosen] = (target[chosen] + shift) % len(self.classes)
         return target
-
-    def _encoded(self, values: np.ndarray, center: float, scale: float) -> np.ndarray:
-        if self.task == "regression":
-            return ((values - center) / scale).astype("float32")[:, None]
-        return np.eye(len(self.classes), dtype="float32")[values]
 
 
 def load_data(source: str, *, target: str | None = None, task: str | None = None) -> Data:
@@ -193,19 +184,16 @@ def load_data(source: str, *, target: str | None = None, task: str | None = None
         >>> load_data("diabetes").task
         'regression'
     """
-    if task is not None and task not in TASKS:
+    if task not in (None, "regression", "classification"):
         raise StudyError(f"--task must be regression or classification. Received: {task!r}")
     if source in BUILT_IN:
         if target is not None:
-            raise StudyError(
-                f"--target is for files. Leave it out; the built-in data set {source!r} has its own target."
-            )
+            raise StudyError(f"Leave out --target: the built-in data set {source!r} has its own target.")
         return _built_in(source)
     path = Path(source)
     # `Path.exists` would raise for names that no file can have.
     if not os.path.exists(source):
-        names = ", ".join(BUILT_IN)
-        raise StudyError(f"No such file or built-in data set: {source}. Give the path of a file or one of {names}.")
+        raise StudyError(f"No such file or built-in data set: {source}. Give a path or one of {', '.join(BUILT_IN)}.")
     return _from_frame(path, _read(path), target, task)
 
 
@@ -226,8 +214,6 @@ def _read(path: Path) -> pl.DataFrame:
         # Polars would take brackets and stars in a name for a pattern.
         with path.open("rb") as file:
             frame = reader(file)
-    except StudyError:
-        raise
     # The libraries of the formats raise errors of many types for a file that is not what its name says.
     except Exception as error:
         raise StudyError(f"{path} cannot be read as {path.suffix[1:].upper()}: {error}") from error
@@ -241,9 +227,9 @@ def _read_npz(file: Any) -> pl.DataFrame:
         arrays = {name: stored[name] for name in stored.files}
     if any(array.ndim not in (1, 2) for array in arrays.values()) or len({len(a) for a in arrays.values()}) != 1:
         shapes = ", ".join(f"{name} {array.shape}" for name, array in arrays.items())
-        raise StudyError(
-            f"{file.name}: the arrays must be (n,) or (n, d), all with the same number n of rows. Received: {shapes}. "
-            "Save a file with only the arrays of the study."
+        raise ValueError(
+            f"the arrays must be (n,) or (n, d), all with the same number n of rows. Received: {shapes}. Save a file "
+            "with only the arrays of the study."
         )
     columns = [
         pl.Series(name if array.ndim == 1 else f"{name}_{index}", column)
@@ -252,9 +238,7 @@ def _read_npz(file: Any) -> pl.DataFrame:
     ]
     names = [column.name for column in columns]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise StudyError(
-            f"{file.name}: two columns are named {min(twice)!r}. Rename an array; the columns of X are X_0, X_1."
-        )
+        raise ValueError(f"two columns are named {min(twice)!r}. Rename an array; the columns of X are X_0, X_1.")
     return pl.DataFrame(columns)
 
 
@@ -265,11 +249,8 @@ def _from_frame(path: Path, frame: pl.DataFrame, target: str | None, task: str |
     if target not in frame.columns:
         raise StudyError(f"--target must be one of the columns {columns}. Received: {target!r}")
     column = frame[target]
-    missing = column.null_count() + (int(column.is_nan().sum()) if column.dtype.is_float() else 0)
-    if missing:
-        raise StudyError(
-            f"The target {target!r} is missing in {missing} of {len(column)} rows. Remove those rows first."
-        )
+    if missing := column.null_count() + (column.is_nan().sum() if column.dtype.is_float() else 0):
+        raise StudyError(f"The target {target!r} is missing in {missing} of {len(column)} rows. Remove those rows.")
     if column.n_unique() < 2:
         raise StudyError(f"The target {target!r} is constant ({column[0]!r}). Choose a column that varies.")
     many = column.dtype.is_integer() and column.n_unique() > _MAX_CLASSES
@@ -278,21 +259,19 @@ def _from_frame(path: Path, frame: pl.DataFrame, target: str | None, task: str |
     if task == "classification":
         labels = column.cast(pl.String).to_numpy().astype(str)
         classes, indices, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        names = classes.tolist()
         if counts.min() < _MIN_ROWS_A_CLASS:
-            rare = ", ".join(f"{str(c)!r} ({k})" for c, k in zip(classes, counts, strict=True) if k < _MIN_ROWS_A_CLASS)
+            rare = ", ".join(f"{name!r} ({k})" for name, k in zip(names, counts, strict=True) if k < _MIN_ROWS_A_CLASS)
             raise StudyError(
                 f"Every class needs at least {_MIN_ROWS_A_CLASS} rows to be in training, validation and test rows. "
                 f"These have fewer: {rare}. Merge or remove them, or give --task regression."
             )
-        named = tuple(str(c) for c in classes)
-        return Data(path.stem, task, features, indices.astype("int64"), named, str(path), target, notes)
+        return Data(path.stem, task, features, indices.astype("int64"), tuple(names), str(path), target, notes)
     if not column.dtype.is_numeric():
         raise StudyError(f"--task regression needs a numeric target. Received: {target!r} of type {column.dtype}")
     values = column.cast(pl.Float64).to_numpy().copy()
-    if not np.isfinite(values).all():
-        raise StudyError(
-            f"{int((~np.isfinite(values)).sum())} values of the target {target!r} are infinite. Remove them."
-        )
+    if infinite := np.isinf(values).sum():
+        raise StudyError(f"{infinite} values of the target {target!r} are infinite. Remove them.")
     if np.ptp(values) == 0:
         raise StudyError(
             f"The target {target!r} varies less than double precision can tell. Subtract {values[0]:g} from it first."
@@ -308,9 +287,7 @@ def _usable(features: pl.DataFrame) -> tuple[pl.DataFrame, tuple[str, ...]]:
     dropped: list[pl.Series] = []
     for column in features.iter_columns():
         if column.dtype.is_nested() or column.dtype in (pl.Object, pl.Binary):
-            raise StudyError(
-                f"Column {column.name!r} is of type {column.dtype}, which is not a number or a category. Remove it."
-            )
+            raise StudyError(f"Column {column.name!r} ({column.dtype}) is not a number or a category. Remove it.")
         if column.dtype.is_temporal():
             column = column.to_physical()
         if column.dtype.is_numeric():
@@ -319,7 +296,7 @@ def _usable(features: pl.DataFrame) -> tuple[pl.DataFrame, tuple[str, ...]]:
                 raise StudyError(f"Column {column.name!r} has infinite values. Remove or replace them first.")
             constant = column.drop_nans().n_unique() < 2
         else:
-            column = column.cast(pl.String).fill_null(_MISSING)
+            column = column.cast(pl.String).fill_null("(missing)")
             constant = column.n_unique() < 2
         (dropped if constant else kept).append(column)
     if not kept:

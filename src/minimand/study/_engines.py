@@ -44,7 +44,6 @@ class Engine(Protocol):
 
     def at_work(self, problem: Problem) -> AbstractContextManager[Train]:
         """A context whose value, `train(works, on_epochs)`, yields lists of runs; it may be called several times."""
-        ...
 
 
 def divided(problem: Problem, candidates: Iterable[Candidate], seeds: Sequence[int]) -> list[Work]:
@@ -62,8 +61,7 @@ def train(problem: Problem, works: Sequence[Work], on_epochs: OnEpochs) -> Itera
     if backend.step_programs is None:
         rest = [(work, "") for work in works]
     else:
-        untraceable = yield from train_at_once(problem, works, on_epochs)
-        rest = [(work, f"JAX cannot train its seeds at once: {reason}") for work, reason in untraceable]
+        rest = yield from train_at_once(problem, works, on_epochs)
     for work, note in rest:
         yield list(train_in_a_loop(problem, work, on_epochs, note))
 
@@ -119,13 +117,12 @@ class ProcessesEngine:
     @contextlib.contextmanager
     def at_work(self, problem: Problem) -> Iterator[Train]:
         """As `Engine.at_work`."""
-        executor: ProcessPoolExecutor | None = None
+        executor = self._executor(problem)
 
         def train(works: Sequence[Work], on_epochs: OnEpochs) -> Iterator[list[Run]]:
             nonlocal executor
             left, deaths = list(works), 0
             while left:
-                executor = executor or self._executor(problem)
                 try:
                     futures: dict[Future[list[Run]], Work] = {executor.submit(_train, work): work for work in left}
                     for future in as_completed(futures):
@@ -137,7 +134,7 @@ class ProcessesEngine:
                         yield runs
                 except BrokenProcessPool as error:
                     executor.shutdown(wait=True, kill_workers=True)
-                    executor = None
+                    executor = self._executor(problem)
                     deaths += 1
                     if deaths == _DEATHS:
                         raise StudyError(
@@ -148,11 +145,10 @@ class ProcessesEngine:
         try:
             yield train
         finally:
-            if executor is not None:
-                executor.shutdown(wait=True, kill_workers=True)
+            executor.shutdown(wait=True, kill_workers=True)
 
     def _executor(self, problem: Problem) -> ProcessPoolExecutor:
-        """Processes that hold the problem; each has one core and the framework of this process."""
+        """An executor whose processes hold the problem; each has one core and the framework of this process."""
         threads = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
         environment = {**dict.fromkeys(threads, "1"), "KERAS_BACKEND": keras.backend.backend()}
         return ProcessPoolExecutor(self.workers, env=environment, initializer=_begin, initargs=(problem,))
@@ -204,32 +200,29 @@ class RayEngine:
     def at_work(self, problem: Problem) -> Iterator[Train]:
         """As `Engine.at_work`."""
         ray: Any = self._ray
-        begun = False
-        shared: Any = None
-
-        def train(works: Sequence[Work], on_epochs: OnEpochs) -> Iterator[list[Run]]:
-            nonlocal begun, shared
-            if not ray.is_initialized():
-                with warnings.catch_warnings():
-                    # JAX warns of the forks by which Ray starts its processes; those run another program at once.
-                    warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
-                    ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
-                begun = True
-            shared = ray.put(problem) if shared is None else shared
+        begins = not ray.is_initialized()
+        if begins:
+            with warnings.catch_warnings():
+                # JAX warns of the forks by which Ray starts its processes; those run another program at once.
+                warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called", category=RuntimeWarning)
+                ray.init(log_to_driver=False, include_dashboard=False, configure_logging=False)
+        try:
+            shared = ray.put(problem)
             environment = {"env_vars": {"KERAS_BACKEND": keras.backend.backend()}}
             task = ray.remote(max_retries=_RETRIES, runtime_env=environment, **self._resources)(train_silently)
-            waiting = [task.remote(shared, work) for work in works]
-            while waiting:
-                (done,), waiting = ray.wait(waiting, num_returns=1)
-                runs: list[Run] = ray.get(done)
-                for run in runs:
-                    on_epochs(run.candidate, len(run.epochs))
-                yield runs
 
-        try:
+            def train(works: Sequence[Work], on_epochs: OnEpochs) -> Iterator[list[Run]]:
+                waiting = [task.remote(shared, work) for work in works]
+                while waiting:
+                    (done,), waiting = ray.wait(waiting, num_returns=1)
+                    runs: list[Run] = ray.get(done)
+                    for run in runs:
+                        on_epochs(run.candidate, len(run.epochs))
+                    yield runs
+
             yield train
         finally:
-            if begun:
+            if begins:
                 ray.shutdown()
 
 

@@ -10,14 +10,15 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+from matplotlib.rcsetup import cycler
 
 from minimand.study._metrics import selection_metric
 from minimand.study._results import Results
 from minimand.study._settings import StudyError
 
-# The palette of Okabe and Ito, which colour-blind readers can tell apart; the baseline is grey.
+# The palette of Okabe and Ito, which colour-blind readers can tell apart; the baseline is grey. Matplotlib calls the
+# colours C0, C1 and so on, and begins again after the last one.
 _COLOURS = ("#8a8a8a", "#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#b8a800")
 # A placeholder for the page's own text colour.
 _INK = "#010203"
@@ -26,11 +27,8 @@ _STYLE = {
     "svg.hashsalt": "minimand",
     "font.family": "sans-serif",
     "font.size": 10,
-    "text.color": _INK,
-    "axes.edgecolor": _INK,
-    "axes.labelcolor": _INK,
-    "xtick.color": _INK,
-    "ytick.color": _INK,
+    **dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), _INK),
+    "axes.prop_cycle": cycler(color=_COLOURS),
     "axes.spines.top": False,
     "axes.spines.right": False,
     "legend.frameon": False,
@@ -106,12 +104,11 @@ def _differences(figure: Figure, results: Results) -> None:
     axes = figure.subplots()
     scores = {(run.candidate, run.seed): run.test[metric.key] for run in results.runs}
     for index, row in enumerate(others):
-        name, d, colour = row.candidate.name, row.differences[metric.key], _colour(index + 1)
+        name, d, colour = row.candidate.name, row.differences[metric.key], f"C{index + 1}"
         dots = [scores[name, s] - scores[baseline.candidate.name, s] for s in range(results.settings.seeds)]
-        finite = [dot for dot in dots if math.isfinite(dot)]
-        axes.plot(finite, [index] * len(finite), "o", color=colour, alpha=0.35, markersize=4)
-        if math.isfinite(d.low):
-            axes.plot([d.low, d.high], [index, index], color=colour, linewidth=2.5, solid_capstyle="butt")
+        # Matplotlib draws nothing for NaN.
+        axes.plot(dots, [index] * len(dots), "o", color=colour, alpha=0.35, markersize=4)
+        axes.plot([d.low, d.high], [index, index], color=colour, linewidth=2.5, solid_capstyle="butt")
         axes.plot([d.mean], [index], "D", color=colour, markersize=6)
     axes.axvline(0.0, color=_INK, linewidth=0.8)
     axes.set_yticks(range(len(others)), [row.candidate.name for row in others])
@@ -124,12 +121,11 @@ def _cost(figure: Figure, results: Results) -> None:
     baseline, *others = results.comparison.rows
     axes = figure.subplots()
     axes.axhline(0.0, color=_INK, linewidth=0.8)
-    axes.plot([baseline.cost], [0.0], "s", color=_colour(0), label=baseline.candidate.name)
+    axes.plot([baseline.cost], [0.0], "s", color="C0", label=baseline.candidate.name)
     for index, row in enumerate(others, 1):
         d = row.differences[results.metric.key]
-        if math.isfinite(d.low):
-            axes.plot([row.cost, row.cost], [d.low, d.high], color=_colour(index), linewidth=1.5, alpha=0.6)
-        axes.plot([row.cost], [d.mean], "D", color=_colour(index), markersize=6, label=row.candidate.name)
+        axes.plot([row.cost, row.cost], [d.low, d.high], color=f"C{index}", linewidth=1.5, alpha=0.6)
+        axes.plot([row.cost], [d.mean], "D", color=f"C{index}", markersize=6, label=row.candidate.name)
     axes.set_xlabel("time of an epoch relative to the baseline's")
     axes.set_ylabel(_difference_label(results, "up", "down"))
     figure.legend(loc="outside lower center", ncols=4, fontsize=9)
@@ -148,8 +144,8 @@ def _learning_curves(figure: Figure, results: Results) -> None:
         curves = _curves(results, candidate.name, metric.key)
         epochs = 1 + np.flatnonzero(np.isfinite(curves).any(axis=0))
         low, middle, high = np.nanpercentile(curves[:, epochs - 1], [25, 50, 75], axis=0)
-        axes.plot(epochs, middle, color=_colour(index), linewidth=1.6, label=candidate.name)
-        axes.fill_between(epochs, low, high, color=_colour(index), alpha=0.08, linewidth=0)
+        axes.plot(epochs, middle, color=f"C{index}", linewidth=1.6, label=candidate.name)
+        axes.fill_between(epochs, low, high, color=f"C{index}", alpha=0.08, linewidth=0)
     axes.set_xlabel("epoch")
     axes.set_ylabel(f"validation {metric.title}")
     axes.legend(ncols=2, fontsize=9)
@@ -163,7 +159,7 @@ def _logs(figure: Figure, results: Results, index: int) -> None:
     titles |= {key: key for key in first if key not in ("epoch", *titles)}
     for axes, (key, title) in _panels(figure, titles.items()):
         for curve in _curves(results, name, key):
-            axes.plot(np.arange(1, len(curve) + 1), curve, color=_colour(index), alpha=0.6, linewidth=1.2)
+            axes.plot(np.arange(1, len(curve) + 1), curve, color=f"C{index}", alpha=0.6, linewidth=1.2)
         axes.set_xlabel("epoch")
         axes.set_ylabel(title)
 
@@ -174,7 +170,7 @@ def _sensitivity(figure: Figure, results: Results, index: int) -> None:
     scored = [each for each in tuned["trials"] if each["score"] is not None and math.isfinite(each["score"])]
     for axes, (path, (low, _)) in _panels(figure, tuned["ranges"].items(), sharey=True):
         points = [each["numbers"][path] for each in scored], [each["score"] for each in scored]
-        axes.plot(*points, "o", color=_colour(index), alpha=0.6, markersize=5)
+        axes.plot(*points, "o", color=f"C{index}", alpha=0.6, markersize=5)
         if tuned["chosen"] is not None:
             chosen = tuned["trials"][tuned["chosen"]]
             axes.plot(chosen["numbers"][path], chosen["score"], "o", color=_INK, fillstyle="none", markersize=11)
@@ -184,15 +180,8 @@ def _sensitivity(figure: Figure, results: Results, index: int) -> None:
         axes.set_ylabel(f"validation {selection_metric(results.task).title}")
 
 
-_FIGURES: dict[str, Callable[[Figure, Results], None]] = {
-    "differences": _differences,
-    "cost": _cost,
-    "curves": _learning_curves,
-}
-_FIGURES_OF_CANDIDATES: dict[str, Callable[[Figure, Results, int], None]] = {
-    "logs": _logs,
-    "sensitivity": _sensitivity,
-}
+_FIGURES = {"differences": _differences, "cost": _cost, "curves": _learning_curves}
+_FIGURES_OF_CANDIDATES = {"logs": _logs, "sensitivity": _sensitivity}
 
 
 def _panels(figure: Figure, items: Iterable[Any], sharey: bool = False) -> list[tuple[Any, Any]]:
@@ -206,10 +195,6 @@ def _panels(figure: Figure, items: Iterable[Any], sharey: bool = False) -> list[
     return list(zip(every, items, strict=False))
 
 
-def _colour(index: int) -> str:
-    return _COLOURS[index % len(_COLOURS)]
-
-
 def _curves(results: Results, candidate: str, key: str) -> np.ndarray:
     """(seeds, epochs) values of a log, NaN after the end of a run."""
     curves = np.full((results.settings.seeds, results.settings.epochs), np.nan)
@@ -219,15 +204,13 @@ def _curves(results: Results, candidate: str, key: str) -> np.ndarray:
 
 
 def _svg(figure: Figure) -> str:
-    FigureCanvasSVG(figure)
     buffer = io.StringIO()
     figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
     text = buffer.getvalue()
     # An inline SVG has no XML prolog and no fixed size.
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r' (width|height)="[^"]*"', "", text, count=2)
     # The page chooses the font. A hundredth of a point is enough.
     text = re.sub(r"font-family: [^;\"]*; ", "", text)
     text = re.sub(r' (d|x|y)="[^"]*"', lambda found: re.sub(r"(\.\d\d)\d+", r"\1", found[0]), text)

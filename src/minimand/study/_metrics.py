@@ -24,10 +24,6 @@ class Metric:
     function: Callable[[np.ndarray, np.ndarray], float]
 
 
-def _labels(probabilities: np.ndarray) -> np.ndarray:
-    return probabilities.argmax(axis=1)
-
-
 def _log_loss(classes: np.ndarray, probabilities: np.ndarray) -> float:
     of_true_class = probabilities[np.arange(len(classes)), classes]
     return float(-np.log(np.clip(of_true_class, 1e-7, 1.0)).mean())
@@ -40,9 +36,9 @@ REGRESSION = (
     Metric("r2", "R2", True, lambda y, p: float(sk.r2_score(y, p))),
 )
 CLASSIFICATION = (
-    Metric("accuracy", "accuracy", True, lambda y, p: float(sk.accuracy_score(y, _labels(p)))),
+    Metric("accuracy", "accuracy", True, lambda y, p: float(sk.accuracy_score(y, p.argmax(axis=1)))),
     Metric("log_loss", "log loss", False, _log_loss),
-    Metric("macro_f1", "macro F1", True, lambda y, p: float(sk.f1_score(y, _labels(p), average="macro"))),
+    Metric("macro_f1", "macro F1", True, lambda y, p: float(sk.f1_score(y, p.argmax(axis=1), average="macro"))),
     Metric("ece", "ECE", False, lambda y, p: float(expected_calibration_error(y, p))),
 )
 

@@ -62,13 +62,10 @@ def model_function(specification: str) -> ModelFunction:
     if str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        function = getattr(importlib.import_module(module_name), function_name)
-    except AttributeError as error:
-        raise StudyError(f"--model {specification}: {error}") from error
+        return getattr(importlib.import_module(module_name), function_name)
     # The user's module may raise anything.
     except Exception as error:
-        raise StudyError(f"--model {specification}: the module cannot be imported: {_words(error)}") from error
-    return function
+        raise StudyError(f"--model {specification} cannot be imported. {_words(error)}") from error
 
 
 def model_identity(function: ModelFunction) -> str:
@@ -120,8 +117,7 @@ def check_model(build: Callable[[], keras.Model], x: np.ndarray, outputs: int) -
         ) from error
     if predicted.shape != (len(x[:4]), outputs):
         raise StudyError(
-            f"--model must have {outputs} output unit(s), shape (n, {outputs}). Received: an output of shape "
-            f"{predicted.shape}"
+            f"--model must have {outputs} output unit(s), shape (n, {outputs}). Received: shape {predicted.shape}"
         )
     if outputs > 1 and (np.min(predicted) < 0 or not np.allclose(predicted.sum(axis=1), 1, atol=1e-3)):
         raise StudyError("--model must return probabilities for classification. End the network in a softmax.")

@@ -14,6 +14,12 @@ from minimand.study._metrics import selection_metric
 from minimand.study._results import Results, whole_file
 from minimand.study._training import DIVERGED
 
+_TEMPLATES = jinja2.Environment(
+    loader=jinja2.PackageLoader("minimand.study", "."),
+    autoescape=jinja2.select_autoescape(["html"]),
+    undefined=jinja2.StrictUndefined,
+)
+
 
 def write_page(results: Results, folder: Path) -> Path:
     """Write `index.html`, a page that opens offline, into a folder.
@@ -39,10 +45,7 @@ def write_page(results: Results, folder: Path) -> Path:
         >>> write_page(study.run(), folder).name
         'index.html'
     """
-    environment = jinja2.Environment(
-        loader=jinja2.PackageLoader("minimand.study", "."), autoescape=True, undefined=jinja2.StrictUndefined
-    )
-    html = environment.get_template("page.html").render(
+    html = _TEMPLATES.get_template("page.html").render(
         results=results,
         comparison=results.comparison,
         code=code_for(results.comparison.winner, results),
@@ -81,27 +84,6 @@ def _left_out(results: Results) -> list[str]:
 
 def code_for(candidate: Candidate, results: Results) -> str:
     """A script that trains the candidate on the first split, as the study does."""
-    data, settings, model = results.data, results.settings, results.model
-    arguments = f", target={data['target']!r}, task={data['task']!r}" if data["target"] else ""
-    backend = results.description["versions"]["backend"].split()[0]
-    build, origin = model["name"], f"from {model['module']} import {model['name']}"
     # A nested function, a lambda, an object or a function of a notebook cannot be imported.
-    if not build.isidentifier() or model["module"] == "__main__":
-        build, origin = "build_model", f"# Define `build_model` here: {model['identity']}"
-    return "\n".join(
-        [
-            "import os",
-            f'os.environ["KERAS_BACKEND"] = "{backend}"',
-            "import keras",
-            "import minimand",
-            "from minimand.study import load_data",
-            origin,
-            "",
-            f"data = load_data({data['source']!r}{arguments})",
-            f"fold = data.fold(seed=0, corrupt_targets={settings.corrupt_targets!r})",
-            f"model = {build}(fold.x_train.shape[1], data.outputs)",
-            candidate.code(data["task"]),
-            f"trainer.fit(fold.x_train, fold.y_train, epochs={settings.epochs}, batch_size={settings.batch_size},",
-            "            validation_data=(fold.x_validation, fold.y_validation))",
-        ]
-    )
+    importable = results.model["name"].isidentifier() and results.model["module"] != "__main__"
+    return _TEMPLATES.get_template("script.txt").render(candidate=candidate, results=results, importable=importable)

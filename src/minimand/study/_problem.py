@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,8 +33,7 @@ class Problem:
         self.programs: dict[Any, Any] = {}
         self._folds: dict[int, Fold] = {}
         self._weights: dict[int, list[np.ndarray]] = {}
-        # The trainers of the last candidate, by number of features.
-        self._candidate: Candidate | None = None
+        # The last trainer for each number of features.
         self._made: dict[int, _Made] = {}
 
     def __reduce__(self) -> Any:
@@ -65,11 +63,19 @@ class Problem:
     def network(self, seed: int) -> keras.Model:
         """A new network with the seed's initial weights."""
         x = self.fold(seed).x_train
-        with _seeded(seed):
+        # Keras's initializers draw their seeds from these generators. `keras.utils.set_random_seed` would import
+        # TensorFlow wherever it is installed.
+        states = random.getstate(), np.random.get_state()  # noqa: NPY002
+        random.seed(seed)
+        np.random.seed(seed)  # noqa: NPY002
+        try:
             model = self.build_model(x.shape[1], self.data.outputs)
             # A network without an input layer gets its weights from its first batch.
             if isinstance(model, keras.Model) and not model.built:
                 model(x[:1])
+        finally:
+            random.setstate(states[0])
+            np.random.set_state(states[1])  # noqa: NPY002
         return model
 
     def weights(self, seed: int) -> list[np.ndarray]:
@@ -94,16 +100,14 @@ class Problem:
 
         The seeds' folds must have equal numbers of features. The values depend on the candidate and the seed alone.
         """
-        if candidate != self._candidate:
-            self._candidate, self._made = candidate, {}
         features = self.fold(seeds[0]).x_train.shape[1]
-        if features not in self._made:
+        made = self._made.get(features)
+        if made is None or made.candidate != candidate:
             trainer = self.trainer(candidate, seeds[0])
-            self._made[features] = _Made(trainer, seeds[0], _values(trainer))
-        made = self._made[features]
-        return made.trainer, [self._beginning(candidate, made, seed) for seed in seeds]
+            made = self._made[features] = _Made(candidate, trainer, seeds[0], _values(trainer))
+        return made.trainer, [self._beginning(made, seed) for seed in seeds]
 
-    def _beginning(self, candidate: Candidate, made: _Made, seed: int) -> list[np.ndarray]:
+    def _beginning(self, made: _Made, seed: int) -> list[np.ndarray]:
         own = {id(v): value for v, value in zip(made.trainer.model.variables, self.weights(seed), strict=True)}
         for index, transform in enumerate(made.trainer.transforms):
             number = np.random.SeedSequence([seed, 3, index]).generate_state(1)[0] % 2**31
@@ -114,7 +118,7 @@ class Problem:
         # values besides the network's depend on the seed, such as noise in proportion to initial weights; the second
         # seed shows whether they do.
         if made.shared is not True and seed != made.seed:
-            values = _values(self.trainer(candidate, seed))
+            values = _values(self.trainer(made.candidate, seed))
             if made.shared is None:
                 pairs = zip(variables, made.values, values, strict=True)
                 made.shared = all(id(v) in own or np.array_equal(a, b, equal_nan=True) for v, a, b in pairs)
@@ -123,8 +127,9 @@ class Problem:
 
 @dataclass
 class _Made:
-    """A trainer, its seed, its values, and whether other seeds share the values that no generator draws."""
+    """A candidate's trainer, its seed, its values, and whether other seeds share the values that no generator draws."""
 
+    candidate: Candidate
     trainer: Trainer
     seed: int
     values: list[np.ndarray]
@@ -164,19 +169,3 @@ def build_trainer(candidate: Candidate, model: keras.Model, task: str) -> Traine
         loss_learning_rate=candidate.loss_learning_rate,
     )
     return trainer
-
-
-@contextlib.contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """Set Python's and NumPy's generators, from which Keras's initializers draw their seeds, and restore them after.
-
-    `keras.utils.set_random_seed` would import TensorFlow wherever it is installed.
-    """
-    states = random.getstate(), np.random.get_state()  # noqa: NPY002
-    random.seed(seed)
-    np.random.seed(seed)  # noqa: NPY002
-    try:
-        yield
-    finally:
-        random.setstate(states[0])
-        np.random.set_state(states[1])  # noqa: NPY002

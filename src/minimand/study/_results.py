@@ -94,10 +94,9 @@ def results_table(results: Results) -> pl.DataFrame:
     rows = []
     for row in results.comparison.rows:
         difference = dataclasses.asdict(row.differences[results.metric.key])
-        difference = {"difference": difference.pop("mean"), **difference}
         counts = {"cost": row.cost, "runs": row.runs, "diverged": row.diverged}
         rows.append({"candidate": row.candidate.name, **row.means, **difference, **counts})
-    return pl.DataFrame(rows).drop("pairs")
+    return pl.DataFrame(rows).rename({"mean": "difference"}).drop("pairs")
 
 
 def versions() -> dict[str, str]:
@@ -161,14 +160,12 @@ class Storage:
         """Keep other processes out; if one is in the folder, call `on_wait` and wait until it is done or dead."""
         lock = FileLock(self.folder / "lock")
         try:
-            lock.acquire(blocking=False)
+            held = lock.acquire(blocking=False)
         except Timeout:
             on_wait()
-            lock.acquire()
-        try:
+            held = lock.acquire()
+        with held:
             yield
-        finally:
-            lock.release()
 
     def load(self, candidate: Candidate, seed: int) -> Run | None:
         """The finished run of this candidate and seed, or None."""

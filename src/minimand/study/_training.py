@@ -95,7 +95,7 @@ def train_in_a_loop(problem: Problem, work: Work, on_epochs: OnEpochs, note: str
 def _train(problem: Problem, candidate: Candidate, trainer: Trainer, seed: int, on_epochs: OnEpochs, note: str) -> Run:
     backend.seed_unseeded_layers(seed)
     batches = _Batches(problem, seed)
-    recorder = _Recorder(batches, lambda: on_epochs(candidate.name, 1))
+    recorder = _Recorder(problem, batches, lambda: on_epochs(candidate.name, 1))
     trainer.fit(batches, epochs=problem.settings.epochs, verbose=0, shuffle=False, callbacks=[recorder])
     trainer.model.set_weights(recorder.best_weights or trainer.model.get_weights())
     weights = [variable.numpy() for variable in trainer.model.trainable_variables]
@@ -114,18 +114,15 @@ def _train(problem: Problem, candidate: Candidate, trainer: Trainer, seed: int, 
 
 
 class _Batches(keras.utils.PyDataset):
-    """Training batches in the problem's order for the epoch that was begun last.
+    """Training batches in an order that `_Recorder` sets for each epoch.
 
     Keras calls `on_epoch_end` of a `PyDataset` more often than there are epochs.
     """
 
     def __init__(self, problem: Problem, seed: int) -> None:
         super().__init__()
-        self.problem, self.seed, self.fold = problem, seed, problem.fold(seed)
-        self.begin(0)
-
-    def begin(self, epoch: int) -> None:
-        self.order = self.problem.order(self.seed, epoch)
+        self.seed, self.fold = seed, problem.fold(seed)
+        self.order = problem.order(seed, 0)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -138,10 +135,10 @@ class _Batches(keras.utils.PyDataset):
 class _Recorder(keras.callbacks.Callback):
     """Records each epoch, keeps the weights that are best on the validation rows, and stops without improvement."""
 
-    def __init__(self, batches: _Batches, on_epoch: Callable[[], None]) -> None:
+    def __init__(self, problem: Problem, batches: _Batches, on_epoch: Callable[[], None]) -> None:
         super().__init__()
-        self.batches, self.on_epoch, self.problem = batches, on_epoch, batches.problem
-        self.score = selection_score(self.problem.data.task)
+        self.problem, self.batches, self.on_epoch = problem, batches, on_epoch
+        self.score = selection_score(problem.data.task)
         self.epochs: list[dict[str, Any]] = []
         self.seconds: list[float] = []
         self.best = math.inf
@@ -149,7 +146,7 @@ class _Recorder(keras.callbacks.Callback):
         self.best_weights: list[np.ndarray] = []
 
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
-        self.batches.begin(epoch)
+        self.batches.order = self.problem.order(self.batches.seed, epoch)
         self.started = time.perf_counter()
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:

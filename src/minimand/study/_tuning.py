@@ -19,6 +19,7 @@ from typing import Any
 
 import optuna
 from optuna.samplers import BaseSampler, TPESampler
+from optuna.storages import JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial, Trial, TrialState, create_trial
 from sqlalchemy.exc import SQLAlchemyError
@@ -64,11 +65,13 @@ def tune(
     """
     shared = {**folder.identity, "tuning": tuning.splits}
     url = tuning.storage or f"sqlite:///{folder.folder / 'tuning.db'}"
-    with _quiet_optuna(), contextlib.closing(SharedStorage(url, folder.name)) as storage:
+    with contextlib.ExitStack() as stack:
+        stack.callback(optuna.logging.set_verbosity, optuna.logging.get_verbosity())
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        storage = stack.enter_context(contextlib.closing(SharedStorage(url, folder.name)))
         every = [Trials(storage, problem.data.name, candidate, tuning, shared) for candidate in candidates]
-        length = tuning.splits * problem.settings.epochs
         for trials in every:
-            on_epochs(trials.candidate.name, length * len(trials.finished()))
+            on_epochs(trials.candidate.name, tuning.splits * problem.settings.epochs * len(trials.finished()))
         together = math.ceil(tuning.trials / _ROUNDS)
         waiting = False
         with storage.alive([trials.study for trials in every]):
@@ -90,14 +93,13 @@ def _train(
     """Train the trials that were asked for on all splits, and store their scores."""
     key, epochs = selection_metric(problem.data.task).key, problem.settings.epochs
     going = {f"{of.candidate.name}, trial {trial.number}": (of, trial) for of, trial in asked}
-    names = {name: of.candidate.name for name, (of, _) in going.items()}
     scores: dict[str, list[float]] = {name: [] for name in going}
     seeds = tuple(range(_SEED, _SEED + tuning.splits))
     # A pruner may end a trial after each split, so that splits train one after the other.
     for some in [(seed,) for seed in seeds] if tuning.pruner else [seeds]:
         named = [dataclasses.replace(of.candidate_of(trial), name=name) for name, (of, trial) in going.items()]
         works = divided(problem, named, some)
-        for runs in train(works, lambda name, n: on_epochs(names[name], n)):
+        for runs in train(works, lambda name, n: on_epochs(going[name][0].candidate.name, n)):
             for run in runs:
                 of, trial = going[run.candidate]
                 score = float(run.epochs[run.best_epoch][key]) if run.status == FINISHED else math.inf
@@ -112,16 +114,6 @@ def _train(
                 if left and of.pruned(trial):
                     del going[name]
                     on_epochs(of.candidate.name, left * epochs)
-
-
-@contextlib.contextmanager
-def _quiet_optuna() -> Iterator[None]:
-    before = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    try:
-        yield
-    finally:
-        optuna.logging.set_verbosity(before)
 
 
 # Trials in a storage that processes share.
@@ -141,10 +133,7 @@ class SharedStorage:
         # The last sign of each other process, and the time at which it was new.
         self._signs: dict[str, tuple[float, float]] = {}
         with self.errors():
-            if "://" in url:
-                self.storage: Any = optuna.storages.RDBStorage(url)
-            else:
-                self.storage = optuna.storages.JournalStorage(JournalFileBackend(url))
+            self.storage: Any = RDBStorage(url) if "://" in url else JournalStorage(JournalFileBackend(url))
 
     @contextlib.contextmanager
     def errors(self) -> Iterator[None]:
@@ -160,7 +149,7 @@ class SharedStorage:
 
     def close(self) -> None:
         """Close the connections to a database."""
-        if isinstance(self.storage, optuna.storages.RDBStorage):
+        if isinstance(self.storage, RDBStorage):
             self.storage.remove_session()
             self.storage.engine.dispose()
 
@@ -186,11 +175,9 @@ class SharedStorage:
 
     def abandoned(self, owner: str, signs: Mapping[str, float]) -> bool:
         """Tell whether the owner of a trial seems dead, by the signs of life of all processes."""
-        if owner == self.owner:
-            return False
         if owner.partition("/")[0] == self.owner.partition("/")[0]:
-            # At most one process works there, and now it is this one.
-            return True
+            # At most one process works in a folder, and now it is this one.
+            return owner != self.owner
         sign = signs.get(owner, 0.0)
         seen, since = self._signs.get(owner, (None, 0.0))
         if seen != sign:
@@ -217,7 +204,7 @@ class Trials:
         self.candidate, self.ranges = candidate, search_ranges(candidate)
         self._storage, self._tuning = storage, tuning
         content = json.dumps([identity, candidate.to_dict(), self.ranges], sort_keys=True)
-        self._name = f"{name} {candidate.name} {hashlib.sha256(content.encode()).hexdigest()[:12]}"
+        study_name = f"{name} {candidate.name} {hashlib.sha256(content.encode()).hexdigest()[:12]}"
         first = {}
         for path, (low, high) in self.ranges.items():
             own = number_at(candidate, path)
@@ -227,10 +214,10 @@ class Trials:
         with storage.errors():
             self.study = optuna.create_study(
                 storage=storage.storage,
-                study_name=self._name,
+                study_name=study_name,
                 direction="minimize",
                 load_if_exists=True,
-                sampler=_Reproducible(self._name, first, sampler),
+                sampler=_Reproducible(study_name, first, sampler),
                 pruner=tuning.pruner or optuna.pruners.NopPruner(),
             )
 
@@ -241,29 +228,25 @@ class Trials:
         trial's numbers are chosen are then the same as if no process had died.
         """
         trials = []
+        storage = self._storage.storage
         with self._storage.errors():
             for of in self._abandoned()[:count]:
                 # The owner may live after all, and end the trial now.
                 with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError):
-                    self._storage.storage.set_trial_user_attr(of._trial_id, "owner", self._storage.owner)
+                    storage.set_trial_user_attr(of._trial_id, "owner", self._storage.owner)
                     trials.append(self._begun(of._trial_id))
             there = len(self._counted())
             new = min(count - len(trials), -there % count) if trials else count
             for _ in range(min(new, self._tuning.trials - there)):
-                trial_id = self._created()
+                # `study.ask` would leave a moment in which the trial has no owner.
+                ours = create_trial(state=TrialState.RUNNING, user_attrs={"owner": self._storage.owner})
+                trial_id = storage.create_new_trial(self.study._study_id, ours)
                 if trial_id not in [of._trial_id for of in self._counted()[: self._tuning.trials]]:
                     # Another process took the last trial at the same moment.
-                    self._storage.storage.set_trial_state_values(trial_id, TrialState.FAIL)
+                    storage.set_trial_state_values(trial_id, TrialState.FAIL)
                     break
                 trials.append(self._begun(trial_id))
         return trials
-
-    def _created(self) -> int:
-        """The id of a new trial of this process. (`study.ask` leaves a moment in which the trial has no owner.)"""
-        storage = self._storage.storage
-        ours = create_trial(state=TrialState.RUNNING, user_attrs={"owner": self._storage.owner})
-        trial_id: int = storage.create_new_trial(storage.get_study_id_from_name(self._name), ours)
-        return trial_id
 
     def _begun(self, trial_id: int) -> Trial:
         trial = Trial(self.study, trial_id)

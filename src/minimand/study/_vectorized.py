@@ -42,7 +42,7 @@ def runs_at_once(problem: Problem) -> int:
 def train_at_once(
     problem: Problem, works: Sequence[Work], on_epochs: OnEpochs
 ) -> Generator[list[Run], None, list[tuple[Work, str]]]:
-    """Yields the runs of works, some at a time; returns works that JAX cannot train at once, with the reason."""
+    """Yields the runs of works, some at a time; returns works that JAX cannot train at once, with a note of why."""
     programs: list[tuple[list[_Traced], _Runs, Future[None]]] = []
     rest: list[tuple[Work, BaseException]] = []
     # Other threads compile while this one traces the next program. No program runs beside a compiler, because its time
@@ -61,8 +61,8 @@ def train_at_once(
             yield list(runs.train(on_epochs))
         else:
             rest += [(traced.work, failure) for traced in group]
-    reasons = [str(error).strip() or type(error).__name__ for _, error in rest]
-    return [(work, reason.splitlines()[0]) for (work, _), reason in zip(rest, reasons, strict=True)]
+    reasons = [(work, (str(error).strip() or type(error).__name__).splitlines()[0]) for work, error in rest]
+    return [(work, f"JAX cannot train its seeds at once: {reason}") for work, reason in reasons]
 
 
 class _Traced(NamedTuple):
@@ -77,7 +77,8 @@ def trace(problem: Problem, work: Work) -> _Traced:
     """Trace the training step of a candidate; raises whatever JAX raises if it cannot."""
     trainer, states = problem.beginnings(work.candidate, work.seeds)
     data, rows = judge_of(problem, work.seeds).data, problem.order(work.seeds[0], 0).shape[1]
-    return _Traced(work, backend.step_programs.TracedStep(trainer, (data.x[0, :rows], data.y[0, :rows])), states)
+    batch = data["x_train"][0, :rows], data["y_train"][0, :rows]
+    return _Traced(work, backend.step_programs.TracedStep(trainer, batch), states)
 
 
 def _groups(problem: Problem, works: Sequence[Work], rest: list[tuple[Work, BaseException]]) -> Iterator[list[_Traced]]:
@@ -110,16 +111,6 @@ def _groups(problem: Problem, works: Sequence[Work], rest: list[tuple[Work, Base
 # Judgement after each epoch.
 
 
-class FitData(NamedTuple):
-    """Arrays (folds, rows, ...): inputs and targets for training and for validation, and inputs for testing."""
-
-    x: Any
-    y: Any
-    x_validation: Any
-    y_validation: Any
-    x_test: Any
-
-
 class Best(NamedTuple):
     """Each run's network at its best epoch, the score and the number of that epoch, and whether the run goes on."""
 
@@ -140,9 +131,10 @@ class Judge:
     """
 
     def __init__(self, problem: Problem, seeds: tuple[int, ...]) -> None:
-        folds, names = [problem.fold(seed) for seed in seeds], ("x_train", "y_train", *FitData._fields[2:])
-        stacked = [np.stack([getattr(fold, name) for fold in folds]) for name in names]
-        self.data = FitData(*map(ops.convert_to_tensor, stacked))
+        folds = [problem.fold(seed) for seed in seeds]
+        # Tensors (folds, rows, ...) by the names that a `Fold` has for them.
+        names = ("x_train", "y_train", "x_validation", "y_validation", "x_test")
+        self.data = {name: ops.convert_to_tensor(np.stack([getattr(f, name) for f in folds])) for name in names}
         # (trainings, lifted step, program of an epoch)
         self.epoch_programs: list[tuple[int, Any, Any]] = []
         self._model, self._patience = problem.network(seeds[0]), problem.settings.patience
@@ -155,17 +147,18 @@ class Judge:
             program = backend.step_programs.Program
             # The data are an argument, because XLA copies constants into the program.
             judging = program(self._judge, best, best.network, fold, best.score, 0, self.data, donate=(0,))
-            self._programs[len(fold)] = judging, program(self._test, best.network, fold, self.data.x_test)
+            self._programs[len(fold)] = judging, program(self._test, best.network, fold, self.data["x_test"])
         return self._programs[len(fold)]
 
     def _judge(
-        self, best: Best, network: Any, fold: Tensor, loss: Tensor, epoch: Tensor, data: FitData
+        self, best: Best, network: Any, fold: Tensor, loss: Tensor, epoch: Tensor, data: dict[str, Tensor]
     ) -> tuple[Best, dict[str, Tensor]]:
         """The best of each run after an epoch of this loss; its score, and whether the run had not ended before."""
 
         def judge(run: tuple[Best, Any, Tensor, Tensor]) -> tuple[Best, dict[str, Tensor]]:
             best, network, fold, loss = run
-            score = self._score(data.y_validation[fold], self._predict(network, data.x_validation[fold]))
+            predicted = self._predict(network, data["x_validation"][fold])
+            score = self._score(data["y_validation"][fold], predicted)
             better = best.active & (score < best.score)
             number = ops.where(better, epoch, best.epoch)
             active = best.active & ops.isfinite(loss)
@@ -235,17 +228,18 @@ class _Runs:
                     return lifted, self._numbers_of(lifted, steps), program
         lifted = backend.step_programs.LiftedStep(steps)
 
-        def epoch(state: Any, fold: Tensor, numbers: Any, x: Tensor, y: Tensor, order: Tensor) -> Any:
+        def epoch(state: Any, fold: Tensor, numbers: Any, data: dict[str, Tensor], order: Tensor) -> Any:
             """The states of all runs after an epoch, and its logs."""
 
             def of_run(run: tuple[Any, Tensor, Any]) -> Any:
                 state, fold, numbers = run
+                x, y = data["x_train"], data["y_train"]
                 return lifted.epoch(state, numbers, order[fold], lambda rows: (x[fold, rows], y[fold, rows]))
 
             return ops.vectorized_map(of_run, (state, fold, numbers))
 
         numbers, order = self._numbers_of(lifted, steps), np.stack([self._problem.order(s, 0) for s in self._seeds])
-        arguments = self._state, self._fold, numbers, *self._judge.data[:2], order
+        arguments = self._state, self._fold, numbers, self._judge.data, order
         program = backend.step_programs.Program(epoch, *arguments, donate=(0,))
         self._judge.epoch_programs.append((len(self._runs), lifted, program))
         return lifted, numbers, program
@@ -285,16 +279,15 @@ class _Runs:
                 break
         weights = [np.asarray(values).reshape(len(self._runs), -1) for values in self._best.network[0]]
         zeros = (np.concatenate(weights, axis=1) == 0).mean(axis=1)
-        predictions = np.asarray(self._testing(self._best.network, self._fold, self._judge.data.x_test))
+        predictions = np.asarray(self._testing(self._best.network, self._fold, self._judge.data["x_test"]))
         best, per_epoch = np.asarray(self._best.epoch), float(np.median(seconds))
         for lane, (candidate, seed) in enumerate(self._runs):
             measured = {"seconds_per_epoch": per_epoch, "zeros": float(zeros[lane])}
-            epoch, predicted = int(best[lane]), predictions[lane]
-            yield run_of(self._problem, candidate, seed, records[lane], epoch, predicted, **measured)
+            yield run_of(self._problem, candidate, seed, records[lane], int(best[lane]), predictions[lane], **measured)
 
     def _train_epoch(self, epoch: int, order: np.ndarray) -> dict[str, Tensor]:
         """The logs of an epoch, its score, and whether it counts."""
-        self._state, logs = self._program(self._state, self._fold, self._numbers, *self._judge.data[:2], order)
+        self._state, logs = self._program(self._state, self._fold, self._numbers, self._judge.data, order)
         network = self._lifted.step.network(self._state)
         self._best, judged = self._judging(self._best, network, self._fold, logs["loss"], epoch, self._judge.data)
         return {**logs, **judged}
