@@ -1,9 +1,8 @@
-"""The base classes of losses, and the helpers of all losses: masks, shapes, running means and plain models."""
+"""The base class of losses with variables, and the helpers of all losses: masks, shapes, wrapping and running means."""
 
 from __future__ import annotations
 
 import itertools
-import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -17,7 +16,6 @@ from minimand._config import config_of, from_config
 from minimand._keras import LossFunctionWrapper, compile_utils, get_keras_mask, set_keras_mask
 from minimand._ops import at_least_float32
 from minimand._state import StateLayer
-from minimand._validation import check_float, check_several
 from minimand.backend import Tensor
 from minimand.parametrizations import Parametrization
 
@@ -112,12 +110,6 @@ def _latent_initializer(initializer: Any, shape: tuple[int, ...], parametrizatio
     return lambda _, dtype=None: ops.convert_to_tensor(latent, dtype)
 
 
-def bounds_around(owner: str, name: str, bounds: Any, first: float, above: float = -math.inf) -> tuple[float, float]:
-    """Return the two bounds of a parameter if they enclose its first value, or raise a `ValueError`."""
-    low, high = check_several(owner, name, bounds, 2)
-    return check_float(owner, name, low, above=above, below=first), check_float(owner, name, high, above=first)
-
-
 # Shapes, masks and sample weights.
 
 
@@ -143,9 +135,11 @@ def aligned(owner: str, y_true: Tensor, y_pred: Tensor) -> tuple[Tensor, Tensor]
     return y_true, y_pred
 
 
-def _batch_free_shape(value: Any) -> tuple[int | None, ...]:
-    """Return the shape of an array, with None for the size of the batch axis."""
-    return (None, *tuple(ops.convert_to_tensor(value).shape)[1:])
+def _batch_free_shape(value: Any) -> Any:
+    """Return the shapes of a structure of arrays, with None for the size of the batch axis."""
+    return keras.tree.map_structure(
+        lambda leaf: (None, *tuple(ops.convert_to_tensor(leaf).shape)[1:]), value, none_is_leaf=False
+    )
 
 
 def without_masked(y_true: Any, y_pred: Any) -> tuple[Any, Any]:
@@ -167,7 +161,42 @@ def without_masked(y_true: Any, y_pred: Any) -> tuple[Any, Any]:
     return hidden(y_true), shown
 
 
+def importance_of(values: Tensor, factors: Sequence[Any]) -> Tensor:
+    """Return the product of the factors (a mask, sample weights, or None) in the shape (batch, ...) of the values."""
+    result = ops.ones_like(values)
+    for given in factors:
+        if given is not None:
+            factor = ops.cast(ops.convert_to_tensor(given), values.dtype)
+            if len(factor.shape) == len(values.shape) + 1 and factor.shape[-1] == 1:
+                factor = ops.squeeze(factor, -1)
+            missing = len(values.shape) - len(factor.shape)
+            result = result * ops.reshape(factor, (*ops.shape(factor), *(1,) * missing))
+    return result
+
+
 # Losses inside losses.
+
+
+def wrapped_loss(owner: str, loss: Any, *, optional: bool = False) -> Any:
+    """Return the loss that a loss is given to wrap, a Keras loss, a function, or the name of one of these."""
+    found = keras.losses.get(loss)
+    if not callable(found) and not (loss is None and optional):
+        raise ValueError(f"{owner}: `loss` must be a Keras loss, or the name of one. Received: loss={loss!r}")
+    return found
+
+
+def values_of(owner: str, loss: Any, y_true: Tensor, y_pred: Tensor) -> Tensor:
+    """Return the values (batch, ...) of a wrapped loss, in float32 or float64."""
+    if len(y_pred.shape) == 1:
+        y_true, y_pred = ops.reshape(y_true, (-1, 1)), ops.expand_dims(y_pred, -1)
+    # A bare function does not align (batch,) with (batch, 1). `compile` wraps functions in the same way.
+    values = (loss if isinstance(loss, keras.losses.Loss) else LossFunctionWrapper(loss)).call(y_true, y_pred)
+    if not values.shape:
+        raise ValueError(
+            f"{owner}: `loss` must give one value for each example. Received: loss={loss!r}, which gives one value for "
+            "the batch."
+        )
+    return at_least_float32(values)
 
 
 def _losses_in(loss: keras.losses.Loss) -> list[keras.losses.Loss]:
@@ -189,119 +218,56 @@ def trainable_losses(losses: Any) -> list[TrainableLoss]:
     return found
 
 
+def _set_factors(loss: TrainableLoss | WrappingLoss, factors: tuple[Any, ...]) -> None:
+    """Tell a loss, and the losses inside, the mask and the sample weights of the current call."""
+    loss._factors = factors
+    for inner in _losses_in(loss):
+        if isinstance(inner, (TrainableLoss, WrappingLoss)):
+            _set_factors(inner, factors)
+
+
+def _call(
+    loss: TrainableLoss | WrappingLoss, keras_call: Callable[..., Tensor], y_true: Any, y_pred: Any, sample_weight: Any
+) -> Tensor:
+    """Call a loss with masked places hidden, while the loss knows how much each entry counts."""
+    y_true, y_pred = without_masked(y_true, y_pred)
+    _set_factors(loss, (get_keras_mask(y_pred), sample_weight))
+    try:
+        return keras_call(y_true, y_pred, sample_weight)
+    finally:
+        # Tensors of a traced step must not outlive the step.
+        _set_factors(loss, ())
+
+
 def _called_by_compile_loss() -> bool:
     """Return whether Keras's `fit` or `evaluate`, and not the user, calls the loss three frames above."""
     return sys._getframe(3).f_globals["__name__"] == compile_utils.__name__
 
 
-def _restored(kind: Any, config: Any, parts: list[tuple[Any, list[Any]]]) -> Any:
-    """Return a loss made from the recipe of `BaseLoss.__reduce__`."""
+def _copy_of(loss: Any) -> tuple[Any, ...]:
+    """Return the recipe of an equal loss with variables of its own, for `pickle` and `copy.deepcopy`."""
+    inner = trainable_losses(loss)
+    values = [ops.convert_to_numpy(ops.stop_gradient(v.value)) for part in inner for v in part.variables]
+    return _restored, (type(loss), loss.get_config(), [part.built_state() for part in inner], values)
+
+
+def _restored(kind: Any, config: Any, states: list[Any], values: list[Any]) -> Any:
+    """Return a loss made from the recipe of `_copy_of`."""
     loss = kind.from_config(config)
-    for part, (state, values) in zip(trainable_losses(loss), parts, strict=True):
+    inner = trainable_losses(loss)
+    for part, state in zip(inner, states, strict=True):
         part.restore_built_state(state)
-        for variable, value in zip(part.variables, values, strict=True):
-            variable.assign(value)
+    for variable, value in zip([v for part in inner for v in part.variables], values, strict=True):
+        variable.assign(value)
     return loss
 
 
-class BaseLoss(keras.losses.Loss):
-    """The base class of the losses of this package.
-
-    `call` sees the number 1 in masked places. It reads how much each entry counts by `importance`, and the values of a
-    loss that this loss is made of by `values_of`. If a loss inside has variables, a trainer trains them, and a stock
-    `compile` raises an error. Each argument of `__init__` must be an attribute of the same name, or `get_config` must
-    be overridden.
-    """
-
-    def __init__(self, *, name: str | None = None, **kwargs: Any) -> None:
-        # The class name in snake case, without the number that Keras would add.
-        default_name = re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", type(self).__name__).lower()
-        super().__init__(name=name or default_name, **kwargs)
-        self._factors: tuple[Any, ...] = ()
-
-    # The losses that this loss is made of.
-
-    def wrap(self, loss: Any, *, optional: bool = False) -> Any:
-        """Return the loss for an attribute: a Keras loss, a function, or the loss of this name."""
-        found = keras.losses.get(loss)
-        if not callable(found) and not (loss is None and optional):
-            raise ValueError(
-                f"{type(self).__name__}: `loss` must be a Keras loss, or the name of one. Received: loss={loss!r}"
-            )
-        return found
-
-    def values_of(self, loss: Any, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """Return the value of a wrapped loss at each example (batch, ...), in float32 or float64.
-
-        Raises:
-            ValueError: the loss gives one value for the whole batch.
-        """
-        if len(y_pred.shape) == 1:
-            y_true, y_pred = ops.reshape(y_true, (-1, 1)), ops.expand_dims(y_pred, -1)
-        # A bare function does not align (batch,) with (batch, 1). `compile` wraps functions in the same way.
-        values = (loss if isinstance(loss, keras.losses.Loss) else LossFunctionWrapper(loss)).call(y_true, y_pred)
-        if not values.shape:
-            raise ValueError(
-                f"{type(self).__name__}: `loss` must give one value for each example. Received: loss={loss!r}, which "
-                "gives one value for the batch."
-            )
-        return at_least_float32(values)
-
-    # Calls.
-
-    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Tensor:
-        for loss in trainable_losses(self):
-            loss._prepare_call(y_true, y_pred)
-        y_true, y_pred = without_masked(y_true, y_pred)
-        self._set_factors((get_keras_mask(y_pred), sample_weight))
-        try:
-            return super().__call__(y_true, y_pred, sample_weight)
-        finally:
-            # Tensors of a traced step must not outlive the step.
-            self._set_factors(())
-
-    def _set_factors(self, factors: tuple[Any, ...]) -> None:
-        """Tell this loss, and the losses inside, the mask and the sample weights of the current call."""
-        self._factors = factors
-        for loss in _losses_in(self):
-            if isinstance(loss, BaseLoss):
-                loss._set_factors(factors)
-
-    def importance(self, values: Tensor) -> Tensor:
-        """Return how much each entry of `values` (batch, ...) counts in this call: its sample weight; 0 if masked."""
-        result = ops.ones_like(values)
-        for given in self._factors:
-            if given is not None:
-                factor = ops.cast(ops.convert_to_tensor(given), values.dtype)
-                if len(factor.shape) == len(values.shape) + 1 and factor.shape[-1] == 1:
-                    factor = ops.squeeze(factor, -1)
-                missing = len(values.shape) - len(factor.shape)
-                result = result * ops.reshape(factor, (*ops.shape(factor), *(1,) * missing))
-        return result
-
-    # Configuration and copies.
-
-    def get_config(self) -> dict[str, Any]:
-        """Return the arguments that make an equal loss."""
-        return loss_config(self)
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Any:
-        """Return a loss made from `get_config()`."""
-        return from_config(cls, config)
-
-    def __reduce__(self) -> Any:
-        """Return the recipe of an equal loss with variables of its own, for `pickle` and `copy.deepcopy`."""
-        parts = [(part.built_state(), [v.numpy() for v in part.variables]) for part in trainable_losses(self)]
-        return _restored, (type(self), self.get_config(), parts)
+def _default_name(kind: type) -> str:
+    """Return the snake case of the class name, without the number that Keras would add."""
+    return re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower()
 
 
-def loss_config(loss: keras.losses.Loss, **given: Any) -> dict[str, Any]:
-    """Return the arguments that make an equal loss; `given` holds those that are not attributes of the loss."""
-    return config_of(loss, {**keras.losses.Loss.get_config(loss), "dtype": loss.dtype, **given})
-
-
-class TrainableLoss(BaseLoss):
+class TrainableLoss(keras.losses.Loss):
     """The base class of losses with trainable variables, which are minimised together with the model's weights.
 
     Derive from this class when a loss has parameters that the data should choose, such as a scale or a threshold.
@@ -354,13 +320,14 @@ class TrainableLoss(BaseLoss):
     def __init__(
         self, *, reduction: str | None = "sum_over_batch_size", name: str | None = None, dtype: Any = None
     ) -> None:
-        super().__init__(name=name, reduction=reduction, dtype=dtype)
+        super().__init__(name=name or _default_name(type(self)), reduction=reduction, dtype=dtype)
         self.state = StateLayer(name=self.name)
         self.built_shapes: list[Any] | None = None
         self.in_trainer = False
         self.training = True
         self._wrapped: list[TrainableLoss] = []
         self._logged: list[tuple[LatestValue, Any]] = []
+        self._factors: tuple[Any, ...] = ()
 
     # Variables.
 
@@ -450,11 +417,15 @@ class TrainableLoss(BaseLoss):
         Raises:
             ValueError: `loss` is not a loss.
         """
-        found = super().wrap(loss, optional=optional)
+        found = wrapped_loss(type(self).__name__, loss, optional=optional)
         inner = trainable_losses(found)
         self._wrapped += inner
         self.state.parts.extend(part.state for part in inner)
         return found
+
+    def values_of(self, loss: Any, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        """Return the value of a wrapped loss at each example (batch, ...), in float32 or float64."""
+        return values_of(type(self).__name__, loss, y_true, y_pred)
 
     # Building.
 
@@ -491,8 +462,12 @@ class TrainableLoss(BaseLoss):
 
     # Calls.
 
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Tensor:
+        self._prepare_call(y_true, y_pred)
+        return _call(self, super().__call__, y_true, y_pred, sample_weight)
+
     def _prepare_call(self, y_true: Any, y_pred: Any) -> None:
-        """Refuse a stock `compile`, and build the loss before the first call; `BaseLoss.__call__` calls this method."""
+        """Refuse a stock `compile`, and build the loss before the first call; `__call__` calls this method first."""
         if not self.in_trainer and (not self.built or _called_by_compile_loss()):
             raise RuntimeError(
                 f"{type(self).__name__} has variables, which `model.compile()` would neither train nor save. Use "
@@ -502,8 +477,7 @@ class TrainableLoss(BaseLoss):
             )
         if not self.built:
             # The size of this batch is left out, because a later batch may be smaller.
-            shapes = keras.tree.map_structure(_batch_free_shape, (y_true, y_pred), none_is_leaf=False)
-            self.build_once(*shapes)
+            self.build_once(*(_batch_free_shape(value) for value in (y_true, y_pred)))
         self._begin_call()
 
     def _begin_call(self) -> None:
@@ -514,7 +488,20 @@ class TrainableLoss(BaseLoss):
             loss.training = self.training
             loss._begin_call()
 
-    # Copies.
+    def importance(self, values: Tensor) -> Tensor:
+        """Return how much each entry of `values` (batch, ...) counts in this call: its sample weight; 0 if masked."""
+        return importance_of(values, self._factors)
+
+    # Configuration and copies.
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make an equal loss."""
+        return loss_config(self)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """Return a loss made from `get_config()`."""
+        return from_config(cls, config)
 
     def built_state(self) -> dict[str, Any]:
         """Return what an equal loss needs besides the configuration and the values of the variables."""
@@ -528,6 +515,43 @@ class TrainableLoss(BaseLoss):
         self.trainable = state["trainable"]
         for loss, own in zip(self._wrapped, state["wrapped"], strict=True):
             loss.restore_built_state(own)
+
+    def __reduce__(self) -> Any:
+        return _copy_of(self)
+
+
+def loss_config(loss: keras.losses.Loss, **given: Any) -> dict[str, Any]:
+    """Return the arguments that make an equal loss; `given` holds those that are not attributes of the loss."""
+    return config_of(loss, {**keras.losses.Loss.get_config(loss), "dtype": loss.dtype, **given})
+
+
+class WrappingLoss(keras.losses.Loss):
+    """A loss without variables of its own that is made of another loss's values, and works in stock `compile`.
+
+    If the wrapped loss has variables, a trainer trains them, and a stock `compile` raises an error.
+    """
+
+    def __init__(self, loss: Any, *, name: str | None = None, **kwargs: Any) -> None:
+        super().__init__(name=name or _default_name(type(self)), **kwargs)
+        self.loss = wrapped_loss(type(self).__name__, loss)
+        self._factors: tuple[Any, ...] = ()
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Tensor:
+        for loss in trainable_losses(self.loss):
+            loss._prepare_call(y_true, y_pred)
+        return _call(self, super().__call__, y_true, y_pred, sample_weight)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make an equal loss."""
+        return loss_config(self)
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Any:
+        """Return a loss made from `get_config()`."""
+        return from_config(cls, config)
+
+    def __reduce__(self) -> Any:
+        return _copy_of(self)
 
 
 # Statistics of batches.

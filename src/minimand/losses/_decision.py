@@ -207,27 +207,20 @@ _PENALTY, _ASCENT = 10.0, 0.01
 _VIOLATIONS = (-0.1, 0.1)
 
 
-class _ConstrainedThreshold(_DecisionThreshold):
-    """A decision threshold that minimises a function J of the rates subject to v <= 0, v another such function."""
-
-    def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
-        super().build(y_true_shape, y_pred_shape)
-        self.multiplier = self.add_statistic(name="multiplier")
-
-    def lagrangian(self, minimised: Tensor, violation: Tensor) -> Tensor:
-        """Return J + ((m + 10 v)+^2 - m^2)/20; in training the multiplier m moves to (m + 0.1 v)+ first."""
-        value = self.multiplier.value
-        if self.training:
-            constant = ops.clip(ops.cast(ops.stop_gradient(violation), self.multiplier.dtype), *_VIOLATIONS)
-            value = ops.relu(value + _ASCENT * _PENALTY * constant)
-            self.multiplier.assign(value)
-        value = ops.cast(value, violation.dtype)
-        priced = ops.relu(value + _PENALTY * violation)
-        return minimised + (ops.square(priced) - ops.square(value)) / (2 * _PENALTY)
+def _lagrangian(loss: _DecisionThreshold, multiplier: keras.Variable, minimised: Tensor, violation: Tensor) -> Tensor:
+    """Return the augmented Lagrangian J + ((m + 10 v)+^2 - m^2)/20; in training m moves to (m + 0.1 v)+ first."""
+    value = multiplier.value
+    if loss.training:
+        constant = ops.clip(ops.cast(ops.stop_gradient(violation), multiplier.dtype), *_VIOLATIONS)
+        value = ops.relu(value + _ASCENT * _PENALTY * constant)
+        multiplier.assign(value)
+    value = ops.cast(value, violation.dtype)
+    priced = ops.relu(value + _PENALTY * violation)
+    return minimised + (ops.square(priced) - ops.square(value)) / (2 * _PENALTY)
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class PrecisionAtRecallThreshold(_ConstrainedThreshold):
+class PrecisionAtRecallThreshold(_DecisionThreshold):
     """PrecisionAtRecallThreshold trains the threshold of a binary decision for the best precision at a given recall.
 
     Use this loss when a given share of the positives must be found, as in screening.
@@ -279,13 +272,17 @@ class PrecisionAtRecallThreshold(_ConstrainedThreshold):
         super().__init__(loss, temperature=temperature, momentum=momentum, from_logits=from_logits, **kwargs)
         self.recall = check_float("PrecisionAtRecallThreshold", "recall", recall, above=0.0, below=1.0)
 
+    def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
+        super().build(y_true_shape, y_pred_shape)
+        self.multiplier = self.add_statistic(name="multiplier")
+
     def objective(self, tp: Tensor, fp: Tensor, positives: Tensor) -> Tensor:
         violation = self.recall - ops.divide_no_nan(tp, positives)
-        return self.lagrangian(ops.divide_no_nan(fp, 1 - positives), violation)
+        return _lagrangian(self, self.multiplier, ops.divide_no_nan(fp, 1 - positives), violation)
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class RecallAtPrecisionThreshold(_ConstrainedThreshold):
+class RecallAtPrecisionThreshold(_DecisionThreshold):
     """RecallAtPrecisionThreshold trains the threshold of a binary decision for the best recall at a given precision.
 
     Use this loss when a given share of the alarms must be right, as where each alarm costs a person's time.
@@ -336,6 +333,10 @@ class RecallAtPrecisionThreshold(_ConstrainedThreshold):
         super().__init__(loss, temperature=temperature, momentum=momentum, from_logits=from_logits, **kwargs)
         self.precision = check_float("RecallAtPrecisionThreshold", "precision", precision, above=0.0, below=1.0)
 
+    def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
+        super().build(y_true_shape, y_pred_shape)
+        self.multiplier = self.add_statistic(name="multiplier")
+
     def objective(self, tp: Tensor, fp: Tensor, positives: Tensor) -> Tensor:
         violation = ops.divide_no_nan(self.precision * fp - (1 - self.precision) * tp, positives)
-        return self.lagrangian(1 - ops.divide_no_nan(tp, positives), violation)
+        return _lagrangian(self, self.multiplier, 1 - ops.divide_no_nan(tp, positives), violation)

@@ -11,12 +11,27 @@ from keras import ops
 from minimand._ops import at_least
 from minimand._validation import check_bool, check_float, check_int
 from minimand.backend import Tensor
-from minimand.losses._base import BaseLoss, TrainableLoss, update_running_mean, weighted_quantile
+from minimand.losses._base import (
+    TrainableLoss,
+    WrappingLoss,
+    importance_of,
+    update_running_mean,
+    values_of,
+    weighted_quantile,
+)
 from minimand.losses._robust import check_shape
 
 # From the median of |x| to the standard deviation of a normal x: 1 over the 3/4 quantile of the standard normal.
 _MEDIAN_TO_STDDEV = 1.482602218505602
 _LEAST_SCALE = 1e-30
+
+
+def _weighted(loss: _ExampleWeighted | _RunningWeights, values: Tensor, importance: Tensor) -> Tensor:
+    """Return v_i l_i, or v_i l_i / mean(v) if `normalize`; v is a constant to the gradient unless `differentiate`."""
+    weights = loss.example_weights(values if loss.differentiate else ops.stop_gradient(values), importance)
+    if loss.normalize:
+        weights = ops.divide_no_nan(weights * ops.sum(importance), ops.sum(weights * importance))
+    return weights * values
 
 
 def _robust_weights(squares: Tensor, alpha: float) -> Tensor:
@@ -28,15 +43,14 @@ def _robust_weights(squares: Tensor, alpha: float) -> Tensor:
     return ops.exp((alpha / 2 - 1) * ops.log1p(squares / (2 - alpha)))
 
 
-class _ExampleWeighted(BaseLoss):
-    """A loss whose examples are weighted by a function of their values; a subclass has `example_weights`.
+# Weights that depend on the values of one batch. These losses have no variables.
 
-    mean_i v_i l_i, or mean_i v_i l_i / mean(v) if `normalize`; v is a constant to the gradient unless `differentiate`
-    """
+
+class _ExampleWeighted(WrappingLoss):
+    """A loss whose examples are weighted by a function of their values; a subclass has `example_weights`."""
 
     def __init__(self, loss: Any, *, differentiate: bool = False, normalize: bool, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.loss = self.wrap(loss)
+        super().__init__(loss, **kwargs)
         self.differentiate = check_bool(type(self).__name__, "differentiate", differentiate)
         self.normalize = check_bool(type(self).__name__, "normalize", normalize)
 
@@ -45,15 +59,8 @@ class _ExampleWeighted(BaseLoss):
         raise NotImplementedError
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        values = self.values_of(self.loss, y_true, y_pred)
-        importance = self.importance(values)
-        weights = self.example_weights(values if self.differentiate else ops.stop_gradient(values), importance)
-        if self.normalize:
-            weights = ops.divide_no_nan(weights * ops.sum(importance), ops.sum(weights * importance))
-        return weights * values
-
-
-# Weights that depend on the values of one batch. These losses have no variables.
+        values = values_of(type(self).__name__, self.loss, y_true, y_pred)
+        return _weighted(self, values, importance_of(values, self._factors))
 
 
 @keras.saving.register_keras_serializable(package="minimand")
@@ -109,7 +116,7 @@ class Focal(_ExampleWeighted):
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class GeneralizedCrossEntropy(BaseLoss):
+class GeneralizedCrossEntropy(WrappingLoss):
     """Generalized cross-entropy limits the loss of examples whose label the model finds improbable.
 
     Use this loss when some labels are wrong: each example has the gradient of cross-entropy times p_i^q.
@@ -145,13 +152,12 @@ class GeneralizedCrossEntropy(BaseLoss):
     """
 
     def __init__(self, loss: Any, *, q: float = 0.7, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.loss = self.wrap(loss)
+        super().__init__(loss, **kwargs)
         # Beyond 1 a constant prediction would converge to certainty.
         self.q = check_float("GeneralizedCrossEntropy", "q", q, above=0.0, maximum=1.0)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        values = self.values_of(self.loss, y_true, y_pred)
+        values = values_of(type(self).__name__, self.loss, y_true, y_pred)
         return -ops.expm1(-self.q * values) / self.q
 
 
@@ -262,7 +268,7 @@ class HardExampleMining(_ExampleWeighted):
 # Weights that depend on a running statistic of the batches, which is a variable, so these losses need a trainer.
 
 
-class _RunningWeights(_ExampleWeighted, TrainableLoss):
+class _RunningWeights(TrainableLoss):
     """A loss whose examples are weighted by their values and a running statistic of the values.
 
     mean_i v_i l_i, with S <- m S + (1 - m) S(batch) in training, and S(first batch) at first
@@ -272,9 +278,15 @@ class _RunningWeights(_ExampleWeighted, TrainableLoss):
 
     statistic_shape: tuple[int, ...] = ()
 
-    def __init__(self, loss: Any, *, momentum: float, **kwargs: Any) -> None:
-        super().__init__(loss, **kwargs)
-        self.momentum = check_float(type(self).__name__, "momentum", momentum, minimum=0.0, below=1.0)
+    def __init__(
+        self, loss: Any, *, momentum: float, differentiate: bool = False, normalize: bool, **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        owner = type(self).__name__
+        self.loss = self.wrap(loss)
+        self.momentum = check_float(owner, "momentum", momentum, minimum=0.0, below=1.0)
+        self.differentiate = check_bool(owner, "differentiate", differentiate)
+        self.normalize = check_bool(owner, "normalize", normalize)
 
     def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
         self.statistic = self.add_statistic(self.statistic_shape, name="statistic")
@@ -296,6 +308,10 @@ class _RunningWeights(_ExampleWeighted, TrainableLoss):
             update_running_mean(self.statistic, self.started, of_batch, self.momentum, ops.sum(counts) > 0)
         weights = self.weights_from(values, ops.cast(self.statistic, values.dtype))
         return ops.where(ops.cast(self.started, "bool"), weights, 1.0)
+
+    def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        values = self.values_of(self.loss, y_true, y_pred)
+        return _weighted(self, values, self.importance(values))
 
 
 @keras.saving.register_keras_serializable(package="minimand")

@@ -102,21 +102,19 @@ class ImageTransform:
                 self.bands[low_height:height, low_width:width] = first + 2
                 height, width = low_height, low_width
 
-    def __call__(self, images: Tensor, level: int = 0) -> Tensor:
-        """The coefficients, in the images' shape and dtype; a wavelet's low-pass part in the first corner.
+    def __call__(self, images: Tensor) -> Tensor:
+        """The coefficients, in the images' shape and dtype; a wavelet's low-pass part in the first corner."""
+        return self._transformed(images, self._steps)
 
-        Args:
-            images: the images, or the low-pass corner that the levels before this one leave.
-            level: the level to begin with.
-        """
-        if level == len(self._steps):
+    def _transformed(self, images: Tensor, steps: list[tuple[np.ndarray, np.ndarray]]) -> Tensor:
+        if not steps:
             return images
-        rows, columns = (ops.convert_to_tensor(matrix, images.dtype) for matrix in self._steps[level])
+        rows, columns = (ops.convert_to_tensor(matrix, images.dtype) for matrix in steps[0])
         result = ops.matmul(ops.matmul(rows, images), ops.transpose(columns))
-        if level == len(self._steps) - 1:
+        if len(steps) == 1:
             return result
-        height, width = (len(matrix) for matrix in self._steps[level + 1])
-        corner = self(result[..., :height, :width], level + 1)
+        height, width = steps[1][0].shape[0], steps[1][1].shape[0]
+        corner = self._transformed(result[..., :height, :width], steps[1:])
         top = ops.concatenate([corner, result[..., :height, width:]], axis=-1)
         return ops.concatenate([top, result[..., height:, :]], axis=-2)
 

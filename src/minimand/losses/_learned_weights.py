@@ -13,7 +13,7 @@ from keras import ops
 from minimand._ops import one_hot_targets
 from minimand._validation import check_choice, check_float, check_int, check_several, is_number
 from minimand.backend import Tensor
-from minimand.losses._base import TrainableLoss, bounds_around
+from minimand.losses._base import TrainableLoss
 from minimand.parametrizations import Bounded
 
 # Weights of classes.
@@ -75,9 +75,12 @@ class LearnedClassWeights(TrainableLoss):
         owner = "LearnedClassWeights"
         self.num_classes = check_int(owner, "num_classes", num_classes, minimum=2)
         self.loss = self.wrap(loss)
-        each = [strength] if is_number(strength) else check_several(owner, "strength", strength, num_classes)
-        checked = [check_float(owner, "strength", k, above=0.0) for k in each]
-        self.strength = checked[0] if is_number(strength) else checked
+        self.strength: Any
+        if is_number(strength):
+            self.strength = check_float(owner, "strength", strength, above=0.0)
+        else:
+            each = check_several(owner, "strength", strength, num_classes)
+            self.strength = [check_float(owner, "strength", k, above=0.0) for k in each]
 
     def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
         within = Bounded(*_WEIGHT_RANGE, log=True)
@@ -162,7 +165,8 @@ class GroupDRO(TrainableLoss):
 
     def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
         count = self.num_classes
-        self._weights = self.add_statistic(count, 1 / count, name="class_weights")
+        uniform = keras.initializers.Constant(1 / count)
+        self._weights = self.add_statistic(count, uniform, name="class_weights")
         # The number of examples of each class so far.
         self.counts = self.add_statistic(count, name="counts")
         self._log = self.add_log("class_weights", (count,))
@@ -249,7 +253,11 @@ class TaskUncertainty(TrainableLoss):
         owner = "TaskUncertainty"
         self.loss = self.wrap(loss)
         self.form = check_choice(owner, "form", form, _FORMS)
-        self.log_variance_range = bounds_around(owner, "log_variance_range", log_variance_range, 0.0)
+        low, high = check_several(owner, "log_variance_range", log_variance_range, 2)
+        self.log_variance_range = (
+            check_float(owner, "log_variance_range", low, below=0.0),
+            check_float(owner, "log_variance_range", high, above=0.0),
+        )
         self._factor = 0.5 if form == "regression" else 1.0
 
     def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:

@@ -12,12 +12,12 @@ from keras import ops
 from minimand._ops import as_logits, at_least_float32, one_hot_targets
 from minimand._validation import check_bool, check_float, check_several
 from minimand.backend import Tensor
-from minimand.losses._base import BaseLoss, TrainableLoss, bounds_around, extended
+from minimand.losses._base import TrainableLoss, extended, loss_config, without_masked
 from minimand.parametrizations import Bounded
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class LogitAdjusted(BaseLoss):
+class LogitAdjusted(keras.losses.Loss):
     """Logit adjustment adds the logarithms of the class frequencies to the logits, in training only.
 
     Use this loss when classes differ in frequency and the balanced error matters, the mean of the errors of the
@@ -33,7 +33,8 @@ class LogitAdjusted(BaseLoss):
         frequencies: counts or probabilities > 0 of the classes in training; two for one output of a sigmoid.
         tau: strength >= 0; 0 is plain cross-entropy.
         from_logits: whether predictions are logits instead of probabilities.
-        **kwargs: `reduction`, `name` and `dtype`, as in `keras.losses.Loss`.
+        name: name of the loss.
+        **kwargs: `reduction` and `dtype`, as in `keras.losses.Loss`.
 
     Returns:
         A call returns the reduced loss, for class indices (batch, ...) or one-hot targets (batch, ..., K) and
@@ -53,9 +54,15 @@ class LogitAdjusted(BaseLoss):
     """
 
     def __init__(
-        self, frequencies: Sequence[float], *, tau: float = 1.0, from_logits: bool = False, **kwargs: Any
+        self,
+        frequencies: Sequence[float],
+        *,
+        tau: float = 1.0,
+        from_logits: bool = False,
+        name: str = "logit_adjusted",
+        **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(name=name, **kwargs)
         owner = "LogitAdjusted"
         each = check_several(owner, "frequencies", frequencies)
         self.frequencies = [check_float(owner, "frequencies", f, above=0.0) for f in each]
@@ -66,6 +73,9 @@ class LogitAdjusted(BaseLoss):
             )
         self.tau = check_float(owner, "tau", tau, minimum=0.0)
         self.from_logits = check_bool(owner, "from_logits", from_logits)
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Tensor:
+        return super().__call__(*without_masked(y_true, y_pred), sample_weight)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         count = len(self.frequencies)
@@ -80,9 +90,13 @@ class LogitAdjusted(BaseLoss):
         logits = as_logits(y_pred, self.from_logits, binary=y_pred.shape[-1] == 1)
         if y_pred.shape[-1] == 1:
             logits = ops.concatenate([ops.zeros_like(logits), logits], axis=-1)
-        targets = one_hot_targets("LogitAdjusted", y_true, logits.shape[:-1], count, logits.dtype)
+        targets = one_hot_targets("LogitAdjusted", y_true, logits.shape[:-1], count, y_true.dtype)
         adjusted = logits + ops.convert_to_tensor(shift, logits.dtype)
-        return -ops.sum(targets * ops.log_softmax(adjusted, axis=-1), axis=-1)
+        return -ops.sum(ops.cast(targets, logits.dtype) * ops.log_softmax(adjusted, axis=-1), axis=-1)
+
+    def get_config(self) -> dict[str, Any]:
+        """Return the arguments that make an equal loss."""
+        return loss_config(self)
 
 
 @keras.saving.register_keras_serializable(package="minimand")
@@ -137,7 +151,11 @@ class TemperatureScaled(TrainableLoss):
         super().__init__(**kwargs)
         owner = "TemperatureScaled"
         self.loss = self.wrap(loss)
-        self.temperature_range = bounds_around(owner, "temperature_range", temperature_range, 1.0, above=0.0)
+        low, high = check_several(owner, "temperature_range", temperature_range, 2)
+        self.temperature_range = (
+            check_float(owner, "temperature_range", low, above=0.0, below=1.0),
+            check_float(owner, "temperature_range", high, above=1.0),
+        )
         config = self.loss.get_config() if isinstance(self.loss, keras.losses.Loss) else {}
         if from_logits is None:
             from_logits = self._loss_takes_logits(config)

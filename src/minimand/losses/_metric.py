@@ -26,7 +26,7 @@ class LearnedMetric(TrainableLoss):
 
     num_classes: int
 
-    def __init__(self, dim: int, rank: int | None = None, **kwargs: Any) -> None:
+    def __init__(self, dim: int, rank: int | None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         owner = type(self).__name__
         self.dim = check_int(owner, "dim", dim, minimum=1)
@@ -134,6 +134,9 @@ class Mahalanobis(LearnedMetric):
 
     log_name = "log_determinant"
 
+    def __init__(self, dim: int, rank: int | None = None, **kwargs: Any) -> None:
+        super().__init__(dim, rank, **kwargs)
+
     def _add_matrices(self) -> None:
         if self.rank is None:
             self.factor = self.add_weight(
@@ -222,7 +225,13 @@ class ClassMahalanobis(LearnedMetric):
     """
 
     def __init__(
-        self, dim: int, num_classes: int, *, rank: int | None = None, strength: float = 0.1, **kwargs: Any
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        rank: int | None = None,
+        strength: float = 0.1,
+        **kwargs: Any,
     ) -> None:
         super().__init__(dim, rank, **kwargs)
         self.num_classes = check_int("ClassMahalanobis", "num_classes", num_classes, minimum=2)
@@ -281,7 +290,13 @@ class NCA(LearnedMetric):
     pairs = True
 
     def __init__(
-        self, dim: int, num_classes: int, *, rank: int | None = None, strength: float = 1e-3, **kwargs: Any
+        self,
+        dim: int,
+        num_classes: int,
+        *,
+        rank: int | None = None,
+        strength: float = 1e-3,
+        **kwargs: Any,
     ) -> None:
         super().__init__(dim, rank, **kwargs)
         self.num_classes = check_int("NCA", "num_classes", num_classes, minimum=2)
@@ -408,7 +423,8 @@ def large_margin(z: Tensor, x: Tensor, same: Tensor, importance: Tensor, neighbo
     eligible = ops.logical_and(same * counts > 0, alone < 0.5)
     nearness = ops.where(eligible, -squared_distances(ops.stop_gradient(x)), -_FAR)
     # A batch may have fewer rows than target neighbours.
-    nearness = ops.pad(nearness, ((0, 0), (0, neighbors)), constant_values=-_FAR)
+    missing = ops.repeat(ops.full_like(nearness[:, :1], -_FAR), neighbors, axis=1)
+    nearness = ops.concatenate([nearness, missing], axis=1)
     scores, targets = ops.top_k(nearness, neighbors)
     targets = ops.minimum(targets, ops.shape(z)[0] - 1)
     distances = squared_distances(z)

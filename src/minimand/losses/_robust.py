@@ -14,8 +14,15 @@ from minimand._keras import cond
 from minimand._ops import at_least_float32, compute_dtype, mean_over_last_axis
 from minimand._validation import check_bool, check_choice, check_float, check_int, check_several, is_number
 from minimand.backend import Tensor
-from minimand.losses._base import BaseLoss, TrainableLoss, aligned, loss_config, weighted_quantile
-from minimand.losses._robust_kernels import bounded_kernel, fixed_kernel, log_partition_kernel, robust_kernel
+from minimand.losses._base import TrainableLoss, aligned, loss_config, weighted_quantile, without_masked
+from minimand.losses._robust_kernels import (
+    FLOAT_INFO,
+    bounded_kernel,
+    fixed_kernel,
+    is_moderate,
+    log_partition_kernel,
+    robust_kernel,
+)
 from minimand.parametrizations import Bounded
 
 # Barron's family as pure functions: loss, weights, density, its log partition function and samples.
@@ -76,29 +83,33 @@ def _as_given(value: Tensor, given: Tensor) -> Tensor:
     return ops.cast(value, dtype) if "float" in dtype else value
 
 
-def _loss_and_derivatives(x: Tensor, alpha: Any, scale: Any, with_shape_derivative: bool = False) -> tuple[Any, Any]:
-    """`(loss, (derivative by x, by alpha if wanted, by scale))` from the cheaper of the exact kernels."""
-    # `fixed_kernel` is exact for these shapes.
-    if isinstance(alpha, float) and -2.0 <= alpha <= 6.0:
-        return fixed_kernel(x, alpha, scale)
+def _derivatives(x: Tensor, alpha: Any, scale: Any, with_shape_derivative: bool = False) -> tuple[Any, ...]:
+    """`(loss, derivative by x, by alpha if wanted, by scale)` from the cheaper of the exact kernels."""
+    info = FLOAT_INFO[compute_dtype(x)]
+    if isinstance(alpha, float) and is_moderate(alpha):
+        value, influence, by_scale = fixed_kernel(x, alpha, scale, info)
+        return value, influence, None, by_scale
     # A float is converted directly to the dtype, because Keras would round it to float32 on the way.
-    alpha, scale = (ops.convert_to_tensor(value, x.dtype) for value in (alpha, scale))
-    return robust_kernel(x, alpha, scale, with_shape_derivative)
+    alpha, scale = (ops.convert_to_tensor(value, info.dtype) for value in (alpha, scale))
+    return robust_kernel(x, alpha, scale, info, with_shape_derivative)
 
 
 def _loss(residual: Any, alpha: Any, scale: Any) -> Tensor:
     """The loss of checked arguments, with its derivatives by those that are tensors."""
-    given = {"x": ops.convert_to_tensor(residual), "alpha": alpha, "scale": scale}
-    variable = [name for name, value in given.items() if not isinstance(value, float)]
+    given = [ops.convert_to_tensor(residual), alpha, scale]
+    variable = [index for index, value in enumerate(given) if not isinstance(value, float)]
 
     def of_tensors(*tensors: Tensor) -> tuple[Tensor, tuple[Tensor, ...]]:
-        arguments = given | dict(zip(variable, tensors, strict=True))
-        value, derivatives = _loss_and_derivatives(**arguments, with_shape_derivative="alpha" in variable)
-        return value, tuple(d for name, d in zip(given, derivatives, strict=True) if name in variable)
+        arguments = list(given)
+        for index, tensor in zip(variable, tensors, strict=True):
+            arguments[index] = tensor
+        x, a, c = arguments
+        value, *derivatives = _derivatives(x, a, c, with_shape_derivative=1 in variable)
+        return value, tuple(derivatives[index] for index in variable)
 
-    dtype = compute_dtype(*given.values())
-    tensors = [ops.convert_to_tensor(given[name], dtype) for name in variable]
-    return _as_given(backend.custom_derivative(of_tensors)(*tensors), given["x"])
+    dtype = compute_dtype(*given)
+    tensors = [ops.convert_to_tensor(given[index], dtype) for index in variable]
+    return _as_given(backend.custom_derivative(of_tensors)(*tensors), given[0])
 
 
 def general_robust(residual: Tensor, alpha: Tensor | float, scale: Tensor | float = 1.0) -> Tensor:
@@ -162,7 +173,7 @@ def robust_weights(residual: Tensor, alpha: Tensor | float, scale: Tensor | floa
     dtype = compute_dtype(*given)
     x, a, c = (v if isinstance(v, float) else ops.stop_gradient(ops.convert_to_tensor(v, dtype)) for v in given)
     at_zero = x == 0
-    _, (influence, *_) = _loss_and_derivatives(x, a, c)
+    influence = _derivatives(x, a, c)[1]
     return _as_given(ops.where(at_zero, 1 / (c * c), influence / ops.where(at_zero, 1.0, x)), given[0])
 
 
@@ -195,7 +206,13 @@ def log_partition(alpha: Tensor | float) -> Tensor:
     if isinstance(alpha, (int, float)):
         alpha = check_shape("log_partition", alpha, minimum=0.0)
     shape = ops.convert_to_tensor(alpha)
-    return _as_given(backend.custom_derivative(log_partition_kernel)(at_least_float32(shape)), shape)
+    info = FLOAT_INFO[compute_dtype(shape)]
+
+    def of_tensor(a: Tensor) -> tuple[Tensor, tuple[Tensor]]:
+        value, derivative = log_partition_kernel(a, info)
+        return value, (derivative,)
+
+    return _as_given(backend.custom_derivative(of_tensor)(ops.cast(shape, info.dtype)), shape)
 
 
 def robust_log_density(residual: Tensor, alpha: Tensor | float, scale: Tensor | float = 1.0) -> Tensor:
@@ -286,7 +303,7 @@ def sample_robust(
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class GeneralRobust(BaseLoss):
+class GeneralRobust(keras.losses.Loss):
     """Barron's general robust loss, with a fixed shape and scale.
 
     Use it for regression with outliers whose scale is known, in `minimand.Trainer` or in stock `compile`. The loss has
@@ -300,7 +317,8 @@ class GeneralRobust(BaseLoss):
     Args:
         alpha: shape a, any float, -inf and inf included.
         scale: c > 0, in units of the targets. Residuals well below c count as in squared error.
-        **kwargs: `reduction`, `name` and `dtype`, as in `keras.losses.Loss`.
+        name: name of the loss.
+        **kwargs: `reduction` and `dtype`, as in `keras.losses.Loss`.
 
     Returns:
         As a call: for targets and predictions (batch, ..., d), the reduced loss.
@@ -317,14 +335,20 @@ class GeneralRobust(BaseLoss):
         0.693147
     """
 
-    def __init__(self, alpha: float = 1.0, scale: float = 1.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+    def __init__(self, alpha: float = 1.0, scale: float = 1.0, *, name: str = "general_robust", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
         self.alpha = check_shape("GeneralRobust", alpha)
         self.scale = check_float("GeneralRobust", "scale", scale, above=0.0)
+
+    def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Tensor:
+        return super().__call__(*without_masked(y_true, y_pred), sample_weight)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         y_true, y_pred = aligned("GeneralRobust", y_true, y_pred)
         return mean_over_last_axis(general_robust(y_pred - y_true, self.alpha, self.scale))
+
+    def get_config(self) -> dict[str, Any]:
+        return loss_config(self)
 
 
 # The base of likelihoods of residuals with a learned shape and scale.
@@ -389,7 +413,7 @@ class Positions:
         """The mean of one value for each position over the positions that share a parameter."""
         if self.groups is None:
             return ops.reshape(values, self.sizes)
-        members = ops.one_hot(self.groups, self.parameter_shape[0], dtype=values.dtype)
+        members = ops.one_hot(self.groups, len(set(self.groups)), dtype=values.dtype)
         return ops.sum(members * values[:, None], axis=0) / ops.sum(members, axis=0)
 
 
@@ -458,11 +482,12 @@ class ResidualLikelihood(TrainableLoss):
         self._first_latent = float(self._bounded.unconstrain(first))
         self._greatest_shape = high if shape is None else shape
         self.fixed_scale = None if scale is None else check_float(owner, "scale", scale, above=0.0)
-        scale_min = self.scale_min = check_float(owner, "scale_min", scale_min, above=0.0)
+        self.scale_min = check_float(owner, "scale_min", scale_min, above=0.0)
         if scale_init is None and init == "reference":
             scale_init = 1.0
-        self.scale_init = None if scale_init is None else check_float(owner, "scale_init", scale_init, above=scale_min)
-        self._measures_scale = self.fixed_scale is None and self.scale_init is None
+        if scale_init is not None:
+            scale_init = check_float(owner, "scale_init", scale_init, above=self.scale_min)
+        self.scale_init = scale_init
         axes = [axis] if is_number(axis) else check_several(owner, "axis", axis)
         self.axis = [check_int(owner, "axis", each) for each in axes]
         self.shared = check_bool(owner, "shared", shared)
@@ -493,9 +518,9 @@ class ResidualLikelihood(TrainableLoss):
         if self.fixed_scale is None:
             # The first value is 0, the inverse of softplus at log 2.
             self.latent_scale = self.add_weight(count, name="latent_scale", logged=False)
-            if self._measures_scale:
+            if self.scale_init is None:
                 # 0 stands for a scale that is not measured yet.
-                self.residual_scale = self.add_statistic(count, name="residual_scale")
+                self.residual_scale = self.add_weight(count, name="residual_scale", trainable=False, aggregation="mean")
             self._scale_log = self.add_log("scale")
         if self.init == "robust":
             self.steps = self.add_weight(name="steps", trainable=False, aggregation="only_first_replica")
@@ -523,6 +548,10 @@ class ResidualLikelihood(TrainableLoss):
             return value
         steps = ops.cast(self.steps, self.dtype)
         return value * (steps / (steps + _RELEASE_STEPS))
+
+    @property
+    def _measures_scale(self) -> bool:
+        return self.fixed_scale is None and self.scale_init is None
 
     def _measured_scale(self, residual: Tensor) -> Tensor:
         """The scale of the first residuals in training; before that, the scale of the given residuals."""
@@ -589,8 +618,15 @@ class ResidualLikelihood(TrainableLoss):
 
 
 def _barron_loss(residual: Tensor, shape: Tensor, scale: Tensor, greatest_shape: float) -> Tensor:
-    kernel = bounded_kernel if greatest_shape <= 2 else robust_kernel
-    return backend.custom_derivative(kernel)(residual, shape, scale)
+    if greatest_shape <= 2:
+        return backend.custom_derivative(bounded_kernel)(residual, shape, scale)
+    info = FLOAT_INFO[compute_dtype(residual)]
+
+    def of_any_shape(x: Tensor, a: Tensor, c: Tensor) -> tuple[Tensor, tuple[Any, ...]]:
+        value, *derivatives = robust_kernel(x, a, c, info)
+        return value, tuple(derivatives)
+
+    return backend.custom_derivative(of_any_shape)(residual, shape, scale)
 
 
 BARRON = Density("alpha", False, _barron_loss, log_partition)

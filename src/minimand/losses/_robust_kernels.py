@@ -8,13 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from keras import ops
 
-from minimand._ops import at_least, at_most, compute_dtype
+from minimand._ops import at_least, at_most
 from minimand.backend import Tensor
 
 
 class FloatInfo(NamedTuple):
     """Constants of a floating point format."""
 
+    dtype: str
     epsilon: float
     largest: float
     square_limit: float  # squares are finite up to here, with room for a division by a number of order 1
@@ -24,8 +25,8 @@ class FloatInfo(NamedTuple):
 
 
 FLOAT_INFO = {
-    "float32": FloatInfo(2.0**-23, 3.4028234e38, 2.0**63, 2.0**40, 2.0**12 + 1, 10),
-    "float64": FloatInfo(2.0**-52, 1.797693134862315e308, 2.0**511, 2.0**70, 2.0**27 + 1, 18),
+    "float32": FloatInfo("float32", 2.0**-23, 3.4028234e38, 2.0**63, 2.0**40, 2.0**12 + 1, 10),
+    "float64": FloatInfo("float64", 2.0**-52, 1.797693134862315e308, 2.0**511, 2.0**70, 2.0**27 + 1, 18),
 }
 
 
@@ -73,10 +74,9 @@ class _Terms(NamedTuple):
 
 
 def robust_kernel(
-    x: Tensor, alpha: Tensor, scale: Tensor, with_shape_derivative: bool = True
-) -> tuple[Tensor, tuple[Tensor, Tensor | None, Tensor]]:
-    """`(loss, (derivative by x, by a, by c))`; the derivative by a takes half of the work and is optional."""
-    info = FLOAT_INFO[compute_dtype(x)]
+    x: Tensor, alpha: Tensor, scale: Tensor, info: FloatInfo, with_shape_derivative: bool = True
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
+    """`(loss, derivative by x, by a, by c)`; the derivative by a takes half of the work and is optional."""
     shape = _shape(alpha, info)
     u = ops.clip(x / scale, -info.largest / 4, info.largest / 4)
     terms = _terms(x, u, scale, shape, info)
@@ -86,7 +86,7 @@ def robust_kernel(
     if with_shape_derivative:
         by_shape = ops.clip(_shape_derivative(terms, shape, info), -info.largest, info.largest)
         by_shape = ops.where(_abs(alpha) < math.inf, by_shape, 0.0)
-    return _loss(terms, shape), (influence, by_shape, by_scale)
+    return _loss(terms, shape), influence, by_shape, by_scale
 
 
 def _terms(x: Tensor, u: Tensor, scale: Tensor, shape: _Shape, info: FloatInfo) -> _Terms:
@@ -204,14 +204,19 @@ def _shape_derivative(terms: _Terms, shape: _Shape, info: FloatInfo) -> Tensor:
 # The loss and two derivatives for a shape that is a number of moderate size, which meets fewer cases.
 
 
-def fixed_kernel(x: Tensor, a: float, scale: Tensor | float) -> tuple[Tensor, tuple[Tensor, None, Tensor | None]]:
-    """`(loss, (derivative by x, None, by c))`, a in [-2, 6]; None for the derivative by a scale that is a number."""
-    info = FLOAT_INFO[compute_dtype(x)]
+def is_moderate(alpha: float) -> bool:
+    """Tell whether `fixed_kernel` is exact for this shape."""
+    return -2.0 <= alpha <= 6.0
+
+
+def fixed_kernel(x: Tensor, a: float, scale: Tensor | float, info: FloatInfo) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`(loss, derivative by x, by c)`, a in [-2, 6]; None for the derivative by a scale that is a number."""
     u = ops.clip(x / scale, -info.largest / 4, info.largest / 4)
     loss, by_u = (u * u / 2, u) if a == 2 else _loss_and_derivative(u, a, info)
     influence = ops.clip(by_u / scale, -info.largest, info.largest)
-    by_scale = None if isinstance(scale, float) else ops.clip(-u * influence, -info.largest, info.largest)
-    return loss, (influence, None, by_scale)
+    if isinstance(scale, float):
+        return loss, influence, None
+    return loss, influence, ops.clip(-u * influence, -info.largest, info.largest)
 
 
 def _loss_and_derivative(u: Tensor, a: float, info: FloatInfo) -> tuple[Tensor, Tensor]:
@@ -288,17 +293,16 @@ def bounded_kernel(x: Tensor, alpha: Tensor, scale: Tensor) -> tuple[Tensor, tup
 # The log partition function and its derivative, by Chebyshev series.
 
 
-def log_partition_kernel(alpha: Tensor) -> tuple[Tensor, tuple[Tensor]]:
-    """`(log Z, (d log Z/d a,))` for a in [0, inf]; log Z is inf below 0, where the density does not exist."""
-    info = FLOAT_INFO[compute_dtype(alpha)]
+def log_partition_kernel(alpha: Tensor, info: FloatInfo) -> tuple[Tensor, Tensor]:
+    """`(log Z, d log Z/d a)` for a in [0, inf]; log Z is inf below 0, where the density does not exist."""
     piece = sum(ops.cast(alpha >= bound, "int32") for bound in (1, 2, 4))
-    row = ops.take(ops.convert_to_tensor(_TABLE, alpha.dtype), piece, axis=0)
+    row = ops.take(ops.convert_to_tensor(_TABLE, info.dtype), piece, axis=0)
     start, width, exponent, log_weight, offset = (row[..., i] for i in range(5))
     distance = ops.clip(_abs(alpha - start) / width, info.epsilon**2, info.square_limit)
     basis = _chebyshev_polynomials(2 * ops.power(distance, exponent) - 1)
     value = offset + ops.sum(basis * row[..., 5 : 5 + _TERMS], axis=-1)
     slope = log_weight * ops.log(distance) + ops.sum(basis * row[..., 5 + _TERMS :], axis=-1)
-    return ops.where(alpha < 0, np.inf, value), (slope,)
+    return ops.where(alpha < 0, np.inf, value), slope
 
 
 def _chebyshev_polynomials(t: Tensor) -> Tensor:

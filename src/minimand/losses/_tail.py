@@ -23,15 +23,15 @@ class _TrainedThreshold(TrainableLoss):
 
     u is trained. s is the running mean of |value - t|, so that a step of an optimizer is a fraction of the deviation of
     the values, and is large where t is far away. c changes with s such that t stays. The first t is the quantile of the
-    first batch at `level`, which a subclass sets in `__init__`.
+    first batch.
 
     The gradient by u is the gradient by t, without the factor s. The gradient thus stays of order 1 when the values
     shrink, and so do the steps of an optimizer that divides by the size of former gradients.
     """
 
-    level: float
-
-    def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
+    def add_threshold(self, quantile: float) -> None:
+        """Make the variables of a threshold that starts at this quantile of the first batch."""
+        self._quantile = quantile
         self._latent = self.add_weight(name="latent_threshold", logged=False)
         self._origin, self._unit, self._started = (
             self.add_statistic(name=name) for name in ("origin", "unit", "started")
@@ -58,7 +58,7 @@ class _TrainedThreshold(TrainableLoss):
         counted = ops.any(importance > 0)
 
         def first() -> Tensor:
-            return ops.where(counted, weighted_quantile(flat, importance, self.level), known)
+            return ops.where(counted, weighted_quantile(flat, importance, self._quantile), known)
 
         threshold = cond(self._started.value > 0, lambda: known, first)
         latent = self._latent.value
@@ -119,6 +119,9 @@ class QuantileThreshold(_TrainedThreshold):
         self.level = check_float("QuantileThreshold", "level", level, above=0.0, below=1.0)
         self.loss = self.wrap(loss, optional=True)
 
+    def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
+        self.add_threshold(self.level)
+
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         trained = self.loss is not None
         values = self.values_of(self.loss, y_true, y_pred) if trained else _scores(y_pred)
@@ -178,6 +181,9 @@ class CVaR(_TrainedThreshold):
         self.loss = self.wrap(loss)
         self.level = check_float("CVaR", "level", level, above=0.0, below=1.0)
 
+    def build(self, y_true_shape: Any, y_pred_shape: Any) -> None:
+        self.add_threshold(self.level)
+
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         values = self.values_of(self.loss, y_true, y_pred)
         return _worst_mean(values, self.threshold_for(values), 1 - self.level)
@@ -232,7 +238,6 @@ class DeepSVDD(_TrainedThreshold):
     def __init__(self, nu: float = 0.1, *, center: Any = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.nu = check_float("DeepSVDD", "nu", nu, above=0.0, below=1.0)
-        self.level = 1 - self.nu
         self.center = None
         if center is not None:
             self.center = [check_float("DeepSVDD", "center", c) for c in check_several("DeepSVDD", "center", center)]
@@ -244,8 +249,9 @@ class DeepSVDD(_TrainedThreshold):
                 "DeepSVDD: predictions must be embeddings (batch, ..., d) of a known size d, the size of `center`. "
                 f"Received: y_pred of shape {tuple(y_pred_shape)}, center={self.center}"
             )
-        self._center = self.add_statistic(size, self.center or "zeros", name="center")
-        super().build(y_true_shape, y_pred_shape)
+        first = "zeros" if self.center is None else keras.initializers.Constant(self.center)
+        self._center = self.add_statistic(size, first, name="center")
+        self.add_threshold(1 - self.nu)
 
     @property
     def sphere_center(self) -> np.ndarray:
