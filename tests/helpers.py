@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from scipy import optimize
 
-from minimand import backend, testing
-from minimand.testing import finite_difference
-from minimand.testing._suite import dtype_policy, numpy
+from minimand import backend
+from minimand.testing import finite_difference, gradient
+from minimand.testing._suite import compiled, dtype_policy, numpy
 
 __all__ = [
     "assert_same",
@@ -28,22 +28,6 @@ __all__ = [
     "told",
     "weights_of",
 ]
-
-
-def compiled(function):
-    """The function as one program on JAX, which otherwise compiles each operation alone. Variables keep their values."""
-
-    @functools.wraps(function)
-    def stateless(*arguments):
-        with keras.StatelessScope():
-            return function(*arguments)
-
-    return backend.jit(stateless) if backend.name == "jax" else stateless
-
-
-def gradient(function, *values):
-    """Gradients of a scalar function of tensors, which may be compiled, by each of these arrays."""
-    return testing.gradient(compiled(function), *values)
 
 
 def mostly_slow(names, *fast):

@@ -119,9 +119,17 @@ class DataObjective:
         return gradient
 
 
+class OwnsDataObjective:
+    """The base class of models that make their data objective themselves, as a `Trainer` does."""
+
+    def data_objective(self, training: bool = True) -> DataObjective:
+        """The compiled loss of a batch at given weights."""
+        raise NotImplementedError
+
+
 def data_objective_of(model: Any, training: bool) -> DataObjective:
     """The data objective of a trainer, or of a plain compiled model."""
-    if hasattr(model, "data_objective"):
+    if isinstance(model, OwnsDataObjective):
         return model.data_objective(training)
     return DataObjective(model, model.__call__, model.compute_loss, training=training, penalties_apart=False)
 

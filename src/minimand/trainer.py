@@ -10,7 +10,7 @@ import keras
 
 from minimand import _sampling, backend
 from minimand._batches import Batch, training_examples
-from minimand._objective import DataObjective, Objective
+from minimand._objective import DataObjective, Objective, OwnsDataObjective
 from minimand._optimizer import exclude_from_weight_decay, portable, training_optimizer
 from minimand._scope import shadowed
 from minimand._selection import Select
@@ -22,7 +22,7 @@ from minimand.uncertainty import Sharpness
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class Trainer(backend.TrainStep, keras.Model):
+class Trainer(backend.TrainStep, OwnsDataObjective, keras.Model):
     """A `keras.Model` that trains the given model on a transformed objective.
 
     Use a trainer to train with transforms, or with losses that have trainable variables.

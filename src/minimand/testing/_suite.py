@@ -23,11 +23,21 @@ BATCH = 16
 numpy: Callable[[Any], np.ndarray] = keras.ops.convert_to_numpy
 
 
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """On JAX the function as one program, else the function; its variables keep their values."""
+
+    def stateless(*arguments: Any) -> Any:
+        with keras.StatelessScope():
+            return function(*arguments)
+
+    return backend.jit(stateless) if backend.name == "jax" else stateless
+
+
 def gradient(function: Callable[..., Any], *values: Any) -> list[np.ndarray]:
     """Gradients of a scalar function of arrays by each of them, by the framework.
 
     Args:
-        function: takes as many tensors as there are `values`; gives a scalar.
+        function: takes as many tensors as there are `values`; gives a scalar. JAX compiles it.
         *values: arrays.
 
     Returns:
@@ -40,7 +50,8 @@ def gradient(function: Callable[..., Any], *values: Any) -> list[np.ndarray]:
         [2.0, 4.0]
     """
     tensors = [keras.ops.convert_to_tensor(value) for value in values]
-    return [numpy(g) for g in backend.value_and_gradient(lambda t: (function(*t), None), tensors)[1]]
+    scalar = compiled(function)
+    return [numpy(g) for g in backend.value_and_gradient(lambda t: (scalar(*t), None), tensors)[1]]
 
 
 def finite_difference(function: Callable[[np.ndarray], Any], value: Any, step: float = 1e-6) -> np.ndarray:

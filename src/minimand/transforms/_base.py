@@ -34,10 +34,14 @@ class Transform:
     state: they are saved, restored, and advance once a step.
 
     Args:
+        select: the weights that the transform acts on ("kernels", "all" or a function of the variable), or None if it
+            does not choose weights.
         seed: integer seed of `seed_generator`, or None for an unpredictable one.
         name: name of the transform; prefix of its variables' paths.
 
     Attributes:
+        mask: for each trainable weight of the model, whether it is selected; only with `select`.
+        selected: the selected variables; only with `select`.
         step: variable with the number of training steps, if `add_step_counter` was called; else None.
 
     Raises:
@@ -60,7 +64,8 @@ class Transform:
         >>> trainer.compile("sgd", "mse", transforms=[Scaled()])
     """
 
-    def __init__(self, *, seed: int | None = None, name: str | None = None) -> None:
+    def __init__(self, *, select: Select | None = None, seed: int | None = None, name: str | None = None) -> None:
+        self.select = None if select is None else check_select(select, type(self).__name__)
         if seed is not None and (not isinstance(seed, int) or isinstance(seed, bool)):
             raise TypeError(f"{type(self).__name__}: `seed` must be an integer or None. Received: seed={seed!r}")
         self.seed = seed
@@ -127,7 +132,14 @@ class Transform:
         """Called by `compile`, before `build`, with the optimizer that it was given."""
 
     def build(self, model: keras.Model) -> None:
-        """Called after each `compile` with the built model, to check and to prepare; make variables the first time."""
+        """Called after each `compile` with the built model, to check and to prepare; make variables the first time.
+
+        With `select`, it makes `mask`, which says for each trainable weight of the model whether it is selected, and
+        `selected`, the selected variables.
+        """
+        if self.select is not None:
+            self.mask = selection(model.trainable_variables, self.select, type(self).__name__)
+            self.selected: list[keras.Variable] = list(compress(model.trainable_variables, self.mask))
 
     needs_examples = False
     """Tell whether `fit` must count the training examples, which may read batches, and call `begin_fit`."""
@@ -186,33 +198,13 @@ def value_at(schedule: Schedule, step: Any) -> float | Tensor:
     return schedule if isinstance(schedule, float) else ops.cast(schedule(step), "float32")
 
 
-class SelectiveTransform(Transform):
-    """A transform that acts on the weights that the user selects.
-
-    `build` makes `mask`, which says for each trainable weight of the model whether it is selected, and `selected`, the
-    variables of the selected ones.
-
-    Args:
-        select: which weights, as in `selection`.
-        **kwargs: the arguments of `Transform`.
-    """
-
-    def __init__(self, *, select: Select, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.select = check_select(select, type(self).__name__)
-
-    def build(self, model: keras.Model) -> None:
-        self.mask = selection(model.trainable_variables, self.select, type(self).__name__)
-        self.selected: list[keras.Variable] = list(compress(model.trainable_variables, self.mask))
-
-
-class SizedTransform(SelectiveTransform):
+class SizedTransform(Transform):
     """A transform with the variable `training_examples`, the number of training examples, if `fit` must find it.
 
     Args:
         automatic: whether `fit` must find the number.
         remedy: the argument that gives the number otherwise, for messages.
-        **kwargs: the arguments of `SelectiveTransform`.
+        **kwargs: the arguments of `Transform`.
     """
 
     def __init__(self, *, automatic: bool, remedy: str, **kwargs: Any) -> None:

@@ -20,7 +20,7 @@ from minimand.gradients._examples import ExampleGradients
 from minimand.gradients._moments import ESTIMATORS, estimated_variance, mean_and_variance
 from minimand.gradients._statistics import evidence_sums, ratio
 from minimand.optimizers import MSVAG, SVAG
-from minimand.transforms._base import Batch, Objective, SelectiveTransform, Transform, Weights
+from minimand.transforms._base import Batch, Objective, Transform, Weights
 
 
 def check_objective(estimator: str, objective: Objective, owner: str) -> None:
@@ -47,7 +47,7 @@ def fixed_gradients(
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class MeasureGradient(SelectiveTransform):
+class MeasureGradient(Transform):
     """A measurement of the gradient and its variance between examples, every so many steps, for the logs.
 
     Use `MeasureGradient` to see whether the batch is too small or the learning rate too high; it does not change the
@@ -142,12 +142,12 @@ class MeasureGradient(SelectiveTransform):
         self._count = int(ops.convert_to_numpy(self.step))
 
     def tick(self) -> bool:
-        self._due = self._count % self.every == 0
+        self._due: bool | None = self._count % self.every == 0
         self._count += 1
-        return self._due
+        return bool(self._due)
 
     def stop_counting(self) -> None:
-        self._due: bool | None = True if self.every == 1 else None
+        self._due = True if self.every == 1 else None
 
     def apply(self, objective: Objective) -> Objective:
         check_objective(self.estimator, objective, "MeasureGradient")

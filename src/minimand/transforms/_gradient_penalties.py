@@ -18,12 +18,12 @@ from minimand.backend import Tensor
 from minimand.gradients._exact import check_separable, exact_moments
 from minimand.gradients._examples import ExampleGradients
 from minimand.gradients._moments import ESTIMATORS, estimated_variance
-from minimand.transforms._base import Batch, Objective, Schedule, SelectiveTransform, Weights
+from minimand.transforms._base import Batch, Objective, Schedule, Transform, Weights
 from minimand.transforms._gradient_measures import check_objective
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class GradientNormPenalty(SelectiveTransform):
+class GradientNormPenalty(Transform):
     """A penalty on the norm of the objective's gradient by the weights.
 
     Use `GradientNormPenalty` to find flat minima, as with large steps of gradient descent.
@@ -81,7 +81,7 @@ class GradientNormPenalty(SelectiveTransform):
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class GradientVariancePenalty(SelectiveTransform):
+class GradientVariancePenalty(Transform):
     """A penalty on the variance of the gradient between examples.
 
     Use `GradientVariancePenalty` to favour weights whose gradient the examples agree on.
@@ -158,7 +158,7 @@ class GradientVariancePenalty(SelectiveTransform):
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class Fishr(SelectiveTransform):
+class Fishr(Transform):
     """A penalty on the differences between domains of the variance of the gradient: Fishr.
 
     Use `Fishr` if the training data come from several domains (hospitals, cameras, users), to favour weights that work

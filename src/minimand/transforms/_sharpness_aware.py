@@ -15,11 +15,11 @@ from minimand._scope import isolated, record, recorded
 from minimand._selection import Select, shifted
 from minimand._validation import check_bool, check_float, check_int
 from minimand.backend import Tensor
-from minimand.transforms._base import Batch, Objective, SelectiveTransform, Weights
+from minimand.transforms._base import Batch, Objective, Transform, Weights
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class SharpnessAware(SelectiveTransform):
+class SharpnessAware(Transform):
     """The loss at the weights within a distance that raise it most, to first order.
 
     Use `SharpnessAware` to find flat minima, which often generalise better, at about twice the cost of a step.

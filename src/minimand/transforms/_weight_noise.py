@@ -15,7 +15,7 @@ from minimand._ops import at_least_float32, nonzero_sqrt
 from minimand._selection import Select, shifted
 from minimand._validation import check_bool, check_choice, check_int
 from minimand.backend import Tensor
-from minimand.transforms._base import Batch, Objective, Schedule, SelectiveTransform, Weights, value_at
+from minimand.transforms._base import Batch, Objective, Schedule, Transform, Weights, value_at
 from minimand.transforms._noise import PER, NoisePlacement
 
 _DISTRIBUTIONS = ("normal", "uniform", "rademacher", "bernoulli")
@@ -23,7 +23,7 @@ _MODES = ("additive", "relative", "layer", "filter")
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class WeightNoise(SelectiveTransform):
+class WeightNoise(Transform):
     """The expected loss under random noise on the weights.
 
     Use `WeightNoise` to find weights whose loss stays low nearby, or as DropConnect.

@@ -10,11 +10,11 @@ import keras
 from minimand._selection import Select
 from minimand.backend import Tensor
 from minimand.regularizers import WeightRegularizer
-from minimand.transforms._base import Batch, Objective, SelectiveTransform, Weights
+from minimand.transforms._base import Batch, Objective, Transform, Weights
 
 
 @keras.saving.register_keras_serializable(package="minimand")
-class WeightPenalty(SelectiveTransform):
+class WeightPenalty(Transform):
     """A penalty on the weights, by any Keras regularizer, without rebuilding the model.
 
     Use `WeightPenalty` to regularize a model that is already built, such as a pretrained one.
