@@ -34,7 +34,12 @@ def isolated(function: Callable[..., Any]) -> Callable[..., Any]:
     This is for passes that must not count, since a step advances batch statistics and seeds once, and for functions
     that a framework traces by itself, since a value assigned inside must not leak out of the trace.
     """
-    return lambda *args: recorded(function)(*args)[0]
+
+    def wrapped(*args: Any) -> Any:
+        with forked_scope():
+            return function(*args)
+
+    return wrapped
 
 
 def recorded(objective: Callable[..., Any]) -> Callable[..., Any]:

@@ -19,8 +19,11 @@ from minimand import backend
 BATCH = 16
 
 
-# The array of a tensor or of a variable.
-numpy: Callable[[Any], np.ndarray] = keras.ops.convert_to_numpy
+def numpy(value: Any) -> np.ndarray:
+    """The value of a tensor or a variable, without its gradient."""
+    return keras.ops.convert_to_numpy(
+        value.value if isinstance(value, keras.Variable) else keras.ops.stop_gradient(value)
+    )
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
