@@ -144,6 +144,7 @@ def ready(shape, **arguments):
     return loss
 
 
+@pytest.mark.slow
 def test_pixels_in_rgb_are_the_plain_loss(random):
     y, p = (random.normal(size=(3, 4, 5, 3)).astype("float32") for _ in range(2))
     plain = AdaptiveRobust(axis=(1, 2, 3), init="reference", reduction=None)
@@ -154,6 +155,7 @@ def test_pixels_in_rgb_are_the_plain_loss(random):
 
 
 @pytest.mark.parametrize("representation", REPRESENTATIONS)
+@pytest.mark.slow
 def test_data_formats_agree(representation, random):
     y, p = (random.normal(size=(2, 8, 6, 3)).astype("float32") for _ in range(2))
     last = ready((8, 6, 3), representation=representation)

@@ -90,7 +90,7 @@ TABLES = {
 }
 
 
-@pytest.mark.parametrize("name", mostly_slow(TABLES, "an-outlier", "[red]brackets*"))
+@pytest.mark.parametrize("name", mostly_slow(TABLES, "[red]brackets*"))
 def test_tables_of_many_kinds(name, tmp_path, monkeypatch, capsys):
     """Each ends with a page, with numbers that JSON has, and with a verdict; nothing warns."""
     pl.DataFrame(TABLES[name]).write_csv(tmp_path / f"{name}.csv")

@@ -11,7 +11,7 @@ import minimand
 from minimand import backend
 from minimand._scope import forked_scope
 from minimand.transforms import Batch, ScaleMixturePrior, VariationalWeightNoise, WeightNoise
-from tests.helpers import numpy, told
+from tests.helpers import mostly_slow, numpy, told
 
 DRAWS = 1000
 # Input shape and layer; a convolution that PyTorch and TensorFlow can both do on a CPU.
@@ -89,7 +89,7 @@ def blocks(*matrices):
     return whole
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", mostly_slow(LAYERS, *list(LAYERS)[:2]))
 def test_each_example_has_the_law_of_noise_on_the_weights(name, random):
     """Covariance s^2 J J' within an example, with J the derivative by kernel and bias, and 0 between examples."""
     model = at_least_float32(name)
@@ -203,6 +203,7 @@ def test_learned_noise_on_what_is_summed(random, monkeypatch):
         lambda: VariationalWeightNoise(per="example"),
     ],
 )
+@pytest.mark.slow
 def test_training_is_finite_where_inputs_are_zero(make, policy, random):
     """The root of a sum that is 0 has no derivative; activations and masks of the layer stay."""
     x = np.zeros((32, 6, 6, 1), "float32")

@@ -167,7 +167,7 @@ def test_differences_of_variances_between_domains(random, float64):
             assert float(numpy(loss) - numpy(clean)) == pytest.approx(0.7 * expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("make", [GradientVariancePenalty, GradientNormPenalty])
+@pytest.mark.parametrize("make", mostly_slow([GradientVariancePenalty, GradientNormPenalty], GradientNormPenalty))
 def test_a_schedule_of_the_strength(make, random, tmp_path):
     """Off for two steps, then on; counted from a file on."""
     x, y = (part.astype("float32") for part in batch_for(small_network(), random, rows=8))

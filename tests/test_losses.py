@@ -61,9 +61,9 @@ def test_start_is_as_stated():
     ("arguments", "sizes", "axes"),
     [
         ({}, (3,), (0, 1, 2)),
-        ({"axis": (1, 3)}, (4, 3), (0, 2)),
-        ({"axis": 2}, (5,), (0, 1, 3)),
-        ({"shared": True}, (1,), (0, 1, 2, 3)),
+        pytest.param({"axis": (1, 3)}, (4, 3), (0, 2), marks=pytest.mark.slow),
+        pytest.param({"axis": 2}, (5,), (0, 1, 3), marks=pytest.mark.slow),
+        pytest.param({"shared": True}, (1,), (0, 1, 2, 3), marks=pytest.mark.slow),
         ({"groups": [0, 1, 0]}, (3,), (0, 1, 2)),
     ],
 )

@@ -8,7 +8,7 @@ from scipy import integrate, stats
 
 import minimand
 from minimand import metrics
-from tests.helpers import numpy, told
+from tests.helpers import mostly_slow, numpy, told
 
 
 def probabilities_of(random, rows, classes=3):
@@ -64,7 +64,7 @@ def test_brier_score(random):
         np.testing.assert_allclose(numpy(metrics.brier(y_true, p)), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("rows", [1, 7, 500])
+@pytest.mark.parametrize("rows", mostly_slow([1, 7, 500], 7))
 def test_calibration_errors_against_loops(rows, random):
     classes, p = probabilities_of(random, rows)
     confidence, right = p.max(axis=1), p.argmax(axis=1) == classes
@@ -151,6 +151,11 @@ def test_metrics_say_which_predictions_they_need():
         metrics.GaussianNLL().update_state(np.zeros(4), np.zeros((4, 3)))
 
 
+def test_weights_of_other_axes_are_refused():
+    with told(ValueError, ["`sample_weight`", "(3,)", "(3, 2)"]):
+        metrics.ExpectedCalibrationError().update_state(np.zeros(3, "int32"), np.full((3, 2), 0.5), np.ones((3, 2)))
+
+
 def test_summary_of_regression(random):
     f = random.normal(size=(200, 3, 2))
     found = minimand.uncertainty.summary(f, "regression", quantiles=(0.1, 0.5))
@@ -178,6 +183,7 @@ def test_summary_of_classification(random):
     assert not certain["stddev"].any()
 
 
+@pytest.mark.slow
 def test_positions_count_as_rows_do(random):
     """Classes (rows, steps) may be indices, have a last axis of 1, or be one-hot."""
     flat, flat_p = probabilities_of(random, 24)
@@ -196,7 +202,7 @@ def test_positions_count_as_rows_do(random):
         assert of_positions == pytest.approx(float(metric.result()), rel=1e-5)
 
 
-@pytest.mark.parametrize("shape", [(4,), (4, 1), (4, 6), (4, 6, 1)])
+@pytest.mark.parametrize("shape", mostly_slow([(4,), (4, 1), (4, 6), (4, 6, 1)], (4, 6)))
 def test_weights_of_rows_and_of_positions_and_masks(shape, random):
     """A weight counts a position as often as it says, and a mask leaves positions out."""
     classes, p = (each.reshape(4, 6, *each.shape[1:]) for each in probabilities_of(random, 24))

@@ -72,6 +72,7 @@ def test_a_run_depends_on_candidate_and_seed_alone(candidate):
     close(run, alone)
 
 
+@pytest.mark.slow
 def test_candidates_start_from_the_same_weights_and_batches():
     """With noise of zero, a candidate is the baseline."""
     data = load_data("iris")

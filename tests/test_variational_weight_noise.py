@@ -9,7 +9,7 @@ from scipy import integrate, optimize, stats
 import minimand
 from minimand import backend
 from minimand.transforms import Batch, ScaleMixturePrior, VariationalWeightNoise
-from tests.helpers import assert_same, data, network, numpy, told, weights_of
+from tests.helpers import assert_same, data, mostly_slow, network, numpy, told, weights_of
 from tests.parts.losses import HALF_SQUARED
 
 
@@ -183,7 +183,7 @@ def test_samples_have_the_posterior_s_law(random):
     assert (np.abs(weights.std(axis=0) / s[:, 0] - 1) < 5 / np.sqrt(2000)).all()
 
 
-@pytest.mark.parametrize("init", [0.05, "moped"])
+@pytest.mark.parametrize("init", mostly_slow([0.05, "moped"], 0.05))
 def test_resumes_exactly_after_loading(init, random, tmp_path):
     x, y = data(random)
     trainer = minimand.Trainer(network())

@@ -28,7 +28,7 @@ from minimand.losses import (
     TemperatureScaled,
 )
 from minimand.losses._base import trainable_losses, weighted_quantile
-from tests.helpers import compiled, gradient, numpy, told
+from tests.helpers import compiled, gradient, mostly_slow, numpy, told
 
 WEIGHTED = {
     "focal": lambda **kwargs: Focal("binary_crossentropy", differentiate=False, **kwargs),
@@ -38,7 +38,8 @@ WEIGHTED = {
     "self_paced": lambda **kwargs: SelfPaced("binary_crossentropy", share=0.6, **kwargs),
     "standardized_irls": lambda **kwargs: StandardizedIRLS("binary_crossentropy", scale=1.0, **kwargs),
 }
-all_weighted = pytest.mark.parametrize("make", WEIGHTED.values(), ids=WEIGHTED)
+FAST = WEIGHTED["focal"], WEIGHTED["gradient_harmonized"]
+all_weighted = pytest.mark.parametrize("make", mostly_slow(WEIGHTED.values(), *FAST), ids=WEIGHTED)
 
 
 def ready(loss, shape=(None, 1)):
@@ -63,7 +64,7 @@ def effective_weights(loss, y, p):
 # Published identities.
 
 
-@pytest.mark.parametrize("gamma", [0.5, 2.0])
+@pytest.mark.parametrize("gamma", mostly_slow([0.5, 2.0], 2.0))
 def test_focal_is_the_focal_loss_of_keras(gamma, binary, random):
     y, p = binary
     ours = Focal(BinaryCrossentropy(), gamma=gamma)
@@ -82,7 +83,7 @@ def test_focal_is_the_focal_loss_of_keras(gamma, binary, random):
         assert float(numpy(ours(targets, logits))) == pytest.approx(expected, rel=1e-5)
 
 
-@pytest.mark.parametrize("q", [0.3, 0.7, 0.99])
+@pytest.mark.parametrize("q", mostly_slow([0.3, 0.7, 0.99], 0.7))
 def test_generalized_cross_entropy_is_that_of_keras(q, random):
     labels, logits = random.integers(3, size=8), random.normal(size=(8, 3)).astype("float32")
     p = special.softmax(logits, axis=-1)
@@ -106,7 +107,7 @@ def test_generalized_cross_entropy_goes_from_cross_entropy_to_the_absolute_error
     np.testing.assert_allclose(effective_weights(loss, y, p)[:, 0], np.exp(-0.6 * entropy), rtol=1e-3)
 
 
-@pytest.mark.parametrize("alpha", [2.0, 1.0, 0.0, -2.0, float("-inf")])
+@pytest.mark.parametrize("alpha", mostly_slow([2.0, 1.0, 0.0, -2.0, float("-inf")], 2.0, 0.0))
 def test_error_weights_are_those_of_the_robust_loss(alpha, random):
     """The gradient is that of 2 c^2 rho: iteratively reweighted least squares."""
     y, p = random.normal(size=(9, 1)).astype("float32"), random.normal(size=(9, 1)).astype("float32")

@@ -170,6 +170,11 @@ def importance_of(values: Tensor, factors: Sequence[Any]) -> Tensor:
             if len(factor.shape) == len(values.shape) + 1 and factor.shape[-1] == 1:
                 factor = ops.squeeze(factor, -1)
             missing = len(values.shape) - len(factor.shape)
+            if missing < 0:
+                raise ValueError(
+                    f"`sample_weight` must have the shape {tuple(values.shape)} of the examples, or its first axes. "
+                    f"Received: shape {tuple(factor.shape)}. Pass one weight for each example."
+                )
             result = result * ops.reshape(factor, (*ops.shape(factor), *(1,) * missing))
     return result
 
