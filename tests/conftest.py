@@ -68,7 +68,7 @@ _ONCE = [
 ]
 collect_ignore = [] if BACKEND == "torch" else [f"test_{name}.py" for name in _ONCE]
 if BACKEND == "tensorflow":
-    collect_ignore += ["test_endurance.py", "test_suites.py"]
+    collect_ignore += ["test_endurance.py", "test_engines.py", "test_study.py", "test_suites.py", "test_tuning.py"]
 if BACKEND != "jax":
     collect_ignore += ["test_cli.py", "test_page.py", "test_reliability.py", "test_vectorized.py"]
 

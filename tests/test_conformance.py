@@ -8,11 +8,10 @@ import pytest
 
 import minimand
 from minimand import testing
-from minimand.testing._suite import TrainedSuite
 from tests import parts
 
-# TensorFlow traces each `fit` for minutes in all: there a fifth of the losses is trained, and all are compared.
-TRAINED = [name for name in dir(TrainedSuite) if name.startswith("test_")]
+# PyTorch compiles nothing, and puts every part through the whole suite; the other backends do so with each fifth part.
+STEP = 1 if keras.backend.backend() == "torch" else 5
 
 
 def slow(test):
@@ -30,11 +29,9 @@ COMPARED = tuple(f"test_the_{what}" for what in ("value", "gradient", "objective
 
 def suites(suite, listed):
     tests = {name: test for name, test in inspect.getmembers(suite, inspect.isfunction) if name.startswith("test_")}
-    others = {name: slow(test) for name, test in tests.items() if not name.startswith(COMPARED)}
+    others = {name: test for name, test in tests.items() if not name.startswith(COMPARED)}
     for index, (name, part) in enumerate(listed.items()):
-        attributes = dict(others) if index else {}
-        if suite is testing.LossSuite and keras.backend.backend() == "tensorflow" and index % 5:
-            attributes |= dict.fromkeys(TRAINED)
+        attributes = {name: None if index % STEP else slow(test) for name, test in others.items()} if index else {}
         title = "Test" + "".join(word.title() for word in name.split("_"))
         globals()[title] = parts.suite_of(suite, part, **attributes, __module__=__name__)
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import minimand
+from tests.helpers import not_on_tensorflow
 
 PROJECT = Path(__file__).parent.parent
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
@@ -21,6 +22,7 @@ MODULES = [
 
 
 @pytest.mark.slow
+@not_on_tensorflow
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -34,7 +36,7 @@ def blocks():
         for index, match in enumerate(
             re.finditer(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
         ):
-            marks = () if page.name == "README.md" else pytest.mark.slow
+            marks = () if page.name == "README.md" else [pytest.mark.slow, not_on_tensorflow]
             yield pytest.param(match.group(1), id=f"{page.name}-{index}", marks=marks)
 
 
