@@ -244,5 +244,8 @@ class PositiveDefinite(CholeskyFactor):
     def unconstrain(self, value: Any) -> np.ndarray:
         value = np.asarray(value, "float64")
         self._check(np.allclose(value, value.T, rtol=1e-6), "a symmetric matrix", value)
-        self._check(np.all(np.linalg.eigvalsh(value) > 0), "a positive definite matrix", value)
-        return super().unconstrain(np.linalg.cholesky(value))
+        try:
+            factor = np.linalg.cholesky(value)
+        except np.linalg.LinAlgError:
+            self._check(False, "a positive definite matrix", value)
+        return super().unconstrain(factor)
