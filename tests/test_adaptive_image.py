@@ -177,12 +177,14 @@ def test_shapes_and_scales_of_coefficients_or_bands(parameters, count, random):
         assert len(np.unique(loss.alpha[:2, :2])) == 3  # the low-pass corner: one band a channel
 
 
+@pytest.mark.slow
 def test_one_channel_is_taken_as_it_is(random):
     y, p = (random.normal(size=(2, 8, 8, 1)).astype("float32") for _ in range(2))
     values = [float(numpy(ready((8, 8, 1), color_space=space)(y, p))) for space in ("yuv", "rgb")]
     assert values[0] == values[1]
 
 
+@pytest.mark.slow
 def test_the_scale_starts_from_that_of_the_coefficients(random):
     """White noise stays white in an orthonormal basis, so every coefficient has the noise's deviation."""
     loss = AdaptiveImage("haar", color_space="rgb", parameters="band", data_format="channels_last")

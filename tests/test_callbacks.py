@@ -43,6 +43,7 @@ def test_training_stops_when_a_kernel_would_be_zero(random):
         assert len(history.epoch) == epochs
 
 
+@pytest.mark.slow
 def test_variables_of_losses_and_transforms_get_no_proximal_step(random):
     """Learned noise has variables of the kernels' shapes, which get no proximal step."""
     x, y = data(random)

@@ -42,6 +42,7 @@ def test_study_and_report_from_outside(tmp_path):
     assert (tmp_path / "s" / "index.html").read_text() == page
 
 
+@pytest.mark.slow
 def test_a_study_that_is_stored_is_printed_again(tmp_path, monkeypatch, capsys):
     tables = set()
     for _ in range(2):

@@ -22,7 +22,7 @@ from minimand.losses import (
 )
 from tests.helpers import minimise_variables, numpy
 
-pytestmark = pytest.mark.usefixtures("float64")
+pytestmark = [pytest.mark.usefixtures("float64"), pytest.mark.slow]
 
 
 def ready(loss, y, p):

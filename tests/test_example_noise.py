@@ -139,6 +139,7 @@ def test_the_gradient_varies_less_than_with_one_draw_for_the_batch(random):
     assert variances["example"] < variances["batch"] / 10
 
 
+@pytest.mark.slow
 def test_antithetic_passes_are_opposite(random):
     model = at_least_float32("conv2d")
     x = random.normal(size=(2, 3, 3, 2)).astype("float32")

@@ -110,6 +110,7 @@ def test_the_gradient_of_the_exact_penalty_in_closed_form(make, random):
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5 * np.abs(b).max())
 
 
+@pytest.mark.slow
 def test_penalties_have_their_values(random, float64):
     model = small_network()
     x, y = batch_for(model, random, rows=6)

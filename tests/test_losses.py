@@ -13,6 +13,7 @@ from tests.helpers import compiled, dtype_policy, gradient, mostly_slow, numpy, 
 from tests.parts import LOSSES, suite_of
 
 
+@pytest.mark.slow
 def test_the_adaptive_loss_is_a_density(float64):
     """exp(-loss) integrates to 1 at any shape and scale."""
     loss = AdaptiveRobust(alpha_init=0.6, scale_init=0.4, reduction=None)
@@ -102,6 +103,7 @@ def test_shape_and_scale_are_released_little_by_little():
     assert float(numpy(loss.steps.value)) == 3
 
 
+@pytest.mark.slow
 def test_residuals_that_tell_no_spread_start_as_the_others():
     y, p = np.zeros((8, 2), "float32"), np.float32([[1, 0], [-1, 0]] * 4)
     loss = AdaptiveRobust()
@@ -119,6 +121,7 @@ def test_residuals_that_tell_no_spread_start_as_the_others():
     np.testing.assert_allclose(same.scale, 0.2, rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_the_start_does_not_depend_on_the_unit_nor_on_evaluation(random):
     x, y = random.normal(size=(64, 3)).astype("float32"), random.normal(size=(64, 1)).astype("float32")
     scales = []
@@ -194,6 +197,7 @@ def test_the_shape_starts_where_it_is_told_to_and_keeps_its_range():
     np.testing.assert_allclose(loss.alpha[[0, 2]], [0.2, 1.9], rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_tails_lighter_than_normal_ones(random):
     """Uniform residuals: the best shape lies beyond 2, and its likelihood is higher than the normal one's."""
     residuals = random.uniform(-1, 1, size=(2000, 1)).astype("float32")

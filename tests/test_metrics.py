@@ -79,6 +79,7 @@ def test_calibration_errors_against_loops(rows, random):
     assert actual == pytest.approx(by_count / rows, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_calibration_errors_by_hand():
     """Ten predictions at 0.9 have error 0 if nine are right, and 0.9 if all are wrong."""
     p = np.full((10, 2), [0.9, 0.1])
@@ -89,6 +90,7 @@ def test_calibration_errors_by_hand():
         assert float(error([1] * 10, p, **bins)) == pytest.approx(0.9, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_calibrated_classes_have_a_small_error(random):
     """Classes drawn from the predicted probabilities leave a sampling error of at most sqrt(15 / n) / 2 on average."""
     p = random.dirichlet(np.ones(3), size=20000)

@@ -155,6 +155,7 @@ def test_zeros_in_stock_compile_survive_a_file_and_go_on(random, tmp_path):
     assert (loaded.layers[0].kernel.numpy() == 0).any()
 
 
+@pytest.mark.slow
 def test_joint_groups_take_a_unit_with_its_bias_and_its_outgoing_weights(random):
     """A group has all of a unit's weights if joined, and the incoming or the outgoing ones otherwise."""
     for joined in (False, True):
@@ -197,6 +198,7 @@ def test_mixed_precision_takes_the_proximal_step_of_the_unscaled_gradient(random
     assert (kernel == 0).all(axis=0).any()
 
 
+@pytest.mark.slow
 def test_with_a_trainer_its_transforms_and_another_wrapper(random):
     x, y = data(random)
     trainer = minimand.Trainer(uneven())
@@ -223,6 +225,7 @@ def test_a_kernel_is_not_made_zero_and_fit_says_so(random):
     model.fit(x, y, batch_size=16, verbose=0)
 
 
+@pytest.mark.slow
 def test_initial_weights_stay_if_there_is_no_penalty(random):
     """With strength 0, Proximal is the inner optimizer."""
     plain, *_ = fitted(random, keras.optimizers.Adam(0.01))

@@ -82,6 +82,7 @@ def test_trace_of_a_quadratic(random):
     assert found.standard_error < 1e-3
 
 
+@pytest.mark.slow
 def test_numbers_do_not_depend_on_what_is_evaluated_together(random, monkeypatch):
     """Parts of the samples, and of the rows."""
     x = random.normal(size=(7, 5)).astype("float32")

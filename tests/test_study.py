@@ -146,6 +146,7 @@ def test_an_interrupted_study_resumes_with_the_same_numbers(finished, tmp_path):
     assert table["test_accuracy"].drop_nulls().len() == 4
 
 
+@pytest.mark.slow
 def test_a_diverged_run_is_recorded_and_told(tmp_path):
     diverging = Candidate("diverging", optimizer=Part("SGD", {"learning_rate": 1e30}))
     candidates = (default_candidates()[0], diverging)
@@ -207,6 +208,7 @@ def normalised(features, outputs):
     return keras.Sequential([keras.Input((features,)), *layers])
 
 
+@pytest.mark.slow
 def test_optional_candidates_that_refuse_the_network_are_left_out(tmp_path):
     from minimand.study import write_page
 

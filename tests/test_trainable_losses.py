@@ -261,6 +261,7 @@ class Scaled(TrainableLoss):
         return values / self.scale.value + keras.ops.log(self.scale.value)
 
 
+@pytest.mark.slow
 def test_a_loss_trains_and_saves_the_variables_of_the_losses_inside(random, tmp_path):
     """Also through a loss without variables, which in turn needs the sample weights."""
     x, y, last = problem("classes", random)

@@ -283,6 +283,7 @@ def test_freezing_layers_and_recompiling_selects_anew(random):
     np.testing.assert_array_equal(model.layers[0].kernel.numpy(), frozen)
 
 
+@pytest.mark.slow
 def test_recompiling_drops_the_former_loss(random):
     x, y = data(random)
     trainer = trainer_of(network(), minimand.losses.AdaptiveRobust(), transforms=[WeightNoise(0.1)])
@@ -296,6 +297,7 @@ def test_recompiling_drops_the_former_loss(random):
     assert len(trainer.trainable_variables) == weights + 2
 
 
+@pytest.mark.slow
 def test_a_trainable_loss_for_each_output(random):
     x, y = data(random)
     inputs = keras.Input((5,))
@@ -338,6 +340,7 @@ def test_value_and_gradient_equals_finite_differences(random, float64):
             assert numpy(gradient)[index] == pytest.approx((ends[0] - ends[1]) / 2e-6, rel=1e-5, abs=1e-7)
 
 
+@pytest.mark.slow
 def test_hand_written_loop_equals_fit(random):
     x, y = data(random, rows=64)
     expected = network()

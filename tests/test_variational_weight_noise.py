@@ -234,6 +234,7 @@ def test_the_size_of_a_training_set_without_targets(random):
         assert transform.training_examples.numpy() == size
 
 
+@pytest.mark.slow
 def test_the_size_of_the_training_set(random):
     x, y = data(random, rows=70)
     transform = VariationalWeightNoise()
