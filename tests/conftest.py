@@ -68,9 +68,25 @@ _ONCE = [
 ]
 collect_ignore = [] if BACKEND == "torch" else [f"test_{name}.py" for name in _ONCE]
 if BACKEND == "tensorflow":
-    collect_ignore += ["test_endurance.py", "test_engines.py", "test_study.py", "test_suites.py", "test_tuning.py"]
+    collect_ignore += ["test_study.py", "test_suites.py"]
 if BACKEND != "jax":
     collect_ignore += ["test_cli.py", "test_page.py", "test_reliability.py", "test_vectorized.py"]
+
+# TensorFlow traces each program for seconds. Of the slow tests, it runs those of training.
+_SLOW_ON_TENSORFLOW = (
+    "compatibility",
+    "conformance",
+    "distribution",
+    "keras_callbacks",
+    "study_models",
+    "trainer_equals_fit",
+)
+
+
+def pytest_collection_modifyitems(items):
+    if BACKEND == "tensorflow":
+        files = {f"test_{name}.py" for name in _SLOW_ON_TENSORFLOW}
+        items[:] = [item for item in items if item.path.name in files or item.get_closest_marker("slow") is None]
 
 
 @pytest.fixture(autouse=True)

@@ -23,7 +23,6 @@ __all__ = [
     "minimise_variables",
     "mostly_slow",
     "network",
-    "not_on_tensorflow",
     "numpy",
     "steps",
     "told",
@@ -31,14 +30,9 @@ __all__ = [
 ]
 
 
-# Its programs take seconds to trace, so that some tests run on the other backends only.
-not_on_tensorflow = pytest.mark.skipif(backend.name == "tensorflow", reason="JAX and PyTorch run this test")
-
-
 def mostly_slow(names, *fast):
     """Parameters of a test. Those that are not `fast` are marked slow."""
-    marks = [pytest.mark.slow, not_on_tensorflow]
-    return [name if name in fast else pytest.param(name, marks=marks) for name in names]
+    return [name if name in fast else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def minimise_variables(loss, y_true, y_pred, sample_weight=None, smooth=True):

@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import minimand
-from tests.helpers import not_on_tensorflow
 
 PROJECT = Path(__file__).parent.parent
 PAGES = [PROJECT / "README.md", PROJECT / "CONTRIBUTING.md", *sorted((PROJECT / "docs").glob("*.md"))]
@@ -22,7 +21,6 @@ MODULES = [
 
 
 @pytest.mark.slow
-@not_on_tensorflow
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -36,7 +34,7 @@ def blocks():
         for index, match in enumerate(
             re.finditer(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
         ):
-            marks = () if page.name == "README.md" else [pytest.mark.slow, not_on_tensorflow]
+            marks = () if page.name == "README.md" else pytest.mark.slow
             yield pytest.param(match.group(1), id=f"{page.name}-{index}", marks=marks)
 
 
