@@ -80,6 +80,7 @@ VALUES = {
 GIVEN = {
     losses.AdaptiveImage: {"data_format": "channels_last"},
     losses.Mahalanobis: {"dim": 8},
+    losses.QuantileThreshold: {"loss": "mse"},
     losses.TemperatureScaled: {"loss": "sparse_categorical_crossentropy"},
     optimizers.Proximal: {"regularizer": regularizers.Range(0.1, -0.1, 0.1)},
     regularizers.JointGroupLasso: {"groups": {"dense/kernel": np.arange(32).reshape(4, 8) % 4}},

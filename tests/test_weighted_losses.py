@@ -165,7 +165,10 @@ def constant_optimum(loss, y, low, high):
     def slope(predictions):
         return backend.value_and_gradient(lambda p: (loss(y, p[0]), None), [predictions])[1][0]
 
-    return optimize.brentq(lambda v: numpy(slope(np.full(y.shape, v, "float32"))).sum(), low, high, xtol=1e-5)
+    def at(value):
+        return numpy(slope(keras.ops.full(y.shape, value, "float32"))).sum()
+
+    return optimize.brentq(at, low, high, xtol=1e-5)
 
 
 @pytest.mark.parametrize(
