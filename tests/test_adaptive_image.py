@@ -195,6 +195,7 @@ def test_the_scale_starts_from_that_of_the_coefficients(random):
     np.testing.assert_allclose(loss.scale, 0.6, rtol=5 * 0.028)
 
 
+@pytest.mark.slow
 def test_gradient_by_the_images(random, float64):
     y, p = (random.normal(size=(2, 4, 4, 3)) for _ in range(2))
     loss = ready((4, 4, 3), levels=1, dtype="float64")

@@ -164,6 +164,7 @@ def test_the_optimizer_gets_the_variance_of_the_batch(random):
 
 
 @pytest.mark.parametrize("estimator", ["probe", "micro_batch"])
+@pytest.mark.slow
 def test_mini_batch_variance_in_fit_and_from_a_file(estimator, random, tmp_path):
     x, y = data(random)
     model = network() if estimator == "micro_batch" else small_network()

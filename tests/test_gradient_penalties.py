@@ -142,6 +142,7 @@ def test_probe_penalty_is_unbiased(random):
     assert abs(draws.mean() - exact) < 4 * draws.std() / np.sqrt(400)
 
 
+@pytest.mark.slow
 def test_differences_of_variances_between_domains(random, float64):
     """By a key of the inputs and by a function; a domain of one example is left out."""
     keras.utils.set_random_seed(4)
@@ -169,6 +170,7 @@ def test_differences_of_variances_between_domains(random, float64):
 
 
 @pytest.mark.parametrize("make", mostly_slow([GradientVariancePenalty, GradientNormPenalty], GradientNormPenalty))
+@pytest.mark.slow
 def test_a_schedule_of_the_strength(make, random, tmp_path):
     """Off for two steps, then on; counted from a file on."""
     x, y = (part.astype("float32") for part in batch_for(small_network(), random, rows=8))

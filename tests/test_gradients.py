@@ -348,6 +348,7 @@ def test_micro_batches_normalise_by_themselves(random):
         np.testing.assert_allclose(variance, 4 * g.var(axis=0, ddof=1), rtol=1e-3, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_sums_by_group(random, float64):
     """The closed forms by group are those of the examples in each, for every kind of layer."""
     for name in ("dense_and_dropout", "conv1d_and_layer_normalisation"):

@@ -9,7 +9,7 @@ import minimand
 from minimand import backend
 from minimand.optimizers import IVON
 from minimand.transforms import IVONNoise, SharpnessAware
-from tests.helpers import assert_same, data, dtype_policy, network, numpy, told, weights_of
+from tests.helpers import assert_same, data, dtype_policy, mostly_slow, network, numpy, told, weights_of
 from tests.parts.losses import HALF_SQUARED
 
 
@@ -85,7 +85,7 @@ def test_weights_without_noise_are_trained_by_momentum(random):
     np.testing.assert_allclose(model.layers[0].bias.numpy(), 0.1 * y.mean(axis=0), rtol=1e-4)
 
 
-@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+@pytest.mark.parametrize("policy", mostly_slow(["float32", "mixed_float16"], "float32"))
 def test_trains_saves_and_resumes(policy, random, tmp_path):
     """With another transform around it, in both precisions; the weights are the posterior's mean, not a draw."""
     x, y = data(random)

@@ -41,6 +41,7 @@ def test_distances_far_from_the_origin(random):
     np.testing.assert_allclose(actual, expected, atol=1e-3)
 
 
+@pytest.mark.slow
 def test_large_margins_by_brute_force(random, float64):
     """With a class of one example, which has no target neighbour, and one that does not count."""
     x, z = random.normal(size=(8, 3)), random.normal(size=(8, 2))

@@ -87,6 +87,7 @@ def test_the_first_scale_is_a_fifth_of_the_first_spread(make, arguments, sizes, 
     np.testing.assert_allclose(loss.scale, 0.2 * spread + 1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_shape_and_scale_are_released_little_by_little():
     """Their trained numbers times t/(t + 500)."""
     loss = AdaptiveRobust(alpha_init=1.0, alpha_range=(0.5, 1.5), scale_init=2.0)

@@ -205,6 +205,7 @@ def test_positions_count_as_rows_do(random):
 
 
 @pytest.mark.parametrize("shape", mostly_slow([(4,), (4, 1), (4, 6), (4, 6, 1)], (4, 6)))
+@pytest.mark.slow
 def test_weights_of_rows_and_of_positions_and_masks(shape, random):
     """A weight counts a position as often as it says, and a mask leaves positions out."""
     classes, p = (each.reshape(4, 6, *each.shape[1:]) for each in probabilities_of(random, 24))

@@ -138,6 +138,7 @@ def fitted(random, optimizer, epochs=3):
     return model, x, y
 
 
+@pytest.mark.slow
 def test_zeros_in_stock_compile_survive_a_file_and_go_on(random, tmp_path):
     strength = keras.optimizers.schedules.PolynomialDecay(0.0, 5, 0.3)
     regularizers = {"dense/kernel": GroupLasso(strength, "output"), "dense_1/kernel": keras.regularizers.L1(0.05)}

@@ -140,7 +140,7 @@ def dual_gap_of_variation(u, w, step, strength):
     return max(np.abs(dual).max() - strength, np.abs(dual[..., -1]).max(), at_jumps.max(initial=0.0))
 
 
-@pytest.mark.parametrize("n", [2, 3, 50])
+@pytest.mark.parametrize("n", mostly_slow([2, 3, 50], 50))
 def test_total_variation_meets_its_optimality_condition(n, random, float64):
     for strength, spread in ((0.01, 0.0), (0.3, 1.0), (3.0, 2.0)):
         w = np.cumsum(random.normal(size=(4, n)), axis=1) * random.choice([0.1, 1.0])
@@ -209,6 +209,7 @@ def test_a_step_of_zero_and_a_strength_of_zero_change_nothing(name, random):
         assert same[0, 0] == 0.0
 
 
+@pytest.mark.slow
 def test_equal_steps_are_one_step(random):
     w = random.normal(size=SHAPE).astype("float32")
     for name in MAPS:

@@ -110,6 +110,7 @@ def check_numbers_against_mpmath(dtype, tolerance):
                         assert error < tolerance, f"{k}: alpha={alpha}, x={residual}, scale={scale}"
 
 
+@pytest.mark.slow
 def test_loss_and_derivative_for_numbers_in_single_precision():
     check_numbers_against_mpmath("float32", 2e-6)
 
@@ -334,6 +335,7 @@ def test_log_partition_in_double_precision(float64):
     check_log_partition("float64", 1e-11)
 
 
+@pytest.mark.slow
 def test_log_partition_at_known_points_and_outside():
     known = {0.0: np.log(np.pi * 2**0.5), 2.0: np.log(2 * np.pi) / 2, INFINITE: 0.7052602544175697}
     for alpha, value in known.items():

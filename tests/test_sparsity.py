@@ -138,6 +138,7 @@ def residual(random):
     )
 
 
+@pytest.mark.slow
 def test_terms_of_a_sum_lose_the_same_channels(random):
     model = residual(random)
     for name in ("in", "head", "second"):

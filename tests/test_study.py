@@ -90,6 +90,7 @@ def test_orders_are_permutations_of_whole_batches_anew_each_epoch():
     assert Problem(load_data("diabetes"), mlp, Settings(batch_size=1000)).order(0, 0).shape == (1, 264)
 
 
+@pytest.mark.slow
 def test_patience_ends_a_run():
     """A network that learns nothing has its best epoch first."""
     still = Candidate("still", optimizer=Part("SGD", {"learning_rate": 0.0}))

@@ -238,6 +238,7 @@ def test_penalty_is_the_micro_batch_estimate(rows, count, random, float64):
     assert aux == "aux"
 
 
+@pytest.mark.slow
 def test_estimate_is_unbiased(random):
     """
     Over 80 random orders of a batch, the mean is the exact per-example variance within 4 standard errors.
