@@ -45,6 +45,7 @@ def test_what_is_measured(estimator, random):
     assert by_tensor[0] == pytest.approx([np.sum(np.square(m)) for m in exact.mean], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_measuring_changes_nothing_and_happens_when_it_should(random):
     """The same losses and weights; sums over the measured steps of an epoch; `evaluate` leaves the keys out."""
     x, y = data(random, rows=64)
@@ -72,6 +73,7 @@ def measure_count(trainer):
 
 
 @pytest.mark.parametrize("mode", [{"steps_per_execution": 3}, {"jit_compile": False}, {"run_eagerly": True}], ids=str)
+@pytest.mark.slow
 def test_measuring_in_every_mode_of_execution(mode, random):
     """The same values as by default, from the same seeds."""
     if keras.backend.backend() == "torch" and "steps_per_execution" in mode:

@@ -78,7 +78,7 @@ PENALTIES = {
 }
 
 
-@pytest.mark.parametrize("name", mostly_slow(PENALTIES, "probe", "micro_batch", "norm", "after_noise"))
+@pytest.mark.parametrize("name", mostly_slow(PENALTIES, "probe", "norm"))
 def test_the_gradient_of_each_penalised_objective(name, random, float64):
     """By finite differences in float64, at the same draws."""
     made = PENALTIES[name]()

@@ -61,6 +61,7 @@ def test_large_margins_by_brute_force(random, float64):
 
 
 @pytest.mark.parametrize("loss", [Mahalanobis(3), Mahalanobis(3, 2), NCA(3, 2, rank=2)], ids=["full", "low", "nca"])
+@pytest.mark.slow
 def test_transform_distance_and_precision_agree(loss, random):
     loss = copy.deepcopy(loss)
     loss.build_once((None, 3), (None, 3))

@@ -69,6 +69,7 @@ def test_start_is_as_stated():
     ],
 )
 @pytest.mark.parametrize("make", mostly_slow([AdaptiveRobust, AdaptiveStudentT], AdaptiveRobust))
+@pytest.mark.slow
 def test_the_first_scale_is_a_fifth_of_the_first_spread(make, arguments, sizes, axes, random):
     """Of the entries that count: for normal residuals, of their standard deviation."""
     loss = make(**arguments)
@@ -154,6 +155,7 @@ def parameters_for(shape, **arguments):
         ({"groups": [0, 1, 0]}, (None, 3), (3,)),
     ],
 )
+@pytest.mark.slow
 def test_where_shapes_and_scales_are_kept(arguments, shape, size, random):
     """Against a loop over the positions, each with the shape and scale that it is said to have."""
     loss = parameters_for(shape, reduction=None, **arguments)

@@ -127,7 +127,7 @@ METRICS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", mostly_slow(METRICS, "brier", "ece", "crps"))
 def test_metrics_of_batches_are_the_functions_of_all(name, random):
     make, function, kind = METRICS[name]
     if kind == "classes":

@@ -151,6 +151,7 @@ def test_terms_of_a_sum_lose_the_same_channels(random):
     assert [smaller.get_layer(name).filters for name in ("stem", "in", "out", "side")] == [4, 3, 4, 2]
 
 
+@pytest.mark.slow
 def test_layers_that_are_not_known_keep_everything(random):
     x = keras.Input((5, 4))
     shared = layers.Dense(4, name="shared")

@@ -145,6 +145,7 @@ def test_a_schedule_and_when_noise_starts_and_stops():
     assert [float(np.abs(w).max()) for ((w,),) in steps] == [0.0, 1.0, 1.0, 0.25, 0.25, 0.0, 0.0]
 
 
+@pytest.mark.slow
 def test_noise_adds_half_the_trace_of_the_hessian(random):
     """On a quadratic, E[L(w + s e)] - L(w) = s^2/2 tr H exactly; within 3 standard errors of 500 pairs."""
     x, y, w = random.normal(size=(20, 4)), random.normal(size=20), random.normal(size=(1, 4))
@@ -320,6 +321,7 @@ def test_adversarial_weight_perturbation_of_a_quadratic(random, float64):
 
 
 @pytest.mark.parametrize(("rows", "parts"), [(12, 4), (11, 4), (2, 4)])
+@pytest.mark.slow
 def test_each_part_of_the_batch_has_its_own_perturbation(rows, parts, random, float64):
     x, y, w = random.normal(size=(rows, 3)), random.normal(size=rows), random.normal(size=3)
     expected = np.zeros(3)
