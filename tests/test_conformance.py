@@ -36,7 +36,8 @@ def suites(suite, listed):
         if index % 3:
             attributes = {each: slow(test) for each, test in compared.items()}
         if index:
-            others = tests.keys() - compared.keys()
+            # Not a set: all workers must collect in the same order.
+            others = [each for each in tests if each not in compared]
             attributes |= {each: None if index % STEP else slow(tests[each]) for each in others}
         title = "Test" + "".join(word.title() for word in name.split("_"))
         globals()[title] = parts.suite_of(suite, part, **attributes, __module__=__name__)
