@@ -40,14 +40,14 @@ def adam():
 
 
 def positive_inputs(batch):
-    """How many of the first two inputs are positive: 0, 1 or 2."""
+    """The number of positive inputs among the first two is 0, 1 or 2."""
     return keras.ops.sum(keras.ops.cast(batch.x[:, :2] > 0, "int32"), axis=1)
 
 
 # Values of an option. A part that must have the option gets the first value. The other value is the first that differs
 # from what the part has. A boolean needs no entry. Optimizers are made anew each time.
 VALUES = {
-    # Of losses.
+    # These options belong to losses.
     "loss": ["mse", "mae"], "alpha": [0.5], "alpha_init": [1.0], "alpha_range": [(0.001, 1.5)], "axis": [1],
     "bins": [5], "center": [[2.0, 1.0]], "classification": [["b"]], "color_space": ["rgb"],
     "data_format": ["channels_first"], "df": [3.0], "df_init": [2.0], "df_range": [(0.5, 9.0)], "dim": [2],
@@ -59,24 +59,24 @@ VALUES = {
     "precision": [0.5, 0.8], "push": [0.1], "q": [0.5], "rank": [1], "recall": [0.5, 0.8],
     "representation": ["haar"], "scale": [0.7], "scale_init": [2.0], "scale_min": [0.5], "share": [0.3],
     "step": [0.5], "tau": [0.5], "temperature": [2.0], "temperature_range": [(0.5, 2.0)],
-    # Of transforms.
+    # These options belong to transforms.
     "distribution": ["uniform"], "domains": [positive_inputs, lambda batch: batch.x[:, 1] > 0],
     "estimator": ["exact"], "every": [3], "examples": [1000], "kl_weight": [0.5],
     "micro_batches": [Where({"estimator": "micro_batch"}, 2)], "mode": ["relative"], "narrow": [0.1],
     "num_domains": [2, 3], "per": ["example"], "prior": [0.1], "regularizer": ["l2", "l1"], "rho": [0.1, 0.2],
     "samples": [2], "seed": [1, 2], "select": ["kernels", "all"], "start": [2], "stddev": [0.1, 0.2], "stop": [2],
     "strength": [0.1, 0.2], "warm_up": [3], "wide": [2.0],
-    # Of regularizers of a kernel (4, 8).
+    # These options belong to regularizers of a kernel (4, 8).
     "anchor": [np.zeros((4, 8)), np.ones((4, 8))], "fisher": [np.ones((4, 8)), 2 * np.ones((4, 8))],
     "gates": [Where({"axis": 1}, 2)], "groups": ["input"], "high": [0.1, 0.2],
     "isotropic": [Where({"axis": (0, 1)}, True)], "l1_ratio": [0.5, 0.2], "low": [-0.1, -0.2], "order": [2],
     "power": [1], "reduction": ["mean"], "shape": [(2, 2)],
-    # Of optimizers.
+    # These options belong to optimizers.
     "beta": [0.5], "beta_1": [0.5], "beta_2": [0.9], "epsilon": [0.1], "granularity": ["tensor"],
     "hessian_init": [0.5], "learning_rate": [0.2], "metric": ["learning_rate"],
     "optimizer": [adam, keras.optimizers.SGD], "variance": ["mini_batch"], "weight_decay": [0.1],
 }  # fmt: skip
-# What a part has in addition, or instead of the first value.
+# A part gets these arguments beside the first values by name, or instead of them.
 GIVEN = {
     losses.AdaptiveImage: {"data_format": "channels_last"},
     losses.Mahalanobis: {"dim": 8},

@@ -36,7 +36,7 @@ def suites(suite, listed):
         if index % 3:
             attributes = {each: slow(test) for each, test in compared.items()}
         if index:
-            # Not a set: all workers must collect in the same order.
+            # A list keeps the order, which must be the same in all workers.
             others = [each for each in tests if each not in compared]
             attributes |= {each: None if index % STEP else slow(tests[each]) for each in others}
         title = "Test" + "".join(word.title() for word in name.split("_"))

@@ -88,7 +88,7 @@ def made(part, arguments):
 
 
 def seen(part, arguments):
-    """What is seen of a part: the logs and weights of a model that is trained with it."""
+    """The result holds the logs and the weights of a model that is trained with the part."""
     instance = made(part, arguments)
     if part is losses.UncertaintyWeighted:
         return of_tasks(instance)

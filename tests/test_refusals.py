@@ -66,7 +66,7 @@ def count_from(least):
     return ([least, np.int64(least)], [least - 1, least + 0.5, True])
 
 
-# By the name of the option.
+# Each rule gives the ends of the options with these names.
 RULES = [
     (POSITIVE, "df epsilon hessian_init narrow prior rho scale scale_min step temperature wide"),
     (POSITIVE, "false_negative_cost false_positive_cost"),
@@ -111,7 +111,7 @@ ENDS = {name: ends for ends, names in RULES for name in names.split()} | {
 }
 AT_MOST_TWO = ([2.0, -math.inf], [2.1, math.inf])
 POSITIONS = ([[0, 1, 0], np.array([1, 0])], [[1, 2], [0, 2], [0.0, 1.0]])
-# Where a part has other ends.
+# These parts have other ends than the rules give.
 OWN_ENDS = {
     losses.AdaptiveRobust: {"groups": POSITIONS},
     losses.AdaptiveStudentT: {"groups": POSITIONS},

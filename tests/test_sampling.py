@@ -119,7 +119,7 @@ def test_trace_of_a_network(random):
     hessian = np.array([[at(a, b) - at(a, -b) - at(-a, b) + at(-a, -b) for a in units] for b in units]) / 4e-8
     exact = np.trace(hessian)
     found = trainer.sharpness(x, y, stddev=0.01, samples=100, seed=1)
-    # Of random signs, Var[e^T H e] = 2 sum over i != j of H_ij^2; the estimate's own error within half of it.
+    # Random signs e have Var[e^T H e] = 2 sum over i != j of H_ij^2. The stated error may differ by half from this error.
     error = np.sqrt(2 * (np.sum(hessian**2) - np.sum(np.diag(hessian) ** 2)) / 100)
     assert found.standard_error == pytest.approx(error, rel=0.5)
     assert abs(found.trace - exact) < 3 * error

@@ -274,7 +274,7 @@ class TotalVariation(WeightRegularizer):
         self._require_proximal(1 if self.axis == "spatial" else len(self.axis))
 
     def _require_proximal(self, axes: int) -> None:
-        """Raise a `NotImplementedError` if there is no proximal map for this number of axes."""
+        """The penalty must be of order 1 along one axis and not periodic. Any other penalty has no proximal map."""
         if self.order > 1 or self.isotropic or self.periodic or axes > 1:
             raise NotImplementedError(
                 "TotalVariation: the proximal map is for a single axis at order=1, without `isotropic` and `periodic`. "

@@ -21,13 +21,13 @@ BATCH = 16
 
 def numpy(value: Any) -> np.ndarray:
     """The value of a tensor or a variable, without its gradient."""
-    return keras.ops.convert_to_numpy(
-        value.value if isinstance(value, keras.Variable) else keras.ops.stop_gradient(value)
-    )
+    if isinstance(value, keras.Variable):
+        return value.numpy()
+    return keras.ops.convert_to_numpy(keras.ops.stop_gradient(value))
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """On JAX the function as one program, else the function; its variables keep their values."""
+    """Return the function without its assignments of variables; JAX compiles the function as one program."""
 
     def stateless(*arguments: Any) -> Any:
         with keras.StatelessScope():

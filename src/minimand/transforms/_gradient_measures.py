@@ -142,9 +142,10 @@ class MeasureGradient(Transform):
         self._count = int(ops.convert_to_numpy(self.step))
 
     def tick(self) -> bool:
-        self._due: bool | None = self._count % self.every == 0
+        due = self._count % self.every == 0
+        self._due: bool | None = due
         self._count += 1
-        return bool(self._due)
+        return due
 
     def stop_counting(self) -> None:
         self._due = True if self.every == 1 else None
