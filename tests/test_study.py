@@ -65,9 +65,9 @@ def test_a_run_depends_on_candidate_and_seed_alone(candidate):
     """Not on the seeds with it, nor on those that trained before."""
     data = load_data("diabetes")
     alone = trained(candidate, data, [2])[2]
-    close(trained(candidate, data, [0, 1, 2])[2], alone)
+    close(trained(candidate, data, [0, 2])[2], alone)
     problem = Problem(data, mlp, Settings(epochs=2))
-    for seed in (0, 1, 2):
+    for seed in (0, 2):
         (run,) = train_in_a_loop(problem, Work(candidate, (seed,)), lambda name, epochs: None)
     close(run, alone)
 

@@ -16,7 +16,7 @@ ALL = [
     lambda: WeightNoise(0.1, start=1, seed=1),
     lambda: WeightPenalty("l2"),
     lambda: SharpnessAware(0.05),
-    lambda: GradientVariancePenalty(0.01, estimator="micro_batch", micro_batches=3),
+    lambda: GradientVariancePenalty(0.01, estimator="micro_batch", micro_batches=2),
 ]
 
 
