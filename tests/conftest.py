@@ -72,20 +72,24 @@ if BACKEND == "tensorflow":
 if BACKEND != "jax":
     collect_ignore += ["test_cli.py", "test_page.py", "test_reliability.py", "test_vectorized.py"]
 
-# TensorFlow traces each program for seconds. Of the slow tests, it runs those of training.
-_SLOW_ON_TENSORFLOW = (
-    "compatibility",
-    "conformance",
-    "distribution",
-    "keras_callbacks",
-    "study_models",
-    "trainer_equals_fit",
-)
+# A compiler takes seconds for each variant of a formula. PyTorch, which compiles nothing, runs every slow test; JAX runs those
+# of training and of studies, and TensorFlow, which traces for longest, those of training.
+_SLOW_TESTS = {
+    "jax": {
+        "callbacks", "cli", "compatibility", "conformance", "distribution", "documentation", "endurance", "engines",
+        "gradient_measures", "ivon", "keras_callbacks", "page", "reliability", "sampling", "sparsity", "study",
+        "study_models", "trainable_losses", "trainer", "trainer_equals_fit", "tuning", "variational_weight_noise",
+        "vectorized",
+    },
+    "tensorflow": {
+        "compatibility", "conformance", "distribution", "keras_callbacks", "study_models", "trainer_equals_fit",
+    },
+}  # fmt: skip
 
 
 def pytest_collection_modifyitems(items):
-    if BACKEND == "tensorflow":
-        files = {f"test_{name}.py" for name in _SLOW_ON_TENSORFLOW}
+    if BACKEND in _SLOW_TESTS:
+        files = {f"test_{name}.py" for name in _SLOW_TESTS[BACKEND]}
         items[:] = [item for item in items if item.path.name in files or item.get_closest_marker("slow") is None]
 
 

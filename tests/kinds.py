@@ -10,7 +10,7 @@ from keras import layers
 import minimand
 from minimand.losses import AdaptiveRobust, CVaR, GeneralRobust, LearnedClassWeights, SelfPaced
 from minimand.testing import TransformSuite
-from tests.helpers import numpy
+from tests.helpers import compiled, numpy
 from tests.parts import TRANSFORMS, suite_of
 
 ROWS = 8
@@ -135,7 +135,8 @@ def outcome(transform, loss, kind):
     trainer = minimand.Trainer(model)
     try:
         trainer.compile(optimizer, compiled_loss, transforms=[part.make()])
-        value, gradients = trainer.value_and_gradient(x, y)
+        trainer.prepare(x, y)
+        value, gradients = compiled(trainer.value_and_gradient)(x, y)
     except (NotImplementedError, ValueError) as error:
         return str(error)
     position = {id(v): k for k, v in enumerate(trainer.trainable_variables)}
@@ -143,7 +144,8 @@ def outcome(transform, loss, kind):
     model, x, y, compiled_loss = problem(kind, loss, np.random.default_rng(0))
     plain = minimand.Trainer(model)
     plain.compile("sgd", compiled_loss)
-    plain_value, plain_gradients = plain.value_and_gradient(x, y)
+    plain.prepare(x, y)
+    plain_value, plain_gradients = compiled(plain.value_and_gradient)(x, y)
     position = {id(v): k for k, v in enumerate(plain.trainable_variables)}
     assert np.isfinite(numpy(value))
     same = np.isclose(numpy(value), numpy(plain_value), rtol=1e-6)

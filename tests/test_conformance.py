@@ -10,9 +10,8 @@ import minimand
 from minimand import testing
 from tests import parts
 
-# PyTorch compiles nothing, and puts every part through the whole suite. JAX does so with each fifth part, and TensorFlow,
-# which traces for longest, with each tenth.
-STEP = {"torch": 1, "jax": 5, "tensorflow": 10}[keras.backend.backend()]
+# PyTorch compiles nothing, and puts every part through the whole suite. The compilers do so with each tenth part.
+STEP = 1 if keras.backend.backend() == "torch" else 10
 
 
 def slow(test):

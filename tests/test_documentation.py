@@ -18,8 +18,11 @@ EXAMPLES = sorted((PROJECT / "examples").glob("*.py"))
 MODULES = [
     m.name for m in pkgutil.walk_packages(minimand.__path__, "minimand.") if not m.name.startswith("minimand.backend.")
 ]
+on_jax = pytest.mark.skipif(minimand.backend.name != "jax", reason="pages and scripts run on JAX")
 
 
+# Each operation of a docstring is a program of its own on JAX, and takes ten times as long there.
+@pytest.mark.skipif(minimand.backend.name != "torch", reason="docstrings run on PyTorch")
 @pytest.mark.slow
 @pytest.mark.parametrize("name", MODULES)
 def test_docstrings(name, tmp_path, monkeypatch):
@@ -30,11 +33,12 @@ def test_docstrings(name, tmp_path, monkeypatch):
 
 
 def blocks():
+    """README's are in `make test`, on every backend."""
     for page in PAGES:
         for index, match in enumerate(
             re.finditer(r"^```python\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
         ):
-            marks = () if page.name == "README.md" else pytest.mark.slow
+            marks = () if page.name == "README.md" else [pytest.mark.slow, on_jax]
             yield pytest.param(match.group(1), id=f"{page.name}-{index}", marks=marks)
 
 
@@ -62,6 +66,7 @@ def test_a_line_of_code_fits_on_the_page(page):
     assert [line for block in code for line in block.splitlines() if len(line) > 88] == []
 
 
+@on_jax
 @pytest.mark.slow
 @pytest.mark.parametrize("script", EXAMPLES, ids=lambda script: script.stem)
 def test_examples(script, tmp_path, monkeypatch, capsys):

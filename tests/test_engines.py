@@ -6,9 +6,10 @@ import signal
 import pytest
 
 from minimand import backend
-from minimand.study import Candidate, LocalEngine, Part, ProcessesEngine, RayEngine, Settings, Study, StudyError, mlp
+from minimand.study import Candidate, LocalEngine, Part, ProcessesEngine, RayEngine, Settings, Study, StudyError
 from minimand.study._engines import engine_named
 from tests.helpers import told
+from tests.small_networks import one_layer
 
 # Each test starts processes.
 pytestmark = pytest.mark.slow
@@ -21,7 +22,7 @@ def numbers(study):
     return [(run.candidate, run.seed, run.best_epoch, run.test, run.epochs) for run in study.results.runs]
 
 
-def ran(folder, engine, build_model=mlp):
+def ran(folder, engine, build_model=one_layer):
     told = {candidate.name: 0 for candidate in CANDIDATES}
     study = Study(build_model, "iris", CANDIDATES, SETTINGS, folder=folder, engine=engine)
 
@@ -45,7 +46,7 @@ class Once:
         if os.getpid() != self.parent() and not self.mark.exists():
             self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return mlp(features, outputs)
+        return one_layer(features, outputs)
 
     def parent(self):
         return int(self.mark.with_suffix(".parent").read_text())

@@ -17,11 +17,11 @@ from minimand.study import (
     Study,
     Tuning,
     load_results,
-    mlp,
     results_figure,
     write_page,
 )
 from minimand.study._page import _left_out
+from tests.small_networks import one_layer
 
 # A browser opens the page of a study.
 pytestmark = pytest.mark.slow
@@ -39,7 +39,7 @@ CANDIDATES = (
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("study")
     settings, tuning = Settings(seeds=3, epochs=2), Tuning(3, splits=1)
-    study = Study(mlp, "iris", CANDIDATES, settings, folder=folder, engine=LocalEngine(), tuning=tuning)
+    study = Study(one_layer, "iris", CANDIDATES, settings, folder=folder, engine=LocalEngine(), tuning=tuning)
     write_page(study.run(command="minimand study iris"), folder)
     return folder
 
@@ -181,7 +181,7 @@ def test_exact_zeros_are_told(tmp_path):
     proximal = Part("Proximal", {"optimizer": Part("SGD", {"learning_rate": 0.1}),
                                  "regularizer": Part("L1", {"l1": 0.05})})  # fmt: skip
     candidates = (Candidate("baseline"), Candidate("sparse", optimizer=proximal))
-    study = Study(mlp, "iris", candidates, Settings(seeds=2, epochs=4), folder=tmp_path, engine=LocalEngine())
+    study = Study(one_layer, "iris", candidates, Settings(seeds=2, epochs=4), folder=tmp_path, engine=LocalEngine())
     runs = study.run().runs
     zeros = {run.candidate: run.zeros for run in runs}
     assert zeros["baseline"] < 0.05 < zeros["sparse"] < 1.0

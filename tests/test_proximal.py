@@ -62,10 +62,10 @@ OPTIMIZERS = {
     "sgd": lambda n: keras.optimizers.SGD(0.1),
     "momentum": lambda n: keras.optimizers.SGD(0.02, momentum=0.8),
     "nesterov": lambda n: keras.optimizers.SGD(0.02, momentum=0.8, nesterov=True),
-    "adam": lambda n: keras.optimizers.Adam(cosine(0.02, n), epsilon=1e-3),
-    "amsgrad": lambda n: keras.optimizers.AdamW(cosine(0.02, n), amsgrad=True, weight_decay=0.0, epsilon=1e-3),
+    "adam": lambda n: keras.optimizers.Adam(cosine(0.05, n), epsilon=1e-3),
+    "amsgrad": lambda n: keras.optimizers.AdamW(cosine(0.05, n), amsgrad=True, weight_decay=0.0, epsilon=1e-3),
     "nadam": lambda n: keras.optimizers.Nadam(0.02, epsilon=1e-2),
-    "adamax": lambda n: keras.optimizers.Adamax(cosine(0.02, n), epsilon=1e-2),
+    "adamax": lambda n: keras.optimizers.Adamax(cosine(0.05, n), epsilon=1e-2),
     "rmsprop": lambda n: keras.optimizers.RMSprop(0.01, momentum=0.5, epsilon=1e-2),
     "adagrad": lambda n: keras.optimizers.Adagrad(0.2),
 }
@@ -79,7 +79,7 @@ def test_every_optimizer_finds_the_minimum_of_loss_and_penalty(case, random):
     x, y = problem(random)
     expected = minimum(x, y, penalty)
     assert 1 <= (expected == 0).all(axis=1).sum() < FEATURES
-    found = trained(Proximal(OPTIMIZERS[name](800), penalty), x, y, 800)
+    found = trained(Proximal(OPTIMIZERS[name](400), penalty), x, y, 400)
     np.testing.assert_allclose(found, expected, atol=2e-3)
     np.testing.assert_array_equal((found == 0).all(axis=1), (expected == 0).all(axis=1))
 

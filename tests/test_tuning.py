@@ -19,6 +19,7 @@ from minimand.study._problem import Problem
 from minimand.study._training import FINISHED, Work, train_in_a_loop
 from minimand.study._tuning import SharedStorage, Trials
 from tests.helpers import told
+from tests.small_networks import one_layer
 
 # Each test trains trials.
 pytestmark = pytest.mark.slow
@@ -34,9 +35,9 @@ same_everywhere = pytest.mark.skipif(
 )
 
 
-def study(folder, tuning, candidates=CANDIDATES, **settings):
+def study(folder, tuning, candidates=CANDIDATES, model=one_layer, **settings):
     settings = Settings(**{"seeds": 2, "epochs": 2, **settings})
-    return Study(mlp, "iris", candidates, settings, folder=folder, engine=LocalEngine(), tuning=tuning)
+    return Study(model, "iris", candidates, settings, folder=folder, engine=LocalEngine(), tuning=tuning)
 
 
 def share(folder, storage):
@@ -188,7 +189,7 @@ def test_diverged_trials_are_infinite_and_are_not_chosen(tmp_path):
         optimizer=Part("SGD", {"learning_rate": 0.01}),
         search={"optimizer.learning_rate": (0.01, 1e30), "optimizer.weight_decay": (0.0, 0.0)},
     )
-    results = study(tmp_path / "s", Tuning(6, splits=2), [explosive]).run()
+    results = study(tmp_path / "s", Tuning(6, splits=2), [explosive], mlp).run()
     tuned = results.tuning["explosive"]
     assert np.inf in [trial["score"] for trial in tuned["trials"]]
     assert np.isfinite(tuned["trials"][tuned["chosen"]]["score"])
@@ -202,7 +203,7 @@ def test_where_all_diverge_the_candidate_stays_as_it_was(tmp_path):
         optimizer=Part("SGD", {"learning_rate": 1e30}),
         search={"optimizer.learning_rate": (1e29, 1e30), "optimizer.weight_decay": (0.0, 0.0)},
     )
-    results = study(tmp_path / "s", Tuning(2, splits=2), (CANDIDATES[0], hopeless)).run()
+    results = study(tmp_path / "s", Tuning(2, splits=2), (CANDIDATES[0], hopeless), mlp).run()
     assert results.tuning["hopeless"]["chosen"] is None
     assert results.candidates[1].to_dict() == hopeless.to_dict()
     assert "Diverged runs" in results.verdict
