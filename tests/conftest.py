@@ -81,9 +81,7 @@ _SLOW_TESTS = {
         "study_models", "trainable_losses", "trainer", "trainer_equals_fit", "tuning", "variational_weight_noise",
         "vectorized",
     },
-    "tensorflow": {
-        "compatibility", "conformance", "distribution", "keras_callbacks", "study_models", "trainer_equals_fit",
-    },
+    "tensorflow": {"compatibility", "conformance", "distribution", "trainer_equals_fit"},
 }  # fmt: skip
 
 

@@ -10,8 +10,9 @@ import minimand
 from minimand import testing
 from tests import parts
 
-# PyTorch compiles nothing, and puts every part through the whole suite. The compilers do so with each tenth part.
-STEP = 1 if keras.backend.backend() == "torch" else 10
+# PyTorch compiles nothing, and puts every part through the whole suite. JAX does so with each tenth part, and TensorFlow,
+# which traces for longest, with each twentieth.
+STEP = {"torch": 1, "jax": 10, "tensorflow": 20}[keras.backend.backend()]
 
 
 def slow(test):

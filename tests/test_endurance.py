@@ -16,7 +16,7 @@ pytestmark = pytest.mark.slow
 
 EAGER = keras.backend.backend() == "torch"
 # Of an eager step fewer, which still tell one object a step from none; of those that are compiled, one of each kind.
-STEPS = 100 if EAGER else 400
+STEPS = 60 if EAGER else 400
 NAMES = list(TRANSFORMS) if EAGER else ["weight_noise", "learned_noise", "sharpness_aware", "measure_gradient"]
 
 

@@ -13,7 +13,7 @@ from minimand._scope import forked_scope
 from minimand.transforms import Batch, ScaleMixturePrior, VariationalWeightNoise, WeightNoise
 from tests.helpers import mostly_slow, numpy, told
 
-DRAWS = 1000
+DRAWS = 400
 # Input shape and layer; a convolution that PyTorch and TensorFlow can both do on a CPU.
 LAYERS = {
     "dense": ((4,), partial(layers.Dense, 3)),

@@ -101,6 +101,18 @@ def seen(part, arguments):
     return of_transform(instance) if part in TRANSFORMS else of_optimizer(instance)
 
 
+SEEN = {}
+
+
+def seen_twice(part, arguments):
+    """What is seen with these arguments; the second of two trainings gives the same numbers."""
+    key = part, repr(arguments)
+    if key not in SEEN:
+        SEEN[key] = seen(part, arguments)
+        assert same(SEEN[key], seen(part, arguments))
+    return SEEN[key]
+
+
 def same(found, other):
     return found.keys() == other.keys() and all(np.array_equal(found[key], other[key], equal_nan=True) for key in found)
 
@@ -115,9 +127,7 @@ def test_an_option_changes_something(part, option):
     value = case.options[option]
     others, value = value if isinstance(value, Where) else ({}, value)
     before = case.arguments | others
-    found = seen(part, before)
-    assert same(found, seen(part, before)), "the same arguments give the same numbers"
-    assert not same(found, seen(part, before | {option: value}))
+    assert not same(seen_twice(part, before), seen(part, before | {option: value}))
 
 
 @pytest.mark.parametrize("part", CASES, ids=lambda part: part.__name__)

@@ -17,6 +17,7 @@ from minimand.study import (
     Study,
     Tuning,
     load_results,
+    mlp,
     results_figure,
     write_page,
 )
@@ -181,7 +182,7 @@ def test_exact_zeros_are_told(tmp_path):
     proximal = Part("Proximal", {"optimizer": Part("SGD", {"learning_rate": 0.1}),
                                  "regularizer": Part("L1", {"l1": 0.05})})  # fmt: skip
     candidates = (Candidate("baseline"), Candidate("sparse", optimizer=proximal))
-    study = Study(one_layer, "iris", candidates, Settings(seeds=2, epochs=4), folder=tmp_path, engine=LocalEngine())
+    study = Study(mlp, "iris", candidates, Settings(seeds=2, epochs=4), folder=tmp_path, engine=LocalEngine())
     runs = study.run().runs
     zeros = {run.candidate: run.zeros for run in runs}
     assert zeros["baseline"] < 0.05 < zeros["sparse"] < 1.0

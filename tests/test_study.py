@@ -215,7 +215,7 @@ def test_optional_candidates_that_refuse_the_network_are_left_out(tmp_path):
 
     penalty, noise = (c for c in default_candidates() if c.name in ("gradient-variance-penalty", "weight-noise"))
     settings, baseline = Settings(seeds=2, epochs=1), default_candidates()[0]
-    study = Study(normalised, "iris", (baseline, penalty, noise), settings, folder=tmp_path / "s")
+    study = Study(normalised, "iris", (baseline, penalty, noise), settings, folder=tmp_path / "s", engine=LocalEngine())
     assert [c.name for c in study.candidates] == ["baseline", "weight-noise"]
     words = ["GradientVariancePenalty", "batch_normalization", "micro_batch"]
     assert all(word in study.left_out["gradient-variance-penalty"] for word in words)

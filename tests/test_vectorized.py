@@ -56,8 +56,8 @@ MORE = (
 )  # fmt: skip
 
 
-# Each second default candidate is enough, because the steps of the others are traced in the same way.
-@pytest.mark.parametrize("candidate", [*default_candidates()[::2], *MORE], ids=lambda candidate: candidate.name)
+# Each third default candidate is enough, because the steps of the others are traced in the same way.
+@pytest.mark.parametrize("candidate", [*default_candidates()[::3], *MORE], ids=lambda candidate: candidate.name)
 def test_at_once_is_one_by_one(candidate):
     compare(Problem(load_data("diabetes"), mlp, Settings(epochs=2)), [candidate])
 
@@ -82,9 +82,10 @@ def layered(features, outputs):
     )
 
 
-def test_every_default_candidate_learns_ten_classes():
+def test_robust_candidates_learn_ten_classes():
     """Guessing one class for all rows, where each residual but one is 0, is a trap for losses that learn a scale."""
-    runs = at_once(Problem(load_data("digits"), mlp, Settings(epochs=20)), default_candidates(), [0])
+    robust = [candidate for candidate in default_candidates() if "robust" in candidate.name]
+    runs = at_once(Problem(load_data("digits"), mlp, Settings(epochs=20)), robust, [0])
     for run in runs.values():
         assert run.test["accuracy"] > 0.9, run.candidate
 
