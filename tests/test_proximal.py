@@ -112,7 +112,7 @@ def test_boxes_and_pieces_are_exact(random):
     np.testing.assert_allclose(boxed, np.clip(target, -0.5, 1.0), atol=1e-6)
     assert boxed.min() == np.float32(-0.5)
     assert boxed.max() == 1.0
-    equal = trained(Proximal(keras.optimizers.Adam(0.05), TotalVariation(10.0, 1)), *distance_to(target), 500)
+    equal = trained(Proximal(keras.optimizers.Adam(0.05), TotalVariation(10.0, 1)), *distance_to(target), 250)
     assert (np.diff(equal, axis=1) == 0).all()
     np.testing.assert_allclose(equal[:, 0], target.mean(axis=1), atol=1e-3)
 
