@@ -10,27 +10,27 @@ study: .venv/.jax
 
 # torch's plain PyPI wheel brings several GB of CUDA; this version is a CPU build where such wheels are at hand.
 TORCH ?= torch==2.13.0
-install_jax := '.[jax,tune]'
-install_dev := '.[dev]'
-install_tensorflow := '.[tensorflow]'
-install_docs := '.[docs]'
-install_torch := '$(TORCH)' '.[torch]'
+install_jax := -e '.[jax,tune]'
+install_dev := -e '.[dev]'
+install_tensorflow := -e '.[tensorflow]'
+install_docs := -e '.[docs]'
+install_torch := '$(TORCH)' -e '.[torch]'
 
 .venv/bin/python:
 	python3 -m venv .venv
 
 # One stamp a backend; editable, so that only a change of the requirements installs again.
 .venv/.%: pyproject.toml | .venv/bin/python
-	$(PIP) $(subst '.[,-e '.[,$(install_$*))
+	$(PIP) $(install_$*)
 	touch $@
 
 # All of them in one call, which takes less time than one after another.
 ALL := jax dev docs tensorflow torch
 install: | .venv/bin/python
-	$(PIP) $(foreach each,$(ALL),$(subst '.[,-e '.[,$(install_$(each))))
+	$(PIP) $(foreach each,$(ALL),$(install_$(each)))
 	touch $(ALL:%=.venv/.%)
 
-# The tests without those marked slow: five minutes on two cores. `make test-all BACKENDS="jax tensorflow torch"` runs every test.
+# The tests without those marked slow: five minutes on two cores. `make test-all` runs the slow ones too.
 test: SELECT := -m "not slow"
 test test-all: .venv/.dev $(foreach backend,jax $(BACKENDS),.venv/.$(backend))
 	@for backend in $(BACKENDS); do echo "== $$backend"; KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 .venv/bin/python -m pytest -n 2 --dist worksteal $(SELECT) || exit 1; done

@@ -10,8 +10,9 @@ from keras import layers
 import minimand
 from minimand.losses import AdaptiveRobust, CVaR, GeneralRobust, LearnedClassWeights, SelfPaced
 from minimand.testing import TransformSuite
-from tests.helpers import compiled, numpy
+from tests.helpers import numpy
 from tests.parts import TRANSFORMS, suite_of
+from tests.small_networks import value_and_gradient
 
 ROWS = 8
 
@@ -135,8 +136,7 @@ def outcome(transform, loss, kind):
     trainer = minimand.Trainer(model)
     try:
         trainer.compile(optimizer, compiled_loss, transforms=[part.make()])
-        trainer.prepare(x, y)
-        value, gradients = compiled(trainer.value_and_gradient)(x, y)
+        value, gradients = value_and_gradient(trainer, x, y)
     except (NotImplementedError, ValueError) as error:
         return str(error)
     position = {id(v): k for k, v in enumerate(trainer.trainable_variables)}
@@ -144,8 +144,7 @@ def outcome(transform, loss, kind):
     model, x, y, compiled_loss = problem(kind, loss, np.random.default_rng(0))
     plain = minimand.Trainer(model)
     plain.compile("sgd", compiled_loss)
-    plain.prepare(x, y)
-    plain_value, plain_gradients = compiled(plain.value_and_gradient)(x, y)
+    plain_value, plain_gradients = value_and_gradient(plain, x, y)
     position = {id(v): k for k, v in enumerate(plain.trainable_variables)}
     assert np.isfinite(numpy(value))
     same = np.isclose(numpy(value), numpy(plain_value), rtol=1e-6)

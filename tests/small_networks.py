@@ -4,7 +4,6 @@ import keras
 from keras import layers, ops
 
 import minimand
-from minimand import backend
 from tests.helpers import compiled
 
 
@@ -38,10 +37,8 @@ def objective_of(trainer, x, y):
 
 def value_and_gradient(trainer, x, y):
     """As `trainer.value_and_gradient`, but as one program and without a change of the trainer's state."""
-    objective = objective_of(trainer, x, y)
-    both = compiled(lambda values: backend.value_and_gradient(lambda v: (objective(v), None), values))
-    (loss, _), gradients = both([v.value for v in trainer.trainable_variables])
-    return loss, gradients
+    trainer.prepare(x, y)
+    return compiled(trainer.value_and_gradient)(x, y)
 
 
 def one_layer(features, outputs):

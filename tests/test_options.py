@@ -105,7 +105,7 @@ SEEN = {}
 
 
 def seen_twice(part, arguments):
-    """What is seen with these arguments; the second of two trainings gives the same numbers."""
+    """Return what a training with these arguments shows. A second training must give the same numbers."""
     key = part, repr(arguments)
     if key not in SEEN:
         SEEN[key] = seen(part, arguments)
