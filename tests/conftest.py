@@ -61,6 +61,7 @@ _ONCE = [
     "extension",
     "fuzz",
     "gradients_of_graphs",
+    "in_place",
     "options",
     "refusals",
     "study_data",

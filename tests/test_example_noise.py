@@ -183,8 +183,8 @@ def test_learned_noise_on_what_is_summed(random, monkeypatch):
     transform = VariationalWeightNoise(per="example", antithetic=True, kl_weight=0.5)
     transform.build(model)
     s = [random.uniform(0.1, 1.0, size=v.shape).astype("float32") for v in model.trainable_variables]
-    for variable, stddev in zip(transform.log_stddevs.values(), s, strict=True):
-        variable.assign(np.log(stddev))
+    for weight, stddev in zip(transform.selected, s, strict=True):
+        transform.variable_of(weight, "log_stddev").assign(np.log(stddev))
     weights = [v.value for v in model.trainable_variables]
 
     def objective(values, batch):

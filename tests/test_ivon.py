@@ -48,7 +48,7 @@ def test_steps_are_the_algorithms(random, monkeypatch):
         h = b2 * h + (1 - b2) * k + 0.5 * (1 - b2) ** 2 * (h - k) ** 2 / (h + d)
         w = w - rate * (h0 + d) * (m / (1 - b1**t) + d * w) / (h + d)
     np.testing.assert_allclose(model.get_weights()[0], w, rtol=1e-4, atol=1e-6)
-    (hessian,) = trainer.transforms[0].hessians.values()
+    hessian = trainer.transforms[0].variable_of(model.trainable_variables[0], "hessian")
     np.testing.assert_allclose(hessian.numpy(), h, rtol=1e-4)
 
 
@@ -66,7 +66,7 @@ def test_the_hessian_of_a_quadratic():
     optimizer = IVON(0.1, hessian_init=1.0, beta_2=0.995, weight_decay=1e-3)
     trainer = trainer_of(model, optimizer, IVONNoise(examples=20, seed=1))
     trainer.fit(x, y, batch_size=20, shuffle=False, verbose=0)
-    (hessian,) = trainer.transforms[0].hessians.values()
+    hessian = trainer.transforms[0].variable_of(model.trainable_variables[0], "hessian")
     exact = np.array([1.0, 4.0, 9.0, 16.0]) / 4
     assert (np.abs(hessian.numpy()[:, 0] / exact - 1) < 5 * np.sqrt(0.005) + 0.005).all()
     # The samples' law is the posterior, with variances 1 / (N (h + d)).

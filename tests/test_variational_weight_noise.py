@@ -27,8 +27,12 @@ def divergence(transform, weights, draws=()):
     return float(numpy(transform.divergence([ops.convert_to_tensor(w) for w in weights], list(draws))))
 
 
+def log_stddevs(transform):
+    return [transform.variable_of(weight, "log_stddev") for weight in transform.selected]
+
+
 def set_stddevs(transform, *stddevs):
-    for variable, stddev in zip(transform.log_stddevs.values(), stddevs, strict=True):
+    for variable, stddev in zip(log_stddevs(transform), stddevs, strict=True):
         variable.assign(np.log(stddev))
 
 
@@ -110,7 +114,7 @@ def fitted(x, y, monkeypatch, **arguments):
     rate = keras.optimizers.schedules.CosineDecay(0.05, 250)
     trainer.compile(keras.optimizers.Adam(rate), HALF_SQUARED, transforms=[transform])
     trainer.fit(np.tile(x, (250, 1)), np.tile(y, (250, 1)), batch_size=len(x), shuffle=False, verbose=0)
-    (log_stddev,) = transform.log_stddevs.values()
+    (log_stddev,) = log_stddevs(transform)
     return model.get_weights()[0][:, 0], np.exp(numpy(log_stddev))[:, 0]
 
 
@@ -159,7 +163,7 @@ def test_starting_from_a_trained_model(random):
     model.set_weights([random.normal(size=(3, 2)), np.array([0.0, 2.0])])
     transform = built(model, prior=0.7, init="moped")
     stddevs = [np.maximum(0.1 * np.abs(w), 1e-3) for w in model.get_weights()]
-    for variable, expected in zip(transform.log_stddevs.values(), stddevs, strict=True):
+    for variable, expected in zip(log_stddevs(transform), stddevs, strict=True):
         np.testing.assert_allclose(np.exp(variable.numpy()), expected, rtol=1e-5)
     expected = sum(np.sum(np.log(0.7 / s) + s**2 / (2 * 0.49) - 0.5) for s in stddevs)
     assert divergence(transform, model.get_weights()) == pytest.approx(expected, rel=1e-5)

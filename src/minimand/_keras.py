@@ -1,5 +1,9 @@
 """Every private name of Keras that the package uses, and the reason why no public name will do."""
 
+from typing import Any
+
+import keras
+
 # Compute in float32 inside a half-precision layer.
 from keras.src.backend import AutocastScope as AutocastScope
 
@@ -18,6 +22,14 @@ from keras.src.losses.losses import LossFunctionWrapper as LossFunctionWrapper
 
 # Tell a call by `fit` from a call by the user.
 from keras.src.trainers import compile_utils as compile_utils
+
+
+def graph_nodes(model: keras.Model) -> dict[int, list[Any]]:
+    """The calls of the layers of a functional or Sequential model, by depth; empty if Keras does not know the graph."""
+    if isinstance(model, keras.Sequential):
+        # The attribute `inputs` raises an error if a layer could not be called on symbolic tensors.
+        model = model._functional
+    return getattr(model, "_nodes_by_depth", {})
 
 
 def torch_device() -> str:

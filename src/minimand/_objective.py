@@ -12,7 +12,7 @@ from keras import ops
 from minimand import backend
 from minimand._batches import Batch
 from minimand._keras import get_keras_mask, set_keras_mask
-from minimand._scope import forked_scope, isolated
+from minimand._scope import RecordingScope, forked_scope, isolated
 from minimand.backend import Tensor
 
 Weights = Sequence[Tensor]
@@ -43,6 +43,7 @@ class DataObjective:
         self.model, self.training = model, training
         self._call, self._loss = call, loss
         self._penalties_apart = penalties_apart
+        self._checked = False
         # True if the loss of the last call depended on nothing but the rows of the outputs.
         self.of_rows_alone = False
 
@@ -50,7 +51,7 @@ class DataObjective:
         if isinstance(batch.gradient_weight, float):
             return ops.zeros(()), None
         with self._at(weights) as scope:
-            y_pred = self._call(batch.x, training=self.training)
+            y_pred = self._outputs(batch.x, scope)
             for variable, weight in zip(self.model.trainable_variables, weights, strict=True):
                 if scope.get_current_value(variable) is not weight:
                     raise NotImplementedError(
@@ -67,20 +68,45 @@ class DataObjective:
                 loss = pairing(y_pred, weighted_rows(gradients, batch.gradient_weight))
             return loss, (y_pred, scope.state_mapping)
 
-    def _at(self, weights: Weights) -> keras.StatelessScope:
+    def _at(self, weights: Weights) -> RecordingScope:
         return forked_scope(zip(self.model.trainable_variables, weights, strict=True))
+
+    def _outputs(self, x: Any, scope: RecordingScope) -> Any:
+        """The outputs; the first call checks that they depend on the values in the scope alone."""
+        x = copied(x)
+        if self._checked:
+            return self._call(x, training=self.training)
+        y_pred, depends_on = backend.traced(lambda: self._call(x, training=self.training))
+        unread = [v for v in self.model.trainable_variables if id(v) not in scope.read]
+        # An empty scope gives the variables' own values.
+        with keras.StatelessScope():
+            kept = {id(v) for v in unread if depends_on(v)}
+        if kept:
+            layers = [
+                f"{type(layer).__name__} {layer.name!r}"
+                for layer in self.model._flatten_layers()
+                if any(id(v) in kept for v in layer._trainable_variables)
+            ]
+            raise NotImplementedError(
+                "Trainer: transforms and statistics of gradients do not work with trainable layers that keep their "
+                "weights outside of Keras, such as TorchModuleWrapper and TFSMLayer. A transform substitutes values "
+                f"for the weights, and such a layer would not read them. Received: {', '.join(layers)}. Set "
+                "`trainable = False` on the layer, write it with Keras layers, or leave out the transforms."
+            )
+        self._checked = True
+        return y_pred
 
     def outputs(self, weights: Weights, x: Any) -> Any:
         """The model's outputs for inputs x."""
-        with self._at(weights):
-            return self._call(x, training=self.training)
+        with self._at(weights) as scope:
+            return self._outputs(x, scope)
 
     def predictions(self, weights: Weights, batch: Batch) -> tuple[Any, list[Tensor], bool]:
         """The outputs for a batch, the gradients of the loss by the outputs, and whether layers drew random numbers."""
         with self._at(weights) as scope:
             seeds = [id(v) for v in self.model.variables if v.name == "seed_generator_state"]
             before = [scope.state_mapping.get(seed) for seed in seeds]
-            y_pred = self._call(batch.x, training=self.training)
+            y_pred = self._outputs(batch.x, scope)
             drawn = any(scope.state_mapping.get(s) is not old for s, old in zip(seeds, before, strict=True))
             return y_pred, self.output_gradients(batch, y_pred), drawn or (self.training and _drops(self.model))
 
@@ -91,10 +117,10 @@ class DataObjective:
 
         def loss(values: Sequence[Tensor]) -> tuple[Tensor, None]:
             # The loss reads the mask that each output carries.
-            copies = [ops.convert_to_tensor(value) for value in values]
+            copies = [backend.clone(ops.convert_to_tensor(value)) for value in values]
             for copy, mask in zip(copies, masks, strict=True):
                 if mask is not None:
-                    set_keras_mask(copy, mask)
+                    set_keras_mask(copy, backend.clone(mask))
             structure = keras.tree.pack_sequence_as(y_pred, copies)
             return self._loss(batch.x, batch.y, structure, batch.sample_weight, self.training), None
 
@@ -131,7 +157,26 @@ def data_objective_of(model: Any, training: bool) -> DataObjective:
     """The data objective of a trainer, or of a plain compiled model."""
     if isinstance(model, OwnsDataObjective):
         return model.data_objective(training)
-    return DataObjective(model, model.__call__, model.compute_loss, training=training, penalties_apart=False)
+
+    def loss(x: Any, y: Any, y_pred: Any, sample_weight: Any, training: bool) -> Tensor:
+        x, y, sample_weight = copied((x, y, sample_weight))
+        return model.compute_loss(x, y, y_pred, sample_weight, training=training)
+
+    return DataObjective(model, model.__call__, loss, training=training, penalties_apart=False)
+
+
+def copied(structure: Any) -> Any:
+    """The parts of a batch for a callee that may change them in place, as Keras's losses change sample weights."""
+
+    def copy(leaf: Any) -> Any:
+        if not ops.is_tensor(leaf):
+            return leaf
+        own, mask = backend.clone(leaf), get_keras_mask(leaf)
+        if mask is not None:
+            set_keras_mask(own, backend.clone(mask))
+        return own
+
+    return keras.tree.map_structure(copy, structure)
 
 
 def _drops(model: keras.Model) -> bool:

@@ -13,7 +13,6 @@ from keras import ops
 
 from minimand import backend
 from minimand._batches import Batch
-from minimand._scope import forked_scope
 from minimand._selection import Select, check_select, selection, shifted
 from minimand._validation import check_float, check_int, check_rows
 from minimand.backend import Tensor
@@ -53,14 +52,15 @@ def predict_samples(trainer: Any, x: Any, samples: int, seed: int | None, batch_
 
 
 def _sampled_predictions(trainer: Any) -> Callable[..., Any]:
+    objective = trainer.data_objective(training=False)
+
     def predict(seed: Tensor, x: Any, values: Sequence[Tensor]) -> Any:
         with keras.StatelessScope(list(zip(trainer.variables, values, strict=True))):
             weights: Sequence[Tensor] = [variable.value for variable in trainer.model.trainable_variables]
             for index, transform in reversed(list(enumerate(trainer.transforms))):
                 # Each transform draws numbers of its own.
                 weights = transform.sample(weights, seed + ops.convert_to_tensor([index, 0], "int32"))
-            with forked_scope(zip(trainer.model.trainable_variables, weights, strict=True)):
-                return trainer.model(x, training=False)
+            return objective.outputs(weights, x)
 
     return backend.vmap(predict)
 

@@ -13,14 +13,27 @@ from minimand._keras import get_stateless_scope
 # Values substituted for variables; the variables do not change.
 
 
-def forked_scope(mapping: Iterable[tuple[keras.Variable, Any]] = ()) -> keras.StatelessScope:
+class RecordingScope(keras.StatelessScope):
+    """A scope that also collects losses, and the variables whose values are read in it, by their id."""
+
+    def __init__(self) -> None:
+        super().__init__(collect_losses=True)
+        self.read: set[int] = set()
+
+    def get_current_value(self, variable: keras.Variable) -> Any:
+        """The value of the variable in this scope, or None."""
+        self.read.add(id(variable))
+        return super().get_current_value(variable)
+
+
+def forked_scope(mapping: Iterable[tuple[keras.Variable, Any]] = ()) -> RecordingScope:
     """A copy of the current scope with the values of `mapping` in addition.
 
     A nested `StatelessScope` hides the outer scope; this scope sees the values of the outer one. Assignments inside
     stay inside, and can be read with `get_current_value`.
     """
     outer = get_stateless_scope()
-    scope = keras.StatelessScope(collect_losses=True)
+    scope = RecordingScope()
     if outer is not None:
         scope.state_mapping.update(outer.state_mapping)
     for variable, value in mapping:

@@ -75,6 +75,23 @@ def match_path(path: str, candidates: Iterable[str]) -> str | None:
     return ends[0] if len(ends) == 1 else None
 
 
+def by_path(owner: str, variables: Sequence[keras.Variable], values: Iterable[Any]) -> dict[str, Any]:
+    """The values by the paths of the variables.
+
+    Raises:
+        ValueError: two variables have one path, as in two towers made by the same function, so that a value would be
+            lost.
+    """
+    paths = [variable.path for variable in variables]
+    if len(set(paths)) < len(paths):
+        twice = next(path for path in paths if paths.count(path) > 1)
+        raise ValueError(
+            f"{owner}: the weights must have different paths. Received: two weights with the path {twice!r}. Give "
+            "the layers different names."
+        )
+    return dict(zip(paths, values, strict=True))
+
+
 def shifted(weights: Sequence[Tensor], mask: Sequence[bool], steps: Iterable[Tensor], sign: int = 1) -> list[Tensor]:
     """The weights, with the steps added to the selected ones in order, or subtracted with the sign -1."""
     move = operator.add if sign > 0 else operator.sub

@@ -10,7 +10,7 @@ import keras
 
 from minimand import _sampling, backend
 from minimand._batches import Batch, training_examples
-from minimand._objective import DataObjective, Objective, OwnsDataObjective
+from minimand._objective import DataObjective, Objective, OwnsDataObjective, copied
 from minimand._optimizer import exclude_from_weight_decay, portable, training_optimizer
 from minimand._scope import shadowed
 from minimand._selection import Select
@@ -256,6 +256,7 @@ class Trainer(backend.TrainStep, OwnsDataObjective, keras.Model):
         losses = trainable_losses(self.loss)
         for loss in losses:
             loss.training, loss.in_trainer = training, True
+        y, sample_weight = copied((y, sample_weight))
         try:
             return super().compute_loss(x, y, y_pred, sample_weight, training=training)
         finally:
@@ -451,20 +452,25 @@ class Trainer(backend.TrainStep, OwnsDataObjective, keras.Model):
         return cls(model, name=config["name"])
 
     def get_compile_config(self) -> dict[str, Any]:
-        """The arguments of `compile`, and the shapes that the losses were built with."""
+        """The arguments of `compile`, and what losses and transforms need to make their variables again."""
         config = super().get_compile_config()
         if config:
             config |= {k: keras.saving.serialize_keras_object(v) for k, v in self._user_compile_config.items()}
-            states = [loss.built_state() for loss in trainable_losses(self.loss)]
-            config["loss_states"] = keras.saving.serialize_keras_object(states)
+            states = {
+                "loss_states": [loss.built_state() for loss in trainable_losses(self.loss)],
+                "transform_states": [transform.built_state() for transform in self.transforms],
+            }
+            config |= keras.saving.serialize_keras_object(states)
         return portable(config)
 
     def compile_from_config(self, config: dict[str, Any]) -> None:
         """Compile with `get_compile_config()`, and make the variables that a saved file has values for."""
         config = keras.saving.deserialize_keras_object(config)
-        states = config.pop("loss_states")
+        loss_states, transform_states = config.pop("loss_states"), config.pop("transform_states")
+        for transform, state in zip(config["transforms"], transform_states, strict=True):
+            transform.restore_built_state(state)
         self.compile(**config)
-        for loss, state in zip(trainable_losses(self.loss), states, strict=True):
+        for loss, state in zip(trainable_losses(self.loss), loss_states, strict=True):
             loss.restore_built_state(state)
         if self.optimizer is not None and self.built:
             self.optimizer.build(self.trainable_variables)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
+import keras
+
 Tensor = Any
 Tensors = Sequence[Tensor]
 Function = Callable[[Tensors], tuple[Tensor, Any]]
@@ -49,6 +51,15 @@ class Backend(Protocol):
         The product maps gradients by the outputs to gradients by the values, which cannot be differentiated.
         None if the framework does not keep a pass; such a framework's compiler merges equal passes instead.
         """
+
+    def traced(self, function: Callable[[], Any]) -> tuple[Any, Callable[[keras.Variable], bool]]:
+        """`(function(), depends_on)`: whether the result depends on the own value of a variable, outside of scopes.
+
+        On JAX the answer is always False, because Keras's own training step substitutes all values.
+        """
+
+    def clone(self, tensor: Tensor) -> Tensor:
+        """The tensor in memory of its own, if the framework has functions that change a tensor in place."""
 
     def custom_derivative(self, function: Elementwise) -> Callable[..., Tensor]:
         """An elementwise function, from a function that returns its value and its partial derivatives.

@@ -68,6 +68,14 @@ def vjp(outputs: Tensors, values: Tensors) -> None:
     return None
 
 
+def traced(function: Callable[[], Any]) -> tuple[Any, Callable[[keras.Variable], bool]]:
+    return function(), lambda variable: False
+
+
+def clone(tensor: Tensor) -> Tensor:
+    return tensor
+
+
 def custom_derivative(function: Elementwise) -> Callable[..., Tensor]:
     @jax.custom_jvp
     def value_of(*tensors: Tensor) -> Tensor:

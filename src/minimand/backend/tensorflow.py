@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import keras
 import tensorflow as tf
 
 from minimand.backend._protocol import Elementwise, Function, SideGradient, Tensor, Tensors, ValueAndGradients
@@ -31,6 +32,16 @@ pure_value_and_gradient = value_and_gradient
 
 def vjp(outputs: Tensors, values: Tensors) -> None:
     return None
+
+
+def traced(function: Callable[[], Any]) -> tuple[Any, Callable[[keras.Variable], bool]]:
+    with tf.GradientTape() as tape:
+        result = function()
+    return result, lambda variable: any(variable.value is watched for watched in tape.watched_variables())
+
+
+def clone(tensor: Tensor) -> Tensor:
+    return tensor
 
 
 def custom_derivative(function: Elementwise) -> Callable[..., Tensor]:

@@ -47,6 +47,25 @@ def vjp(outputs: Tensors, values: Tensors) -> Callable[[Tensors], list[Tensor]] 
     return product
 
 
+def traced(function: Callable[[], Any]) -> tuple[Any, Callable[[keras.Variable], bool]]:
+    with torch.enable_grad():
+        result = function()
+    outputs = [tensor for tensor in keras.tree.flatten(result) if torch.is_tensor(tensor) and tensor.requires_grad]
+
+    def depends_on(variable: keras.Variable) -> bool:
+        if not outputs:
+            return False
+        ones = [torch.ones_like(output) for output in outputs]
+        (found,) = torch.autograd.grad(outputs, variable.value, ones, retain_graph=True, allow_unused=True)
+        return found is not None
+
+    return result, depends_on
+
+
+def clone(tensor: Tensor) -> Tensor:
+    return tensor.clone()
+
+
 class _Elementwise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, function: Any, *tensors: Tensor) -> Tensor:

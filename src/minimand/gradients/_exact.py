@@ -14,6 +14,7 @@ import keras
 from keras import ops
 
 from minimand import backend
+from minimand._keras import graph_nodes
 from minimand._objective import DataObjective, pairing
 from minimand._ops import at_least, at_least_float32
 from minimand._scope import changed_outputs, isolated
@@ -74,10 +75,7 @@ def tapped_layers(model: keras.Model, mask: Sequence[bool]) -> list[LayerWeights
 
 
 def _called_once(model: keras.Model) -> Iterator[Any]:
-    if isinstance(model, keras.Sequential) and model.built and model.inputs:
-        model = keras.Model(model.inputs, model.outputs)
-    nodes = getattr(model, "_nodes_by_depth", {})  # Keras has no public name for the graph.
-    operations = [node.operation for same_depth in nodes.values() for node in same_depth]
+    operations = [node.operation for same_depth in graph_nodes(model).values() for node in same_depth]
     for operation in operations:
         if sum(other is operation for other in operations) > 1:
             continue

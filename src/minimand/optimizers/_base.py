@@ -120,7 +120,7 @@ class MeasuredOptimizer(keras.optimizers.Optimizer):
     def __init__(self, learning_rate: Any, **kwargs: Any) -> None:
         super().__init__(learning_rate, **kwargs)
         # Keras would take a dictionary in an attribute of the optimizer for variables of the optimizer.
-        self._tracked = SimpleNamespace(states={})
+        self._tracked = SimpleNamespace(states={}, updated=[])
 
     @property
     def needs_transform(self) -> bool:
@@ -131,9 +131,13 @@ class MeasuredOptimizer(keras.optimizers.Optimizer):
         """Called by the transform, which makes its measurement at `weight` the gradient of `state`."""
         self._tracked.states[id(weight)] = state
 
+    @property
+    def _state_ids(self) -> set[int]:
+        return {id(state) for state in self._tracked.states.values()}
+
     def _weights(self, variables: Sequence[keras.Variable]) -> list[keras.Variable]:
         """The variables that are not states of the transform."""
-        states = {id(state) for state in self._tracked.states.values()}
+        states = self._state_ids
         return [variable for variable in variables if id(variable) not in states]
 
     def build(self, variables: list[keras.Variable]) -> None:
@@ -152,6 +156,26 @@ class MeasuredOptimizer(keras.optimizers.Optimizer):
     def _make_variables(self, weights: list[keras.Variable]) -> None:
         """Make the optimizer's variables for these weights."""
         raise NotImplementedError
+
+    def _backend_apply_gradients(self, grads: Sequence[Tensor], variables: Sequence[keras.Variable]) -> None:
+        """Keras's hook around a step. Not all variables are in a step; Keras leaves out those without a gradient."""
+        self._tracked.updated = variables
+        super()._backend_apply_gradients(grads, variables)
+
+    def _clip_gradients(self, grads: Sequence[Tensor]) -> list[Tensor]:
+        """Keras's hook: clip the gradients of weights, and leave the measurements as they are."""
+        states = self._state_ids
+        measured = [id(variable) in states for variable in self._tracked.updated]
+        clipped = iter(super()._clip_gradients([g for g, m in zip(grads, measured, strict=True) if not m]))
+        return [g if m else next(clipped) for g, m in zip(grads, measured, strict=True)]
+
+    def _update_model_variables_moving_average(self, variables: Sequence[keras.Variable]) -> None:
+        """Keras's hook after a step: average the weights; the states of the transform are not averaged."""
+        super()._update_model_variables_moving_average(variables)
+        states = self._state_ids
+        for variable, average in zip(variables, self._model_variables_moving_average, strict=True):
+            if id(variable) in states:
+                average.assign(variable.value)
 
     def _backend_update_step(self, grads: Sequence[Tensor], variables: Sequence[keras.Variable], rate: Tensor) -> None:
         """Keras's hook between clipping and weight decay before, and averaging after."""

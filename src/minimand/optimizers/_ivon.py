@@ -76,7 +76,8 @@ class IVON(MeasuredOptimizer):
     def _update(self, weight: keras.Variable, gradient: Tensor, rate: Tensor, state: Any, measured: Any) -> None:
         momentum = self._momentums[id(weight)]
         momentum.assign(self.beta_1 * momentum.value + (1.0 - self.beta_1) * ops.cast(gradient, momentum.dtype))
-        count = ops.cast(self.iterations.value + 1, "float32")
+        # With gradient accumulation, `iterations` is a tensor and not a variable.
+        count = ops.cast(self.iterations, "float32") + 1.0
         correction = 1.0 - ops.power(ops.cast(self.beta_1, "float32"), count)
         decay = self.decay if self._use_weight_decay(weight) else 0.0
         step = momentum.value / ops.cast(correction, momentum.dtype) + decay * weight.value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from itertools import compress
 from typing import Any
@@ -232,8 +233,11 @@ class Proximal(OptimizerWrapper):
 
     def collapsed(self) -> dict[str, int]:
         """The number of steps that were left out, by the path of the kernel that they would have made zero."""
-        counts = ops.convert_to_numpy(self.held_back)
-        return {v.path: int(c) for v, c in zip(self._trainable_variables, counts, strict=True) if c > 0}
+        counts: Counter[str] = Counter()
+        for variable, count in zip(self._trainable_variables, ops.convert_to_numpy(self.held_back), strict=True):
+            # Two kernels may have one path.
+            counts[variable.path] += int(count)
+        return dict(+counts)
 
     def strength(self) -> float | None:
         """The present strength, if there is one regularizer and its strength is a schedule."""

@@ -140,15 +140,6 @@ class _VarianceAware(MeasuredOptimizer):
         unmeasured = [v for v in weights if id(v) not in self._tracked.states]
         self._deviations = {id(v): self.add_variable_from_reference(v, "squared_deviation") for v in unmeasured}
 
-    def _clip_gradients(self, grads: list[Tensor]) -> list[Tensor]:
-        """Keras's hook: clip the gradients of weights, and leave the variances as they are."""
-        variables = self._trainable_variables
-        weights = {id(v) for v in self._weights(variables)}
-        if len(weights) == len(variables) or len(grads) != len(variables):
-            return super()._clip_gradients(grads)
-        clipped = iter(super()._clip_gradients([g for v, g in zip(variables, grads, strict=True) if id(v) in weights]))
-        return [next(clipped) if id(v) in weights else g for v, g in zip(variables, grads, strict=True)]
-
     def _backend_update_step(self, grads: Sequence[Tensor], variables: Sequence[keras.Variable], rate: Tensor) -> None:
         """Keras's hook; `iterations` also counts steps that only accumulate a gradient."""
         super()._backend_update_step(grads, variables, rate)

@@ -14,7 +14,8 @@ from keras import ops
 
 from minimand import backend
 from minimand._config import config_of, from_config
-from minimand._selection import match_path
+from minimand._objective import DataObjective, copied
+from minimand._selection import by_path, match_path
 from minimand._validation import check_rows
 from minimand.backend import Tensor
 from minimand.gradients._exact import sums_of_powers
@@ -32,7 +33,8 @@ def _arrays_of(owner: str, name: str, value: Any) -> _Arrays:
                 f"{owner}: `{name}` must be a built model. Received: {value.name}, which has no weights yet. Call it "
                 "once, or begin it with keras.Input."
             )
-        value = {variable.path: variable.numpy() for variable in value.trainable_variables}
+        variables = value.trainable_variables
+        value = by_path(owner, variables, (variable.numpy() for variable in variables))
     given = value if isinstance(value, Mapping) else {None: value}
     arrays = {path: np.array(ops.convert_to_numpy(each)) for path, each in given.items()}
     for path, array in arrays.items():
@@ -254,16 +256,18 @@ def fisher_information(model: keras.Model, x: Any, y: Any, loss: Any) -> dict[st
     data = keras.tree.map_structure(ops.convert_to_tensor, (x, np.asarray(y)))
     count = check_rows("fisher_information", "`x` and `y`", data)
     criterion = keras.losses.get(loss)
+    objective = DataObjective(model, model.__call__, criterion, training=False)
     variables = model.trainable_variables
 
     def sums(rows: Any, trainable: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
         def example_loss(values: Sequence[Tensor], row: Any) -> tuple[Tensor, Tensor]:
             inputs, targets = keras.tree.map_structure(lambda leaf: leaf[None], row)
-            outputs, _ = model.stateless_call(values, other, inputs, training=False)
-            return ops.sum(criterion(targets, outputs)), ops.zeros(())
+            outputs = objective.outputs(values, inputs)
+            return ops.sum(criterion(copied(targets), outputs)), ops.zeros(())
 
         members = ops.ones((keras.tree.flatten(rows)[0].shape[0], 1))
-        return [squares[0] for (squares,) in sums_of_powers(example_loss, trainable, rows, members)[0]]
+        with keras.StatelessScope(list(zip(model.non_trainable_variables, other, strict=True))):
+            return [squares[0] for (squares,) in sums_of_powers(example_loss, trainable, rows, members)[0]]
 
     state = [v.value for v in variables], [v.value for v in model.non_trainable_variables]
     compiled = backend.jit(sums)
@@ -273,4 +277,5 @@ def fisher_information(model: keras.Model, x: Any, y: Any, loss: Any) -> dict[st
         found = compiled(rows, *state)
         # In double precision over the parts.
         totals = [t + ops.convert_to_numpy(f).astype("float64") for t, f in zip(totals, found, strict=True)]
-    return {v.path: np.asarray(t / count, dtype=v.dtype) for v, t in zip(variables, totals, strict=True)}
+    means = (np.asarray(t / count, dtype=v.dtype) for v, t in zip(variables, totals, strict=True))
+    return by_path("fisher_information", variables, means)

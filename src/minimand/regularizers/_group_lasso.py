@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from minimand._ops import at_least, compute_dtype, safe_abs, safe_sqrt, soft_threshold
-from minimand._selection import match_path
+from minimand._selection import by_path, match_path
 from minimand._validation import check_bool, check_float
 from minimand.backend import Tensor
 from minimand.regularizers._base import WeightRegularizer
@@ -411,7 +411,7 @@ class JointGroupLasso(WeightRegularizer):
         key = tuple((variable.path, tuple(variable.shape)) for variable in variables)
         if key in self._found:
             return self._found[key]
-        index_of = {variable.path: index for index, variable in enumerate(variables)}
+        index_of = by_path("JointGroupLasso", variables, range(len(variables)))
         families = []
         for mapping in self.groups:
             found = {path: match_path(path, index_of) for path in mapping}

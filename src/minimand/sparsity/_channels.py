@@ -14,6 +14,8 @@ from typing import Any
 import keras
 import numpy as np
 
+from minimand._keras import graph_nodes
+
 
 def _of_each_rank(*names: str) -> tuple[type, ...]:
     """Keras's layers for one, two and three spatial axes."""
@@ -203,15 +205,14 @@ def _depthwise_constants(layer: Any, constants: np.ndarray) -> np.ndarray:
 
 
 def _calls(model: keras.Model, owner: str) -> Sequence[Any]:
-    """The nodes of the model's graph, inputs first. Keras has no public name for the nodes."""
-    if isinstance(model, keras.Sequential) and model.built:
-        model = keras.Model(model.inputs, model.outputs)
-    if not hasattr(model, "_nodes_by_depth"):
+    """The nodes of the model's graph, inputs first."""
+    nodes = graph_nodes(model)
+    if not nodes:
         raise ValueError(
             f"{owner}: `model` must be a built Sequential or functional model, whose layers' connections are known. "
             f"Received: {model.name} of type {type(model).__name__}. Pass `trainer.model` of a minimand.Trainer."
         )
-    return [node for depth in sorted(model._nodes_by_depth, reverse=True) for node in model._nodes_by_depth[depth]]
+    return [node for depth in sorted(nodes, reverse=True) for node in nodes[depth]]
 
 
 def _is_addition(kind: type) -> bool:

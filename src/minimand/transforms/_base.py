@@ -73,6 +73,9 @@ class Transform:
         self.state.seed_generator = keras.random.SeedGenerator(seed)
         self.step: keras.Variable | None = None
         self.built = False
+        # Variables by the id of the model's weight that they belong to, and by kind.
+        self._of_weights: dict[tuple[int, str], keras.Variable] = {}
+        self._restored: list[tuple[int, str, bool]] = []
 
     # For subclasses: variables, steps and schedules.
 
@@ -98,9 +101,23 @@ class Transform:
     def add_weight_like(
         self, weight: keras.Variable, kind: str, initializer: Any = "zeros", *, trainable: bool = True
     ) -> keras.Variable:
-        """Make a float32 variable with the shape of a model's weight, named after its path and `kind`."""
-        name = f"{weight.path.replace('/', '_')}_{kind}"
-        return self.add_weight(weight.shape, initializer, "float32", trainable=trainable, name=name)
+        """Make a float32 variable that belongs to a weight of the model and has its shape, the first time it is called.
+
+        To be called in `build` for each weight that the transform acts on; `variable_of(weight, kind)` gives the
+        variable later. A variable whose weight has been frozen since stays as it is, and is not trained.
+        """
+        variable = self._of_weights.get((id(weight), kind))
+        if variable is None:
+            name = f"{weight.path.replace('/', '_')}_{kind}"
+            variable = self.add_weight(weight.shape, initializer, "float32", trainable=trainable, name=name)
+            self._of_weights[id(weight), kind] = variable
+            self.state.keys[id(variable)] = f"{self._numbers[id(weight)]}_{kind}"
+        variable.trainable = trainable
+        return variable
+
+    def variable_of(self, weight: keras.Variable, kind: str) -> keras.Variable:
+        """The variable that `add_weight_like` made."""
+        return self._of_weights[id(weight), kind]
 
     def add_step_counter(self) -> None:
         """Make the variable `step`, which `next_step` counts, if it does not exist yet."""
@@ -140,6 +157,28 @@ class Transform:
         if self.select is not None:
             self.mask = selection(model.trainable_variables, self.select, type(self).__name__)
             self.selected: list[keras.Variable] = list(compress(model.trainable_variables, self.mask))
+        weights = model.weights
+        self._numbers = {id(weight): number for number, weight in enumerate(weights)}
+        if not {weight for weight, _ in self._of_weights} <= set(self._numbers):
+            raise ValueError(
+                f"{type(self).__name__}: a transform with variables for each weight serves one model. Received: "
+                f"{model.name}, after another model. Make a new transform for it."
+            )
+        for number, kind, trainable in self._restored:
+            self.add_weight_like(weights[number], kind, trainable=trainable)
+        self._restored = []
+        for variable in self._of_weights.values():
+            variable.trainable = False
+
+    def built_state(self) -> list[tuple[int, str, bool]]:
+        """The weight, the kind and the trainability of each variable that belongs to a weight, for a file."""
+        return [
+            (self._numbers[weight], kind, variable.trainable) for (weight, kind), variable in self._of_weights.items()
+        ]
+
+    def restore_built_state(self, state: list[tuple[int, str, bool]]) -> None:
+        """Let `build` first make the variables that the transform of this `built_state()` had, in the same order."""
+        self._restored = state
 
     needs_examples = False
     """Tell whether `fit` must count the training examples, which may read batches, and call `begin_fit`."""

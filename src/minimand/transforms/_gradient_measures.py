@@ -115,18 +115,19 @@ class MeasureGradient(Transform):
         self.micro_batches = check_int("MeasureGradient", "micro_batches", micro_batches, minimum=2)
         self.add_step_counter()
         self.stop_counting()
-        self._tensors = 0
+        self._measured: list[int] = []
 
     def build(self, model: keras.Model) -> None:
         super().build(model)
         check_separable(self.estimator, model, "MeasureGradient")
-        if sum(self.mask) != self._tensors:
+        measured = [id(weight) for weight in self.selected]
+        if measured != self._measured:
             # A metric of the layer that holds the transform's variables is one of the trainer's metrics.
-            if self._tensors:
+            if self._measured:
                 del self.state.statistics
-            self._tensors = sum(self.mask)
+            self._measured = measured
             evidence = self.estimator == "exact"
-            self.state.statistics = GradientStatistics(self.name, tensors=self._tensors, evidence=evidence)
+            self.state.statistics = GradientStatistics(self.name, tensors=len(measured), evidence=evidence)
 
     @property
     def statistics(self) -> GradientStatistics:
@@ -281,7 +282,6 @@ class MiniBatchVariance(Transform):
         super().__init__(seed=seed, name=name)
         self.estimator = check_choice("MiniBatchVariance", "estimator", estimator, ESTIMATORS)
         self.micro_batches = check_int("MiniBatchVariance", "micro_batches", micro_batches, minimum=2)
-        self.noises: dict[str, keras.Variable] = {}
 
     def bind(self, optimizer: keras.optimizers.Optimizer) -> None:
         if not isinstance(optimizer, (SVAG, MSVAG)) or optimizer.variance != "mini_batch":
@@ -292,12 +292,11 @@ class MiniBatchVariance(Transform):
         self.optimizer = optimizer
 
     def build(self, model: keras.Model) -> None:
+        super().build(model)
         check_separable(self.estimator, model, "MiniBatchVariance")
         self.weights = list(model.trainable_variables)
         for weight in self.weights:
-            if weight.path not in self.noises:
-                self.noises[weight.path] = self.add_weight_like(weight, "noise")
-            self.optimizer.track(weight, self.noises[weight.path])
+            self.optimizer.track(weight, self.add_weight_like(weight, "noise"))
 
     def apply(self, objective: Objective) -> Objective:
         check_objective(self.estimator, objective, "MiniBatchVariance")
@@ -309,7 +308,7 @@ class MiniBatchVariance(Transform):
             gradients = fixed_gradients(objective, weights, batch, aux, [True] * len(weights))
             found = estimated_variance(gradients, self.estimator, self.micro_batches, self.seed_generator.next())
             for weight, variance in zip(self.weights, found, strict=True):
-                noise = self.noises[weight.path].value
+                noise = self.variable_of(weight, "noise").value
                 of_mean = ops.cast(ops.stop_gradient(variance) / ops.cast(gradients.count, variance.dtype), noise.dtype)
                 # The value 0, with the derivative s by the optimizer's variable.
                 loss = loss + ops.cast(ops.sum(of_mean * (noise - ops.stop_gradient(noise))), loss.dtype)

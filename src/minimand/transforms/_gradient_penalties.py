@@ -10,6 +10,7 @@ import keras
 from keras import ops
 
 from minimand import backend
+from minimand._objective import copied
 from minimand._ops import at_least, at_least_float32, safe_sqrt
 from minimand._scope import record, recorded
 from minimand._selection import Select, merged
@@ -248,7 +249,7 @@ class Fishr(Transform):
 
     def _domains_of(self, batch: Batch) -> Tensor:
         if callable(self.domains):
-            return self.domains(batch)
+            return self.domains(copied(batch))
         if isinstance(batch.x, Mapping) and self.domains in batch.x:
             return batch.x[self.domains]
         known = f"the names {list(batch.x)}" if isinstance(batch.x, Mapping) else "no names"

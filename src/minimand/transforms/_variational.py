@@ -14,7 +14,7 @@ from keras import ops
 
 from minimand import backend
 from minimand._config import config_of, from_config
-from minimand._selection import Select, shifted
+from minimand._selection import Select, by_path, shifted
 from minimand._validation import check_bool, check_choice, check_float, check_int
 from minimand.backend import Tensor
 from minimand.optimizers import IVON
@@ -181,8 +181,6 @@ class VariationalWeightNoise(SizedTransform):
         self.temperature = check_float(owner, "temperature", temperature, minimum=0.0)
         self.warm_up = check_int(owner, "warm_up", warm_up, minimum=0)
         self.samples = check_int(owner, "samples", samples, minimum=1)
-        self.log_stddevs: dict[str, keras.Variable] = {}
-        self.centers: dict[str, keras.Variable] = {}
         if self.warm_up:
             self.add_step_counter()
 
@@ -191,20 +189,20 @@ class VariationalWeightNoise(SizedTransform):
         self.placement = NoisePlacement(self, model, "normal")
         self.weights = list(model.trainable_variables)
         for weight in self.selected:
-            if weight.path not in self.log_stddevs:
-                start = _like(weight, self._initial_log_stddev)
-                self.log_stddevs[weight.path] = self.add_weight_like(weight, "log_stddev", start)
-                if self.init == "moped":
-                    center = self.add_weight_like(weight, "center", _like(weight, ops.copy), trainable=False)
-                    self.centers[weight.path] = center
+            self.add_weight_like(weight, "log_stddev", _like(weight, self._initial_log_stddev))
+            if self.init == "moped":
+                self.add_weight_like(weight, "center", _like(weight, ops.copy), trainable=False)
 
     def _initial_log_stddev(self, value: Tensor) -> Tensor:
         if isinstance(self.init, str):
             return ops.log(ops.clip(_MOPED_SHARE * ops.abs(value), _MOPED_LEAST, 1e30))
         return ops.full_like(value, math.log(self.init))
 
-    def _stddev(self, variable: keras.Variable) -> Tensor:
-        return ops.exp(self.log_stddevs[variable.path].value)
+    def _log_stddev(self, weight: keras.Variable) -> Tensor:
+        return self.variable_of(weight, "log_stddev").value
+
+    def _stddev(self, weight: keras.Variable) -> Tensor:
+        return ops.exp(self._log_stddev(weight))
 
     def _steps(self, variables: Sequence[keras.Variable], noise: Sequence[Tensor]) -> list[Tensor]:
         return [self._stddev(variable) * e for variable, e in zip(variables, noise, strict=True)]
@@ -220,10 +218,10 @@ class VariationalWeightNoise(SizedTransform):
         """KL(posterior || prior), summed over the selected weights; the draws are for a `ScaleMixturePrior`."""
         total: Any = 0.0
         for index, (variable, weight) in enumerate(zip(self.selected, compress(weights, self.mask), strict=True)):
-            log_stddev = self.log_stddevs[variable.path].value
+            log_stddev = self._log_stddev(variable)
             mean = ops.cast(weight, "float32")
             if self.init == "moped":
-                mean = mean - self.centers[variable.path].value
+                mean = mean - self.variable_of(variable, "center").value
             if isinstance(self.prior, ScaleMixturePrior):
                 signed = [sign * noise[index] for noise in draws for sign in SIGNS[self.antithetic]]
                 parts = [self.prior.divergence(mean, noise, log_stddev) for noise in signed]
@@ -272,11 +270,11 @@ class VariationalWeightNoise(SizedTransform):
                 "VariationalWeightNoise.signal_to_noise: needs a transform that a trainer has built. Received: a "
                 "transform without variables. Train with the transform first."
             )
-        return {
-            variable.path: np.abs(ops.convert_to_numpy(variable.value))
-            / np.exp(ops.convert_to_numpy(self.log_stddevs[variable.path].value))
-            for variable in self.selected
-        }
+        ratios = [
+            np.abs(ops.convert_to_numpy(weight.value)) / ops.convert_to_numpy(ops.stop_gradient(self._stddev(weight)))
+            for weight in self.selected
+        ]
+        return by_path("VariationalWeightNoise.signal_to_noise", self.selected, ratios)
 
 
 def _like(weight: keras.Variable, start: Callable[[Tensor], Tensor]) -> Callable[..., Tensor]:
@@ -332,7 +330,6 @@ class IVONNoise(SizedTransform):
         super().__init__(automatic=automatic, remedy="examples=", select=select, seed=seed, name=name)
         self.examples = examples if automatic else check_float("IVONNoise", "examples", examples, above=0.0)
         self.samples = check_int("IVONNoise", "samples", samples, minimum=1)
-        self.hessians: dict[str, keras.Variable] = {}
 
     def bind(self, optimizer: keras.optimizers.Optimizer) -> None:
         if not isinstance(optimizer, IVON):
@@ -346,9 +343,7 @@ class IVONNoise(SizedTransform):
         super().build(model)
         start = keras.initializers.Constant(self.optimizer.hessian_init)
         for weight in self.selected:
-            if weight.path not in self.hessians:
-                self.hessians[weight.path] = self.add_weight_like(weight, "hessian", start)
-            self.optimizer.track(weight, self.hessians[weight.path])
+            self.optimizer.track(weight, self.add_weight_like(weight, "hessian", start))
 
     draws_weights = True
 
@@ -365,7 +360,7 @@ class IVONNoise(SizedTransform):
             stddev = ops.rsqrt(examples * (hessian + self.optimizer.decay))
             return e * stddev, (e / stddev, stddev)
 
-        hessians = [self.hessians[variable.path].value for variable in self.selected]
+        hessians = [self.variable_of(weight, "hessian").value for weight in self.selected]
         return shifted(weights, self.mask, map(backend.custom_derivative(of_tensors), hessians, noise))
 
     def apply(self, objective: Objective) -> Objective:
