@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 from keras import ops
 
-from minimand.optimizers import MSVAG, SVAG, AdaBelief, SNRScaling
+from minimand.optimizers import IVON, MSVAG, SVAG, AdaBelief, Proximal, SNRScaling
 from minimand.testing._optimizers import path_of
-from tests.helpers import numpy, told
+from tests.helpers import mostly_slow, numpy, told
 from tests.parts.optimizers import moments
 
 
@@ -89,6 +89,126 @@ def test_gradients_without_noise():
     path = path_of(MSVAG(0.1), [np.float32([0.5, -2.0, 0.0])] * 10)
     np.testing.assert_allclose(path[:, :2], 1.0 - 0.1 * np.arange(1, 11)[:, None] * [0.5, -2.0], rtol=1e-5)
     np.testing.assert_array_equal(path[:, 2], 1.0)
+
+
+# Optimizers that a transform gives measurements, under the options of Keras's base class.
+
+MEASURED = {
+    "ivon": lambda **kwargs: IVON(0.1, beta_2=0.8, **kwargs),
+    "svag": lambda **kwargs: SVAG(0.1, beta=0.8, variance="mini_batch", **kwargs),
+    "msvag": lambda **kwargs: MSVAG(0.1, beta=0.8, variance="mini_batch", **kwargs),
+}
+
+
+def measured_path(optimizer, gradients, measurements, finish=False):
+    """The weights and the state of the transform after each step."""
+    weight, state = (keras.Variable(np.ones(5, "float32"), name=name) for name in ("weight", "state"))
+    optimizer.track(weight, state)
+    optimizer.build([weight, state])
+    path = []
+    for pair in zip(gradients, measurements, strict=True):
+        optimizer.apply([ops.convert_to_tensor(part) for part in np.float32(pair)], [weight, state])
+        path.append((weight.numpy().copy(), state.numpy().copy()))
+    if finish:
+        optimizer.finalize_variable_values([weight, state])
+        return weight.numpy(), state.numpy()
+    return np.array(path)
+
+
+@pytest.fixture
+def measurements(random):
+    """Gradients of a weight, and positive measurements."""
+    return random.normal(0.5, 1.0, size=(8, 5)), random.uniform(0.1, 2.0, size=(8, 5))
+
+
+@pytest.mark.parametrize("name", mostly_slow(MEASURED, "ivon"))
+def test_measurements_are_accumulated_like_gradients(name, measurements):
+    """The variance of a mean of two gradients is half the mean variance; an estimate of the Hessian is averaged."""
+    make = MEASURED[name]
+    actual = measured_path(make(gradient_accumulation_steps=2), *measurements)
+    g, measured = (part.reshape(4, 2, 5).mean(axis=1) for part in measurements)
+    expected = measured_path(make(), g, measured if name == "ivon" else measured / 2)
+    np.testing.assert_allclose(actual[1::2], expected, rtol=1e-5)
+    np.testing.assert_array_equal(actual[0], np.ones((2, 5)))
+    np.testing.assert_array_equal(actual[2::2], actual[1:-1:2])
+
+
+@pytest.mark.parametrize("name", mostly_slow(MEASURED, "ivon"))
+def test_clipping_leaves_measurements_alone(name, measurements):
+    g, measured = measurements
+    shortened = g * np.minimum(1.0, 0.5 / np.linalg.norm(g, axis=1, keepdims=True))
+    for option, clipped in (
+        ({"clipvalue": 0.25}, np.clip(g, -0.25, 0.25)),
+        ({"clipnorm": 0.5}, shortened),
+        ({"global_clipnorm": 0.5}, shortened),
+    ):
+        actual = measured_path(MEASURED[name](**option), *measurements)
+        np.testing.assert_allclose(actual, measured_path(MEASURED[name](), clipped, measured), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", mostly_slow(MEASURED, "ivon"))
+def test_averages_are_of_the_weights_alone(name, measurements):
+    plain = measured_path(MEASURED[name](), *measurements)
+    average = plain[0, 0]
+    for weight, _ in plain:
+        average = 0.8 * average + 0.2 * weight
+    found = measured_path(MEASURED[name](use_ema=True, ema_momentum=0.8), *measurements, finish=True)
+    np.testing.assert_allclose(found, [average, plain[-1, 1]], rtol=1e-5)
+    overwritten = measured_path(
+        MEASURED[name](use_ema=True, ema_momentum=0.8, ema_overwrite_frequency=2), *measurements
+    )
+    np.testing.assert_allclose(overwritten[0], plain[0], rtol=1e-6)
+    np.testing.assert_allclose(overwritten[1], [0.8 * plain[0, 0] + 0.2 * plain[1, 0], plain[1, 1]], rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", mostly_slow(MEASURED, "ivon"))
+def test_scaled_losses_and_schedules(name, measurements):
+    make = MEASURED[name]
+    expected = measured_path(make(), *measurements)
+    scaled = measured_path(make(loss_scale_factor=8.0), *(8.0 * part for part in measurements))
+    np.testing.assert_allclose(scaled, expected, rtol=1e-6)
+    optimizer = make()
+    optimizer.learning_rate = 0.0
+    still = measured_path(optimizer, *measurements)
+    np.testing.assert_array_equal(still[:, 0], np.ones((8, 5)))
+    np.testing.assert_allclose(still[:, 1], expected[:, 1], rtol=1e-6)
+
+
+# Variables that Keras overwrites with their gradients, as the scales of float8.
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **kwargs: SNRScaling(keras.optimizers.Adam(0.1, **kwargs)),
+        lambda **kwargs: Proximal(keras.optimizers.Adam(0.1, **kwargs), keras.regularizers.L1(0.1), select="all"),
+        lambda **kwargs: MSVAG(0.1, **kwargs),
+        lambda **kwargs: AdaBelief(0.1, **kwargs),
+    ],
+)
+@pytest.mark.parametrize("options", [{}, {"gradient_accumulation_steps": 2}, {"global_clipnorm": 0.5}])
+@pytest.mark.slow
+def test_a_variable_that_is_overwritten(make, options, random):
+    """It gets its gradient (with accumulation, the greatest), and the other weight's path is as without it."""
+    gradients = random.normal(size=(6, 2, 5)).astype("float32")
+
+    def path(overwritten):
+        weight, scale = (keras.Variable(np.ones(5, "float32"), name=name) for name in ("weight", "scale"))
+        scale.overwrite_with_gradient = True
+        variables = [scale, weight] if overwritten else [weight]
+        optimizer = make(**options)
+        optimizer.build(variables)
+        for pair in gradients:
+            given = [ops.convert_to_tensor(part) for part in pair]
+            optimizer.apply(given if overwritten else given[1:], variables)
+            yield weight.numpy().copy(), scale.numpy().copy()
+
+    count = options.get("gradient_accumulation_steps", 1)
+    largest = np.maximum.reduceat(gradients[:, 0], range(0, 6, count))
+    for step, ((weight, scale), (expected, _)) in enumerate(zip(path(True), path(False), strict=True), start=1):
+        np.testing.assert_allclose(weight, expected, rtol=1e-6)
+        if step % count == 0:
+            np.testing.assert_array_equal(scale, np.maximum(largest[step // count - 1], 0.0 if count > 1 else -np.inf))
 
 
 @pytest.mark.parametrize(

@@ -171,9 +171,11 @@ class Transform:
             variable.trainable = False
 
     def built_state(self) -> list[tuple[int, str, bool]]:
-        """The weight, the kind and the trainability of each variable that belongs to a weight, for a file."""
+        """For a file: weight number, kind and trainability of each variable that belongs to a weight."""
+        trainable = {id(variable) for variable in self.state._trainable_variables}
         return [
-            (self._numbers[weight], kind, variable.trainable) for (weight, kind), variable in self._of_weights.items()
+            (self._numbers[weight], kind, id(variable) in trainable)
+            for (weight, kind), variable in self._of_weights.items()
         ]
 
     def restore_built_state(self, state: list[tuple[int, str, bool]]) -> None:
