@@ -8,6 +8,7 @@ from scipy import integrate, optimize, stats
 
 import minimand
 from minimand import backend
+from minimand._batches import training_examples
 from minimand.transforms import Batch, ScaleMixturePrior, VariationalWeightNoise
 from tests.helpers import assert_same, data, mostly_slow, network, numpy, told, weights_of
 from tests.parts.losses import HALF_SQUARED
@@ -238,8 +239,111 @@ def test_the_size_of_a_training_set_without_targets(random):
         assert transform.training_examples.numpy() == size
 
 
+class Weighted(Batches):
+    """Half of the weights of each batch are 0."""
+
+    def __getitem__(self, index):
+        x, y = super().__getitem__(index)
+        return x, y, np.arange(len(x)) % 2
+
+
+class Endless(Batches):
+    def __len__(self):
+        raise TypeError
+
+    @property
+    def num_batches(self):
+        return None
+
+
+ROWS = np.ones((70, 5), "float32"), np.ones((70, 2), "float32")
+
+
+def from_arrays():
+    x, y = ROWS
+    weights = np.where(np.arange(70) < 10, 0.0, 2.0)
+    by_position = np.zeros((70, 2))
+    by_position[:30, 1] = 0.5
+    validation = {"validation_data": (x, y), "validation_split": 0.25}
+    yield {"x": x, "y": y}, 70
+    yield {"x": x, "y": y, "validation_split": 0.25}, 52
+    yield {"x": x, "y": y, **validation}, 70
+    yield {"x": x, "y": y, "sample_weight": weights}, 60
+    yield {"x": x, "y": y, "sample_weight": by_position}, 30
+    yield {"x": x, "y": y, "sample_weight": weights, "validation_split": 0.5}, 25
+    yield {"x": x, "y": y, "steps_per_epoch": 2, "batch_size": 16}, 32
+    yield {"x": x, "y": y, "steps_per_epoch": 9, "batch_size": 16}, 70
+    yield {"x": x, "y": y, "steps_per_epoch": 2, "sample_weight": weights}, None
+    yield {"x": x, "y": np.zeros(70), "class_weight": {0: 0.0}}, None
+    yield {"x": Batches()}, 38
+    yield {"x": Batches(), "steps_per_epoch": 2}, 32
+    yield {"x": Weighted()}, 19
+    yield {"x": Endless()}, None
+    yield {"x": Endless(), "steps_per_epoch": 3}, 38
+    yield {"x": iter([])}, None
+    yield {"x": (ROWS for _ in range(3))}, None
+    yield {"x": (ROWS for _ in range(3)), "steps_per_epoch": 3}, 210
+    yield {"x": ((*ROWS, weights) for _ in range(3)), "steps_per_epoch": 3}, None
+
+
+def from_tensorflow():
+    import tensorflow as tf
+
+    rows = tf.data.Dataset.from_tensor_slices((*ROWS,))
+    weighted = tf.data.Dataset.from_tensor_slices((*ROWS, np.arange(70) % 2))
+    yield {"x": rows.batch(16)}, 70
+    yield {"x": rows.batch(16, drop_remainder=True)}, 64
+    yield {"x": rows.batch(16), "steps_per_epoch": 2}, 32
+    yield {"x": rows.batch(16).repeat(), "steps_per_epoch": 6}, 86
+    yield {"x": rows.batch(16).repeat()}, None
+    yield {"x": rows.bucket_by_sequence_length(lambda x, y: 1, [2], [7, 7]), "steps_per_epoch": 3}, 21
+    yield {"x": weighted.batch(16)}, 35
+    yield {"x": weighted.batch(16, drop_remainder=True)}, 32
+
+
+def from_torch():
+    import torch
+    from torch.utils import data as sources
+
+    class Stream(sources.IterableDataset):
+        def __iter__(self):
+            return iter([(torch.ones(5), torch.ones(2))] * 70)
+
+    class Sized(Stream):
+        def __len__(self):
+            return 70
+
+    rows = sources.TensorDataset(*map(torch.as_tensor, ROWS))
+    weighted = sources.TensorDataset(*map(torch.as_tensor, ROWS), torch.arange(70) % 2)
+    some = sources.SubsetRandomSampler(range(0, 70, 2))
+    unequal = [[0, 1, 2], [3], [4, 5]]
+    yield {"x": sources.DataLoader(rows, batch_size=16)}, 70
+    yield {"x": sources.DataLoader(rows, batch_size=16, drop_last=True)}, 64
+    yield {"x": sources.DataLoader(rows, batch_size=16, sampler=some)}, 35
+    yield {"x": sources.DataLoader(rows, batch_size=16, sampler=some, drop_last=True)}, 32
+    yield {"x": sources.DataLoader(rows, batch_sampler=unequal)}, 6
+    yield {"x": sources.DataLoader(rows, batch_sampler=unequal), "steps_per_epoch": 2}, 4
+    yield {"x": sources.DataLoader(rows, batch_size=16), "steps_per_epoch": 2}, 32
+    yield {"x": sources.DataLoader([ROWS, ROWS], batch_size=None)}, 140
+    yield {"x": sources.DataLoader(weighted, batch_size=16)}, 35
+    yield {"x": sources.DataLoader(weighted, batch_size=16, drop_last=True)}, 32
+    yield {"x": sources.DataLoader(Sized(), batch_size=16)}, 70
+    yield {"x": sources.DataLoader(Sized(), batch_size=16, drop_last=True)}, 64
+    yield {"x": sources.DataLoader(Stream(), batch_size=16)}, None
+    yield {"x": sources.DataLoader(Stream(), batch_size=16), "steps_per_epoch": 2}, 32
+
+
+SOURCES = [from_arrays, *{"tensorflow": [from_tensorflow], "torch": [from_torch]}.get(keras.backend.backend(), [])]
+
+
+@pytest.mark.parametrize("source", SOURCES)
+def test_the_number_of_training_examples_is_that_of_an_epoch(source):
+    for arguments, expected in source():
+        assert training_examples(arguments)[0] == expected, (arguments, expected)
+
+
 @pytest.mark.slow
-def test_the_size_of_the_training_set(random):
+def test_fit_finds_the_number(random):
     x, y = data(random, rows=70)
     transform = VariationalWeightNoise()
     trainer = minimand.Trainer(network())
@@ -249,20 +353,17 @@ def test_the_size_of_the_training_set(random):
         trainer.fit(*arguments, verbose=0, **more)
         return int(transform.training_examples.numpy())
 
-    assert examples(x, y) == 70
     assert examples(x, y, validation_split=0.25) == 52
-    assert examples(Batches()) == 38
-    if keras.backend.backend() == "torch":
-        import torch
 
-        pairs = torch.utils.data.TensorDataset(torch.as_tensor(x), torch.as_tensor(y))
-        assert examples(torch.utils.data.DataLoader(pairs, batch_size=16), shuffle=False) == 70
-    if keras.backend.backend() == "tensorflow":
-        import tensorflow as tf
+    def batches():
+        for start in range(0, 60, 10):
+            yield x[start : start + 10], y[start : start + 10]
 
-        assert examples(tf.data.Dataset.from_tensor_slices((x, y)).batch(16), shuffle=False) == 70
+    # The first batch, which is read for its size, is trained on too.
+    assert examples(batches(), steps_per_epoch=3, epochs=2, shuffle=False) == 30
+    assert int(trainer.optimizer.iterations.numpy()) == 2 + 6
     with told(ValueError, ["number of training examples", "kl_weight=1 / examples"]):
-        trainer.fit(((x, y) for _ in range(3)), steps_per_epoch=3, verbose=0)
+        trainer.fit(((x, y) for _ in range(3)), shuffle=False, verbose=0)
     fresh = minimand.Trainer(network())
     fresh.compile("sgd", "mse", transforms=[VariationalWeightNoise()])
     fresh.evaluate(x, y, verbose=0)

@@ -165,11 +165,13 @@ class Trainer(backend.TrainStep, OwnsDataObjective, keras.Model):
     def fit(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.fit`; transforms that need the number of training examples receive it."""
         sized = [transform for transform in self.transforms if transform.needs_examples]
-        if sized:
-            examples = training_examples(inspect.signature(keras.Model.fit).bind(self, *args, **kwargs).arguments)
-            for transform in sized:
-                transform.begin_fit(examples)
-        return super().fit(*args, **kwargs)
+        if not sized:
+            return super().fit(*args, **kwargs)
+        given = inspect.signature(keras.Model.fit).bind(self, *args, **kwargs)
+        examples, given.arguments["x"] = training_examples(given.arguments)
+        for transform in sized:
+            transform.begin_fit(examples)
+        return super().fit(*given.args[1:], **given.kwargs)
 
     def evaluate(self, *args: Any, **kwargs: Any) -> Any:
         """As `keras.Model.evaluate`; metrics that transforms measure in training are left out."""

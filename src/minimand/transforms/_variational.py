@@ -116,8 +116,10 @@ class VariationalWeightNoise(SizedTransform):
     Args:
         prior: standard deviation > 0 of a normal prior; `"empirical_bayes"`, one for each weight tensor, the best at
             every step, in closed form; or a `ScaleMixturePrior`.
-        kl_weight: c >= 0, or `"auto"`: 1 / N with the number of training examples that `fit` is given. `fit` can count
-            arrays, and a `keras.utils.PyDataset`, `tf.data.Dataset` or torch `DataLoader` that has a length.
+        kl_weight: c >= 0, or `"auto"`: 1 / N with the number of training examples in an epoch of `fit`. Examples with
+            a sample weight of 0 do not count. `fit` counts arrays, and a `keras.utils.PyDataset`, `tf.data.Dataset` or
+            torch `DataLoader` with a length, which may be read once for it. A generator counts as `steps_per_epoch`
+            batches of the size of the first.
         temperature: factor >= 0 of the divergence; a factor below 1 gives a "cold" posterior, narrower than Bayes's.
         warm_up: number >= 0 of training steps in which the divergence's factor rises from 0 in proportion.
         init: initial standard deviation > 0, or `"moped"`, to start from a trained model: a tenth of each weight's
@@ -297,7 +299,7 @@ class IVONNoise(SizedTransform):
     weight decay. The noise is in the objective alone; the model's own weights are never noisy.
 
     Args:
-        examples: N > 0, or `"auto"`: the number of training examples that `fit` is given
+        examples: N > 0, or `"auto"`: the number of training examples in an epoch of `fit`
             (see `VariationalWeightNoise`). A smaller number gives more noise.
         select: which weights get noise: `"all"`, `"kernels"` (rank 2 or more), a regular expression of paths, or a
             function of the variable.
