@@ -24,6 +24,11 @@ from keras.src.losses.losses import LossFunctionWrapper as LossFunctionWrapper
 from keras.src.trainers import compile_utils as compile_utils
 
 
+def loss_options(loss: Any) -> dict[str, Any]:
+    """The options of a Keras loss: its configuration, and options that Keras leaves out of it, such as an `axis`."""
+    return {**loss.get_config(), **getattr(loss, "_fn_kwargs", {})} if isinstance(loss, keras.losses.Loss) else {}
+
+
 def graph_nodes(model: keras.Model) -> dict[int, list[Any]]:
     """The calls of the layers of a functional or Sequential model, by depth; empty if Keras does not know the graph."""
     if isinstance(model, keras.Sequential):

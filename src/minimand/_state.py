@@ -22,7 +22,6 @@ class StateLayer(keras.layers.Layer):
         super().__init__(name=name, **kwargs)
         self.parts: list[StateLayer] = []
         self.keys: dict[int, str] = {}
-        self.keys: dict[str, str] = {}
         # There is nothing to build. Unlike `build()`, this assignment allows variables that are made later.
         self.built = True
 

@@ -15,6 +15,7 @@ from keras import ops
 from minimand._config import config_of, from_config
 from minimand._keras import LossFunctionWrapper, compile_utils, get_keras_mask, set_keras_mask
 from minimand._ops import at_least_float32
+from minimand._scope import shadowed
 from minimand._state import StateLayer
 from minimand.backend import Tensor
 from minimand.parametrizations import Parametrization
@@ -190,17 +191,32 @@ def wrapped_loss(owner: str, loss: Any, *, optional: bool = False) -> Any:
     return found
 
 
-def values_of(owner: str, loss: Any, y_true: Tensor, y_pred: Tensor) -> Tensor:
-    """Return the values (batch, ...) of a wrapped loss, in float32 or float64."""
+def _inherited(loss: Any) -> dict[str, Any]:
+    """Return the options that a loss takes over from the loss that it wraps, unless it is given its own."""
+    if not isinstance(loss, keras.losses.Loss):
+        return {}
+    # A loss without a reduction is one whose values the wrapping loss reduces.
+    reduction = {} if loss.reduction in (None, "none") else {"reduction": loss.reduction}
+    return {"dtype": loss.dtype, **reduction}
+
+
+def values_of(loss: TrainableLoss | WrappingLoss, inner: Any, y_true: Tensor, y_pred: Tensor) -> Tensor:
+    """Return the values (batch, ...) of a wrapped loss, in float32 or float64.
+
+    Positions that the wrapped loss leaves out, such as those of its `ignore_class`, do not count in the loss either.
+    """
     if len(y_pred.shape) == 1:
         y_true, y_pred = ops.reshape(y_true, (-1, 1)), ops.expand_dims(y_pred, -1)
     # A bare function does not align (batch,) with (batch, 1). `compile` wraps functions in the same way.
-    values = (loss if isinstance(loss, keras.losses.Loss) else LossFunctionWrapper(loss)).call(y_true, y_pred)
+    values = (inner if isinstance(inner, keras.losses.Loss) else LossFunctionWrapper(inner)).call(y_true, y_pred)
     if not values.shape:
         raise ValueError(
-            f"{owner}: `loss` must give one value for each example. Received: loss={loss!r}, which gives one value for "
-            "the batch."
+            f"{type(loss).__name__}: `loss` must give one value for each example. Received: loss={inner!r}, which "
+            "gives one value for the batch."
         )
+    own = isinstance(inner, (TrainableLoss, WrappingLoss))
+    loss._counted = inner._counted if own else get_keras_mask(values)
+    loss._factors = (*loss._factors, loss._counted)
     return at_least_float32(values)
 
 
@@ -225,7 +241,7 @@ def trainable_losses(losses: Any) -> list[TrainableLoss]:
 
 def _set_factors(loss: TrainableLoss | WrappingLoss, factors: tuple[Any, ...]) -> None:
     """Tell a loss, and the losses inside, the mask and the sample weights of the current call."""
-    loss._factors = factors
+    loss._factors, loss._counted = factors, None
     for inner in _losses_in(loss):
         if isinstance(inner, (TrainableLoss, WrappingLoss)):
             _set_factors(inner, factors)
@@ -237,8 +253,17 @@ def _call(
     """Call a loss with masked places hidden, while the loss knows how much each entry counts."""
     y_true, y_pred = without_masked(y_true, y_pred)
     _set_factors(loss, (get_keras_mask(y_pred), sample_weight))
+
+    def call(y_true: Tensor, y_pred: Tensor) -> Tensor:
+        values = type(loss).call(loss, y_true, y_pred)
+        if loss._counted is not None:
+            set_keras_mask(values, loss._counted)
+        return values
+
     try:
-        return keras_call(y_true, y_pred, sample_weight)
+        # Keras reduces the values by their mask.
+        with shadowed(loss, "call", call):
+            return keras_call(y_true, y_pred, sample_weight)
     finally:
         # Tensors of a traced step must not outlive the step.
         _set_factors(loss, ())
@@ -293,9 +318,8 @@ class TrainableLoss(keras.losses.Loss):
     `has_finite_minimum = False`. A trainer then refuses the loss unless each variable has a `regularizer`.
 
     Args:
-        reduction: as in `keras.losses.Loss`.
         name: name of the loss, and prefix of its keys in the logs; by default the class name in snake case.
-        dtype: dtype of the computation; by default `keras.config.floatx()`.
+        **kwargs: `reduction` and `dtype`, as in `keras.losses.Loss`; by default those of the loss given to `wrap`.
 
     Raises:
         RuntimeError: on the first batch, if the loss was given to a stock `compile`.
@@ -322,10 +346,9 @@ class TrainableLoss(keras.losses.Loss):
 
     has_finite_minimum = True
 
-    def __init__(
-        self, *, reduction: str | None = "sum_over_batch_size", name: str | None = None, dtype: Any = None
-    ) -> None:
-        super().__init__(name=name or _default_name(type(self)), reduction=reduction, dtype=dtype)
+    def __init__(self, *, name: str | None = None, **kwargs: Any) -> None:
+        super().__init__(name=name or _default_name(type(self)), **kwargs)
+        self._given = kwargs
         self.state = StateLayer(name=self.name)
         self.built_shapes: list[Any] | None = None
         self.in_trainer = False
@@ -333,6 +356,7 @@ class TrainableLoss(keras.losses.Loss):
         self._wrapped: list[TrainableLoss] = []
         self._logged: list[tuple[LatestValue, Any]] = []
         self._factors: tuple[Any, ...] = ()
+        self._counted: Any = None
 
     # Variables.
 
@@ -423,14 +447,18 @@ class TrainableLoss(keras.losses.Loss):
             ValueError: `loss` is not a loss.
         """
         found = wrapped_loss(type(self).__name__, loss, optional=optional)
+        super().__init__(name=self.name, **(_inherited(found) | self._given))
         inner = trainable_losses(found)
         self._wrapped += inner
         self.state.parts.extend(part.state for part in inner)
         return found
 
     def values_of(self, loss: Any, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        """Return the value of a wrapped loss at each example (batch, ...), in float32 or float64."""
-        return values_of(type(self).__name__, loss, y_true, y_pred)
+        """Return the value of a wrapped loss at each example (batch, ...), in float32 or float64.
+
+        Positions that the wrapped loss leaves out, such as those of its `ignore_class`, do not count in this loss.
+        """
+        return values_of(self, loss, y_true, y_pred)
 
     # Building.
 
@@ -497,6 +525,13 @@ class TrainableLoss(keras.losses.Loss):
         """Return how much each entry of `values` (batch, ...) counts in this call: its sample weight; 0 if masked."""
         return importance_of(values, self._factors)
 
+    def counted(self, y_true: Tensor, rank: int) -> Tensor:
+        """Return the targets, with 0 at the positions, by the first `rank` axes, that the wrapped loss leaves out."""
+        if self._counted is None:
+            return y_true
+        missing = (1,) * (len(y_true.shape) - rank)
+        return ops.where(ops.reshape(self._counted, (*ops.shape(self._counted), *missing)), y_true, 0)
+
     # Configuration and copies.
 
     def get_config(self) -> dict[str, Any]:
@@ -537,9 +572,10 @@ class WrappingLoss(keras.losses.Loss):
     """
 
     def __init__(self, loss: Any, *, name: str | None = None, **kwargs: Any) -> None:
-        super().__init__(name=name or _default_name(type(self)), **kwargs)
         self.loss = wrapped_loss(type(self).__name__, loss)
+        super().__init__(name=name or _default_name(type(self)), **(_inherited(self.loss) | kwargs))
         self._factors: tuple[Any, ...] = ()
+        self._counted: Any = None
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Tensor:
         for loss in trainable_losses(self.loss):

@@ -108,7 +108,8 @@ class F1Threshold(_DecisionThreshold):
     the batches of training. The minimum over t is finite, because the second term is bounded and continuous in t.
 
     Args:
-        loss: a Keras loss that trains the network, or the name of one, or None; its reduction is not used.
+        loss: a Keras loss that trains the network, or the name of one, or None; its `reduction` and `dtype` are the
+            defaults.
         temperature: T > 0, in units of logits; decisions are hard as T -> 0. The default is 0.1 with `loss` and 1
             without, because scores far from t in these units give the network no gradient.
         momentum: of the running means, in [0, 1); 0 uses each batch by itself, as `evaluate` always does.

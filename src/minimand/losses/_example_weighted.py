@@ -59,7 +59,7 @@ class _ExampleWeighted(WrappingLoss):
         raise NotImplementedError
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        values = values_of(type(self).__name__, self.loss, y_true, y_pred)
+        values = values_of(self, self.loss, y_true, y_pred)
         return _weighted(self, values, importance_of(values, self._factors))
 
 
@@ -79,7 +79,7 @@ class Focal(_ExampleWeighted):
     converges to p/(1-p) = (b/(1-b))^(1/(1+gamma)), which lies between b and 1/2.
 
     Args:
-        loss: a Keras loss, or the name of one; its reduction is not used.
+        loss: a Keras loss, or the name of one; its `reduction` and `dtype` are the defaults.
         gamma: exponent > 0.
         differentiate: whether the gradient passes through the weights, as in the published loss.
         normalize: whether the weights are divided by their mean, so that the learning rate keeps its meaning.
@@ -130,7 +130,7 @@ class GeneralizedCrossEntropy(WrappingLoss):
     p/(1-p) = (b/(1-b))^(1/(1-q)), which lies further from 1/2 than b does.
 
     Args:
-        loss: a Keras cross-entropy, or the name of one; its reduction is not used.
+        loss: a Keras cross-entropy, or the name of one; its `reduction` and `dtype` are the defaults.
         q: exponent in (0, 1].
         **kwargs: `reduction`, `name` and `dtype`, as in `keras.losses.Loss`.
 
@@ -157,7 +157,7 @@ class GeneralizedCrossEntropy(WrappingLoss):
         self.q = check_float("GeneralizedCrossEntropy", "q", q, above=0.0, maximum=1.0)
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
-        values = values_of(type(self).__name__, self.loss, y_true, y_pred)
+        values = values_of(self, self.loss, y_true, y_pred)
         return -ops.expm1(-self.q * values) / self.q
 
 
@@ -176,7 +176,7 @@ class IRLS(_ExampleWeighted):
     sum_i rho'(y_i - m) = 0, which is the mean only for symmetric distributions.
 
     Args:
-        loss: a Keras loss, or the name of one; its reduction is not used.
+        loss: a Keras loss, or the name of one; its `reduction` and `dtype` are the defaults.
         alpha: shape a <= 2 of the robust loss, -inf included; 0 is Cauchy's.
         scale: c > 0, in units of the square root of the loss; errors well below it have full weight.
         differentiate: whether the gradient passes through the weights.
@@ -232,7 +232,7 @@ class HardExampleMining(_ExampleWeighted):
     which moves from the mean (fraction 1) to the midrange (fraction 0).
 
     Args:
-        loss: a Keras loss, or the name of one; its reduction is not used.
+        loss: a Keras loss, or the name of one; its `reduction` and `dtype` are the defaults.
         fraction: share of the batch that counts, in (0, 1]; the number of examples is rounded up.
         normalize: whether the weights are divided by their mean, so that the learning rate keeps its meaning.
         **kwargs: `reduction`, `name` and `dtype`, as in `keras.losses.Loss`.
@@ -329,7 +329,7 @@ class GradientHarmonized(_RunningWeights):
     base rate is.
 
     Args:
-        loss: a Keras loss, or the name of one; its reduction is not used.
+        loss: a Keras loss, or the name of one; its `reduction` and `dtype` are the defaults.
         bins: B, number of bins of equal width, at least 2.
         momentum: m in [0, 1); 0 uses each batch by itself.
         normalize: whether the weights are divided by their mean, so that the learning rate keeps its meaning.
@@ -388,7 +388,7 @@ class SelfPaced(_RunningWeights):
     batch of training. The loss is not proper: under squared error a constant prediction converges to a trimmed mean.
 
     Args:
-        loss: a Keras loss, or the name of one; its reduction is not used.
+        loss: a Keras loss, or the name of one; its `reduction` and `dtype` are the defaults.
         share: share of the examples that count, in (0, 1].
         momentum: m in [0, 1); 0 uses each batch by itself.
         normalize: whether the weights are divided by their mean, so that the learning rate keeps its meaning.
@@ -438,7 +438,7 @@ class StandardizedIRLS(_RunningWeights):
     the robust loss with the median absolute deviation for its scale.
 
     Args:
-        loss: a Keras loss, or the name of one; its reduction is not used.
+        loss: a Keras loss, or the name of one; its `reduction` and `dtype` are the defaults.
         alpha: shape a <= 2 of the robust loss, -inf included; 0 is Cauchy's.
         scale: c > 0, in units of the residual scale S.
         momentum: m in [0, 1); 0 uses each batch by itself.

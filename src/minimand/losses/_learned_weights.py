@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from minimand._keras import loss_options
 from minimand._ops import one_hot_targets
 from minimand._validation import check_choice, check_float, check_int, check_several, is_number
 from minimand.backend import Tensor
@@ -20,6 +21,15 @@ from minimand.parametrizations import Bounded
 
 # The bounds keep the weight of a class whose loss is 0 finite.
 _WEIGHT_RANGE = (1e-3, 1e3)
+
+
+def _members(loss: Any, y_true: Tensor, values: Tensor) -> Tensor:
+    """Return the classes of the targets as probabilities (batch, ..., K)."""
+    if len(y_true.shape) > len(values.shape):
+        # Keras's losses of one-hot targets may have the classes along another axis.
+        y_true = ops.moveaxis(y_true, loss_options(loss.loss).get("axis", -1), -1)
+    y_true = loss.counted(y_true, len(values.shape))
+    return one_hot_targets(type(loss).__name__, y_true, tuple(values.shape), loss.num_classes, values.dtype)
 
 
 @keras.saving.register_keras_serializable(package="minimand")
@@ -38,7 +48,7 @@ class LearnedClassWeights(TrainableLoss):
 
     Args:
         num_classes: K, at least 2.
-        loss: a Keras classification loss, or the name of one; its reduction is not used.
+        loss: a Keras classification loss, or the name of one; its `reduction` and `dtype` are the defaults.
         strength: k > 0, a number or one number for each class.
         **kwargs: `reduction`, `name` and `dtype`, as in `keras.losses.Loss`.
 
@@ -93,7 +103,7 @@ class LearnedClassWeights(TrainableLoss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         values = self.values_of(self.loss, y_true, y_pred)
-        members = one_hot_targets("LearnedClassWeights", y_true, tuple(values.shape), self.num_classes, values.dtype)
+        members = _members(self, y_true, values)
         weights = ops.cast(self._weights.value, values.dtype)
         barrier = ops.convert_to_tensor(self.strength, values.dtype) * ops.log(weights)
         return ops.sum(members * weights, axis=-1) * values - ops.sum(members * barrier, axis=-1)
@@ -115,7 +125,7 @@ class GroupDRO(TrainableLoss):
 
     Args:
         num_classes: K, at least 2.
-        loss: a Keras classification loss, or the name of one; its reduction is not used.
+        loss: a Keras classification loss, or the name of one; its `reduction` and `dtype` are the defaults.
         step: eta > 0.
         tau: price >= 0 of leaving p; `step` times `tau` must be below 1.
         **kwargs: `reduction`, `name` and `dtype`, as in `keras.losses.Loss`.
@@ -178,7 +188,7 @@ class GroupDRO(TrainableLoss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         values = self.values_of(self.loss, y_true, y_pred)
-        members = one_hot_targets("GroupDRO", y_true, tuple(values.shape), self.num_classes, values.dtype)
+        members = _members(self, y_true, values)
         importance = ops.reshape(self.importance(values), (-1, 1))
         rows = ops.stop_gradient(ops.reshape(members, (-1, self.num_classes))) * importance
         of_batch = ops.cast(ops.sum(rows, axis=0), self.counts.dtype)
@@ -219,7 +229,7 @@ class TaskUncertainty(TrainableLoss):
     s is bounded, because a loss of 0 or less would have no minimum over s; within the bounds the minimum is finite.
 
     Args:
-        loss: a Keras loss, or the name of one; its reduction is not used.
+        loss: a Keras loss, or the name of one; its `reduction` and `dtype` are the defaults.
         form: `"regression"`, where s is the logarithm of the variance if the loss is squared error, or
             `"classification"`.
         log_variance_range: bounds of s, which starts at 0.

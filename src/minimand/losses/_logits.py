@@ -9,6 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from minimand._keras import loss_options
 from minimand._ops import as_logits, at_least_float32, one_hot_targets
 from minimand._validation import check_bool, check_float, check_several
 from minimand.backend import Tensor
@@ -156,7 +157,7 @@ class TemperatureScaled(TrainableLoss):
             check_float(owner, "temperature_range", low, above=0.0, below=1.0),
             check_float(owner, "temperature_range", high, above=1.0),
         )
-        config = self.loss.get_config() if isinstance(self.loss, keras.losses.Loss) else {}
+        config = loss_options(self.loss)
         if from_logits is None:
             from_logits = self._loss_takes_logits(config)
         self.from_logits = check_bool(owner, "from_logits", from_logits)

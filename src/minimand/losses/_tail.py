@@ -91,7 +91,7 @@ class QuantileThreshold(_TrainedThreshold):
 
     Args:
         level: q in (0, 1).
-        loss: a Keras loss, or the name of one, or None; its reduction is not used.
+        loss: a Keras loss, or the name of one, or None; its `reduction` and `dtype` are the defaults.
         **kwargs: `reduction`, `name` and `dtype`, as in `keras.losses.Loss`.
 
     Returns:
@@ -152,7 +152,7 @@ class CVaR(_TrainedThreshold):
     larger than 1/(1 - q). The minimum over t is finite.
 
     Args:
-        loss: a Keras loss, or the name of one; its reduction is not used.
+        loss: a Keras loss, or the name of one; its `reduction` and `dtype` are the defaults.
         level: q in (0, 1).
         name: name of the loss.
         **kwargs: `reduction` and `dtype`, as in `keras.losses.Loss`.

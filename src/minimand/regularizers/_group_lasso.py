@@ -411,7 +411,7 @@ class JointGroupLasso(WeightRegularizer):
         key = tuple((variable.path, tuple(variable.shape)) for variable in variables)
         if key in self._found:
             return self._found[key]
-        index_of = by_path("JointGroupLasso", variables, range(len(variables)))
+        index_of: dict[Any, int] = by_path("JointGroupLasso", variables, range(len(variables)))
         families = []
         for mapping in self.groups:
             found = {path: match_path(path, index_of) for path in mapping}

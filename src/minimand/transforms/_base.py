@@ -256,8 +256,8 @@ class SizedTransform(Transform):
     def begin_fit(self, examples: int | None) -> None:
         if examples is None:
             raise ValueError(
-                f"{type(self).__name__}: cannot infer the number of training examples of an epoch from the arguments "
-                "of `fit`. Received: a source without a length, or weights of 0 in a part of it that is not known before. "
+                f"{type(self).__name__}: cannot infer the number of training examples of an epoch from what "
+                "`fit` is given. Received: a source without a length, or weights of 0 in an unknown part of it. "
                 f"Pass {self._remedy}."
             )
         self.training_examples.assign(examples)
