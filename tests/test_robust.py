@@ -229,6 +229,17 @@ def test_the_kernel_for_bounded_shapes(alpha):
     np.testing.assert_allclose(numpy(by_alpha), [float(e[2]) for e in expected], rtol=1e-3, atol=2e-6)
 
 
+def test_the_kernel_for_bounded_shapes_in_double_precision(float64):
+    """Where neither its series nor its quotient loses digits."""
+    x, alphas, c = np.array([0.5, -1.3, 3.0]), np.array([[0.01], [0.5], [1.0], [1.7]]), 0.7
+    value, derivatives = bounded_kernel(*(ops.convert_to_tensor(v) for v in (x, alphas, np.array(c))))
+    found = np.array([numpy(v) for v in (value, *derivatives)])
+    for i, a in enumerate(alphas[:, 0]):
+        for j, residual in enumerate(x):
+            loss, by_x, by_alpha = (float(v) for v in reference(residual, a, c))
+            np.testing.assert_allclose(found[:, i, j], [loss, by_x, by_alpha, -by_x * residual / c], rtol=1e-11)
+
+
 def test_the_series_of_the_kernel_for_bounded_shapes():
     """Of (z e^z - (e^z - 1))/z^2."""
     expected = mpmath.taylor(lambda z: z * mpmath.exp(z) - mpmath.expm1(z), 0, len(_SERIES) + 1)[2:]
@@ -362,6 +373,7 @@ def test_log_partition_in_double_precision(float64):
     check_log_partition("float64", 1e-12)
 
 
+@pytest.mark.slow
 def test_log_partition_at_known_points_and_outside():
     known = {0.0: np.log(np.pi * 2**0.5), 2.0: np.log(2 * np.pi) / 2, INFINITE: 0.7052602544175697}
     for alpha, value in known.items():

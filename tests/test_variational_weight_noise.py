@@ -9,7 +9,7 @@ from scipy import integrate, optimize, stats
 import minimand
 from minimand import backend
 from minimand.transforms import Batch, ScaleMixturePrior, VariationalWeightNoise
-from minimand.transforms._variational import normal_divergence
+from minimand.transforms._variational import empirical_bayes_divergence, normal_divergence
 from tests.helpers import assert_same, data, mostly_slow, network, numpy, told, weights_of
 from tests.parts.losses import HALF_SQUARED
 
@@ -79,6 +79,8 @@ def test_divergence_of_normal_laws(float64):
     expected = integrate.quad(lambda w: q.pdf(w) * (q.logpdf(w) - prior.logpdf(w)), -8, 8, epsabs=0, epsrel=1e-12)[0]
     mean, log_stddev = (ops.convert_to_tensor(np.array([v])) for v in (m, np.log(s)))
     assert float(numpy(normal_divergence(mean, log_stddev, p))) == pytest.approx(expected, rel=1e-11)
+    least = float(numpy(normal_divergence(mean, log_stddev, np.sqrt(m**2 + s**2))))
+    assert float(numpy(empirical_bayes_divergence(mean, log_stddev))) == pytest.approx(least, rel=1e-13)
 
 
 def test_divergence_from_a_mixture_is_estimated_without_bias(random):
