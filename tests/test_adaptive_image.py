@@ -63,14 +63,19 @@ def test_a_level_is_undone_and_preserves_volume(wavelet, size, random):
 
 @pytest.mark.parametrize(("wavelet", "moments"), [("cdf97", 4), ("legall53", 2), ("haar", 1)])
 def test_high_passes_do_not_see_polynomials(wavelet, moments):
-    """The number of vanishing moments; a constant passes the low pass with gain sqrt 2."""
+    """The number of vanishing moments; low passes do not see those of alternating sign, a constant they multiply by sqrt 2.
+
+    These equations have one solution, so that they hold every constant of a wavelet.
+    """
     matrix = wavelet_matrix(wavelet, 32)
-    np.testing.assert_allclose(matrix[:16] @ np.ones(32), 2**0.5, rtol=1e-9)
-    inside = slice(19, 29)  # rows away from the mirrored ends
-    for power in range(moments):
-        polynomial = np.linspace(-1, 1, 32) ** power
-        np.testing.assert_allclose(matrix[inside] @ polynomial, 0, atol=1e-9)
-    assert np.abs(matrix[inside] @ np.linspace(-1, 1, 32) ** moments).min() > 1e-7
+    np.testing.assert_allclose(matrix[:16] @ np.ones(32), 2**0.5, rtol=1e-13)
+    alternating = (-1.0) ** np.arange(32)
+    for row in (8, 24):  # far from the mirrored ends
+        position = np.arange(32) - 16.0
+        for power in range(moments):
+            signs = alternating if row < 16 else 1.0
+            np.testing.assert_allclose(matrix[row] @ (signs * position**power), 0, atol=2e-13)
+    assert abs(matrix[24] @ np.linspace(-1, 1, 32) ** moments) > 1e-7
 
 
 def test_filters_are_the_published_ones():
@@ -93,11 +98,15 @@ def test_orthonormal(matrix):
     np.testing.assert_allclose(matrix @ matrix.T, np.eye(len(matrix)), atol=1e-12)
 
 
-def test_yuv_preserves_volume_and_grey_has_no_colour():
-    assert np.linalg.det(COLOR_SPACES["yuv"]) == pytest.approx(1.0, rel=1e-12)
+def test_yuv_is_the_published_one():
+    """BT.601's luma, and 0.492111 (B - Y) and 0.877283 (R - Y) to 8 decimals, scaled to determinant 1."""
+    luma = np.array([0.299, 0.587, 0.114])
+    published = np.round([luma, 0.492111 * (np.eye(3)[2] - luma), 0.877283 * (np.eye(3)[0] - luma)], 8)
+    yuv = COLOR_SPACES["yuv"]
+    np.testing.assert_allclose(yuv / yuv[0].sum(), published, rtol=1e-13)
+    assert np.linalg.det(yuv) == pytest.approx(1.0, rel=1e-13)
     # The scale of the paper's "syuv".
-    assert COLOR_SPACES["yuv"][0].sum() == pytest.approx(1.580227820074, rel=1e-9)
-    np.testing.assert_allclose(COLOR_SPACES["yuv"][1:].sum(axis=1), 0, atol=1e-7)
+    assert yuv[0].sum() == pytest.approx(1.580227820074, rel=1e-12)
 
 
 @pytest.mark.parametrize("representation", REPRESENTATIONS)

@@ -3,8 +3,10 @@
 import keras
 import numpy as np
 from keras import ops
+from scipy import stats
 
 from minimand import backend
+from minimand.backend._shared import _pcg3d, normal_quantiles
 from minimand.testing import gradient
 from minimand.testing._suite import (
     Suite,
@@ -153,6 +155,32 @@ class TestBackend(Suite):
                 require(abs(excess) < bound, f"The variance of {law} noise is {1 + excess}.")
             correlation = np.mean(first * second) / 0.25
             require(abs(correlation) < 5 / np.sqrt(first.size), f"Two seeds correlate by {correlation} ({law}).")
+
+    def test_normal_numbers_are_quantiles(self):
+        """They are those at (k + 1/2) / 65536, scaled to variance 1, to the rounding of float32."""
+        expected = stats.norm.ppf((np.arange(65536) + 0.5) / 65536)
+        expected /= np.sqrt(np.mean(expected**2))
+        same_numbers(normal_quantiles(), expected, "The quantiles.", rtol=1e-7)
+        (drawn,) = backend.noise("normal", [(60000,)], ops.convert_to_tensor([1, 0], "uint32"), 0.5)
+        drawn = np.sort(2 * numpy(drawn).astype("float64"))
+        places = np.searchsorted(expected, drawn)
+        near = [expected[np.clip(places - k, 0, 65535)] for k in (0, 1)]
+        distance = np.abs(near - drawn).min(axis=0)
+        require(np.all(distance < 3e-6 * np.abs(drawn) + 1e-9), f"Numbers between the quantiles: {distance.max()}")
+
+    def test_the_hash_is_pcg3d(self):
+        """As published, in whole numbers modulo 2^32."""
+        if keras.backend.backend() == "torch":
+            skip("PyTorch has generators of its own")
+        seed, size = (123456789, 4000000000), 2**32
+        for index in (0, 1, 77, 4294967295):
+            x, y, z = ((v * 1664525 + 1013904223) % size for v in (index, *seed))
+            x = (x + y * z) % size
+            y = (y + z * x) % size
+            z = (z + x * y) % size
+            x, y, z = (v ^ v >> 16 for v in (x, y, z))
+            found = _pcg3d(*(ops.convert_to_tensor(np.array(v, "uint32")) for v in (index, seed)))
+            require(int(numpy(found)) == (x + y * z) % size, f"The hash of {index} is {found}.")
 
     def test_loops(self):
         rows = ops.convert_to_tensor(self.random.normal(size=(5, 3)).astype("float32"))

@@ -1,6 +1,7 @@
 """The losses: what they converge to, and Keras's contract for each."""
 
 import keras
+import mpmath
 import numpy as np
 import pytest
 from scipy import stats
@@ -8,6 +9,7 @@ from scipy import stats
 import minimand
 from minimand import testing
 from minimand.losses import AdaptiveRobust, AdaptiveStudentT, GeneralRobust
+from minimand.losses._robust import _NORMAL_QUANTILE, _QUANTILE_LEVEL, _STIRLING
 from minimand.testing._losses import built
 from tests.helpers import compiled, dtype_policy, gradient, mostly_slow, numpy, told
 from tests.parts import LOSSES, suite_of
@@ -224,6 +226,25 @@ def test_student_t_is_the_likelihood_of_scipy(df, float64):
     x = np.array([0.0, 1e-3, 0.4, -3.0, 50.0, 1e6])
     expected = -stats.t.logpdf(x, df, scale=0.7)
     np.testing.assert_allclose(numpy(loss(np.zeros((6, 1)), x[:, None])), expected, rtol=1e-10, atol=1e-11)
+
+
+def test_stirlings_series():
+    """Of log Gamma(x + a) for a = 0 less a = 1/2: B_2k (2 - 2^(1 - 2k))/((2k - 1) 2k), B the Bernoulli numbers."""
+    for k, coefficient in enumerate(_STIRLING, start=1):
+        expected = mpmath.bernoulli(2 * k) * (2 - mpmath.mpf(2) ** (1 - 2 * k)) / ((2 * k - 1) * 2 * k)
+        assert coefficient == pytest.approx(float(expected), rel=1e-14)
+
+
+def test_the_quantile_of_normal_residuals():
+    """P(|x| < q) = erf(q/sqrt 2)."""
+    assert float(mpmath.erf(_NORMAL_QUANTILE / mpmath.sqrt(2))) == pytest.approx(_QUANTILE_LEVEL, rel=1e-14)
+
+
+@pytest.mark.parametrize("make", [AdaptiveRobust, AdaptiveStudentT])
+def test_the_first_shape_and_scale_are_exact(make, float64):
+    loss = make(scale_init=0.7, **{f"{make.density.shape_name}_init": 1.3}, dtype="float64")
+    loss.build_once((None, 1), (None, 1))
+    np.testing.assert_allclose([loss.scale, getattr(loss, make.density.shape_name)], [[0.7], [1.3]], rtol=1e-14)
 
 
 def test_degrees_of_freedom_are_found(random):

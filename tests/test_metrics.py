@@ -18,16 +18,16 @@ def probabilities_of(random, rows, classes=3):
 
 def crps_by_quadrature(y, *law):
     """The integral of (F(t) - 1[y <= t])^2, on both sides of y."""
-    below = integrate.quad(lambda t: stats.norm.cdf(t, *law) ** 2, -np.inf, y)[0]
-    return below + integrate.quad(lambda t: stats.norm.sf(t, *law) ** 2, y, np.inf)[0]
+    below = integrate.quad(lambda t: stats.norm.cdf(t, *law) ** 2, -np.inf, y, epsrel=1e-12)[0]
+    return below + integrate.quad(lambda t: stats.norm.sf(t, *law) ** 2, y, np.inf, epsrel=1e-12)[0]
 
 
-def test_gaussian_scores(random):
+def test_gaussian_scores(random, float64):
     y, m, s = random.normal(size=20), random.normal(size=20), random.uniform(0.2, 3.0, size=20)
-    np.testing.assert_allclose(numpy(metrics.gaussian_nll(y, m, s)), -stats.norm.logpdf(y, m, s), rtol=1e-4)
-    np.testing.assert_allclose(numpy(metrics.gaussian_pit(y, m, s)), stats.norm.cdf(y, m, s), rtol=1e-4)
+    np.testing.assert_allclose(numpy(metrics.gaussian_nll(y, m, s)), -stats.norm.logpdf(y, m, s), rtol=1e-12)
+    np.testing.assert_allclose(numpy(metrics.gaussian_pit(y, m, s)), stats.norm.cdf(y, m, s), rtol=1e-12)
     expected = [crps_by_quadrature(*numbers) for numbers in zip(y, m, s, strict=True)]
-    np.testing.assert_allclose(numpy(metrics.gaussian_crps(y, m, s)), expected, rtol=1e-4, atol=1e-6)
+    np.testing.assert_allclose(numpy(metrics.gaussian_crps(y, m, s)), expected, rtol=1e-10)
 
 
 @pytest.mark.parametrize("score", [metrics.gaussian_nll, metrics.gaussian_crps])
@@ -39,14 +39,14 @@ def test_the_truth_has_the_least_expected_score(score):
     assert (m[expected.argmin()], s[expected.argmin()]) == (1.0, 2.0)
 
 
-def test_sample_scores_against_loops(random):
+def test_sample_scores_against_loops(random, float64):
     y, x = random.normal(size=(4, 2)), random.normal(size=(7, 4, 2))
     likelihood = stats.norm.pdf(y, x, 0.5).prod(axis=-1).mean(axis=0)
-    np.testing.assert_allclose(numpy(metrics.sample_nll(y, x, 0.5)), -np.log(likelihood), rtol=1e-4)
+    np.testing.assert_allclose(numpy(metrics.sample_nll(y, x, 0.5)), -np.log(likelihood), rtol=1e-12)
     distance = np.abs(x[:, None] - x[None]).sum(axis=(0, 1)) / 2
     for fair, pairs in ((True, 7 * 6), (False, 49)):
         expected = np.abs(x - y).mean(axis=0) - distance / pairs
-        np.testing.assert_allclose(numpy(metrics.sample_crps(y, x, fair=fair)), expected, rtol=1e-4, atol=1e-6)
+        np.testing.assert_allclose(numpy(metrics.sample_crps(y, x, fair=fair)), expected, rtol=1e-5)
 
 
 def test_fair_scores_of_few_samples_are_unbiased(random):

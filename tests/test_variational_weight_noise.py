@@ -10,6 +10,7 @@ import minimand
 from minimand import backend
 from minimand._batches import training_examples
 from minimand.transforms import Batch, ScaleMixturePrior, VariationalWeightNoise
+from minimand.transforms._variational import empirical_bayes_divergence, normal_divergence
 from tests.helpers import assert_same, data, mostly_slow, network, numpy, told, weights_of
 from tests.parts.losses import HALF_SQUARED
 
@@ -75,6 +76,16 @@ def test_empirical_bayes_is_the_best_normal_prior(random):
             lambda values, transform=transform: (transform.divergence(values, []), None), [ops.convert_to_tensor(m)]
         )
     np.testing.assert_allclose(numpy(gradients["best"]), numpy(gradients["fixed"]), rtol=1e-4)
+
+
+def test_divergence_of_normal_laws(float64):
+    m, s, p = 0.3, 0.7, 1.9
+    q, prior = stats.norm(m, s), stats.norm(0, p)
+    expected = integrate.quad(lambda w: q.pdf(w) * (q.logpdf(w) - prior.logpdf(w)), -8, 8, epsabs=0, epsrel=1e-12)[0]
+    mean, log_stddev = (ops.convert_to_tensor(np.array([v])) for v in (m, np.log(s)))
+    assert float(numpy(normal_divergence(mean, log_stddev, p))) == pytest.approx(expected, rel=1e-11)
+    least = float(numpy(normal_divergence(mean, log_stddev, np.sqrt(m**2 + s**2))))
+    assert float(numpy(empirical_bayes_divergence(mean, log_stddev))) == pytest.approx(least, rel=1e-13)
 
 
 def test_divergence_from_a_mixture_is_estimated_without_bias(random):

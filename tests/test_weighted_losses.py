@@ -1,6 +1,7 @@
 """Losses that weight examples: published identities, what a constant prediction converges to, weights and masks."""
 
 import keras
+import mpmath
 import numpy as np
 import pytest
 from keras.losses import (
@@ -28,6 +29,7 @@ from minimand.losses import (
     TemperatureScaled,
 )
 from minimand.losses._base import trainable_losses, weighted_quantile
+from minimand.losses._example_weighted import _MEDIAN_TO_STDDEV
 from tests.helpers import compiled, gradient, mostly_slow, numpy, told
 
 WEIGHTED = {
@@ -209,10 +211,15 @@ def test_density_converges_to_one_half_within_a_bin(bins, expected):
     assert constant_optimum(loss, y, 0.05, 0.95) == pytest.approx(expected, abs=1e-3)
 
 
+def test_the_median_of_normal_deviations():
+    """P(|x| < q) = erf(q/sqrt 2) = 1/2."""
+    assert float(mpmath.erf(1 / _MEDIAN_TO_STDDEV / mpmath.sqrt(2))) == pytest.approx(0.5, rel=1e-14)
+
+
 def test_standardized_irls_finds_the_m_estimate_with_the_median_absolute_deviation(random):
     y = np.concatenate([random.normal(size=(90, 1)), random.uniform(8, 12, size=(11, 1))]).astype("float32")
     found = constant_optimum(ready(StandardizedIRLS("mean_squared_error", momentum=0.0)), y, -1, 2)
-    scale = 2 * 1.482602218505602 * np.median(np.abs(y - found))
+    scale = 2 * _MEDIAN_TO_STDDEV * np.median(np.abs(y - found))
     weights = 1 / (1 + ((y - found) / scale) ** 2 / 2)
     assert found == pytest.approx(np.sum(weights * y) / np.sum(weights), abs=1e-3)
 

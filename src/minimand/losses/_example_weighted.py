@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from statistics import NormalDist
 from typing import Any
 
 import keras
@@ -22,7 +23,7 @@ from minimand.losses._base import (
 from minimand.losses._robust import check_shape
 
 # From the median of |x| to the standard deviation of a normal x: 1 over the 3/4 quantile of the standard normal.
-_MEDIAN_TO_STDDEV = 1.482602218505602
+_MEDIAN_TO_STDDEV = 1 / NormalDist().inv_cdf(0.75)
 _LEAST_SCALE = 1e-30
 
 
