@@ -163,7 +163,7 @@ def evaluated(x, y, masks, make, settings):
 def main(folder, *names):
     for name in names or SETS:
         data = np.load(pathlib.Path(folder) / f"{name}.npz")
-        print(f"{name}: PBP {BESIDE[name][:2]}, MC dropout {BESIDE[name][2:]} (RMSE, NLL)")
+        print(f"{name}: PBP {BESIDE[name][:2]}, MC dropout {BESIDE[name][2:]} (RMSE, NLL)" if name in BESIDE else name)
         for method, (make, *choices) in METHODS.items():
             start = time.perf_counter()
             results = evaluated(data["X"], data["y"], data["test_mask"], make, list(itertools.product(*choices)))

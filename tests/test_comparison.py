@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from minimand.study._candidates import Candidate
-from minimand.study._comparison import Comparison, corrected_resampled_t, holm
+from minimand.study._comparison import Comparison, corrected_resampled_t, counted, holm
 from minimand.study._metrics import metrics_of
 from minimand.study._training import DIVERGED, FINISHED, Run
 
@@ -185,6 +185,15 @@ def test_nothing_is_better():
     assert comparison.winner.name == "baseline"
     assert comparison.verdict.startswith("Nothing beats the baseline on MAE. None of 2 candidates")
     assert "closest is a" in comparison.verdict
+
+
+def test_one_candidate_is_in_the_singular():
+    comparison, _ = compare(0, baseline={"shift": 0.0}, a={"shift": 0.0})
+    assert (
+        "MAE. The candidate is not better by more than chance explains on 10 splits. The closest" in comparison.verdict
+    )
+    assert "Holm" not in comparison.verdict
+    assert [counted(number, "split") for number in (0, 1, 2)] == ["0 splits", "1 split", "2 splits"]
 
 
 def test_what_diverges_more_often_than_the_baseline_is_not_better():

@@ -119,6 +119,29 @@ for refused in (noisy, scaled):
         print(str(error).split()[0], "refused")
 """
 
+# The second process starts from the same seeds, as each process does under `torchrun`.
+TORCH_PROCESSES = """
+import os, subprocess, torch
+
+rank = int(os.environ.setdefault("RANK", "0"))
+torch.distributed.init_process_group("gloo", init_method=f"file://{FOLDER}/store", rank=rank, world_size=2)
+
+noisy = trainer(loss=lambda: "mse", transforms=[minimand.transforms.WeightNoise(0.1)])
+for refused in (noisy.fit, noisy.train_on_batch, trainer().fit, trainer().evaluate):
+    try:
+        refused(x, x[:, :1], **({} if refused == noisy.train_on_batch else {"verbose": 0}))
+    except NotImplementedError as error:
+        print(str(error).split()[0], "refused")
+# Loops of the user's own average the gradients themselves.
+loss, gradients = noisy.value_and_gradient(x[:16], x[:16, :1])
+for gradient in gradients:
+    torch.distributed.all_reduce(gradient)
+optimizer = minimand.optimizers.SNRScaling(keras.optimizers.Adam(0.01))
+optimizer.apply([gradient / 2 for gradient in gradients], noisy.trainable_variables)
+print(2, *losses(trainer(loss=lambda: "mse", optimizer=keras.optimizers.SGD)))
+torch.distributed.destroy_process_group()
+"""
+
 
 def lines(script, *xla_flags):
     done = subprocess.run(
@@ -156,3 +179,23 @@ def test_mirrored_training_is_training_on_one_device_or_refused():
     for one, mirrored in zip(results[:3], results[3:6], strict=True):
         assert_same_losses(mirrored, one, devices=2)
     assert results[6:] == [["Trainer:", "refused"], ["SNRScaling", "refused"]]
+
+
+@pytest.mark.skipif(keras.backend.backend() != "torch", reason="torch.distributed is for PyTorch")
+def test_several_processes_are_refused_where_each_would_have_variables_of_its_own(tmp_path):
+    script = COMMON + TORCH_PROCESSES.replace("{FOLDER}", str(tmp_path))
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            env={**os.environ, "RANK": str(rank)},
+        )
+        for rank in range(2)
+    ]  # fmt: skip
+    found = []
+    for process in processes:
+        out, errors = process.communicate(timeout=400)
+        assert process.returncode == 0, errors
+        found.append(out.splitlines())
+    assert found[0] == found[1]
+    assert found[0][:4] == ["Trainer: refused"] * 4
+    assert found[0][4].startswith("2 ")

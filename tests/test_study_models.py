@@ -52,7 +52,7 @@ def broken(features, outputs):
     [
         (not_a_model, ["keras.Model", "Dense"]),
         (of_images, ["must accept inputs of shape (n, 4)"]),
-        (wrong_output, ["3 output unit(s)", "(n, 3)", "(4, 2)"]),
+        (wrong_output, ["outputs of shape (n, 3)", "(4, 2)"]),
         (no_softmax, ["softmax"]),
         (of_one_argument, ["--model", "4 features and 3 outputs", "TypeError", "2 were given"]),
         (broken, ["--model", "RuntimeError: no weights at hand"]),

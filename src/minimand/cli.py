@@ -29,6 +29,7 @@ except ImportError as error:  # pragma: no cover - a test runs this in an enviro
 import minimand
 from minimand.study import BUILT_IN, Results, Study, load_data, load_results, mlp, write_page
 from minimand.study._candidates import choose, default_candidates, read_candidates
+from minimand.study._comparison import counted
 from minimand.study._engines import engine_named
 from minimand.study._settings import Settings, StudyError, Tuning, wilcoxon_pruner
 
@@ -93,10 +94,15 @@ def study(
     console = Console(stderr=as_json, highlight=False)
     comparing = Study(model or mlp, table, compared, settings, folder=folder, engine=training, tuning=tuning)
     console.print(
-        f"[bold]{escape(table.name)}[/]: {table.task}, {len(table.target)} rows, {table.features.width} features"
+        f"[bold]{escape(table.name)}[/]: {table.task}, {len(table.target)} rows, "
+        + counted(table.features.width, "feature")
         + (f", {len(table.classes)} classes" if table.classes else "")
-        + f"; {len(comparing.candidates)} candidates x {seeds} seeds x {epochs} epochs"
-        + (f", after {tune} trials each on {tuning.splits} other splits" if tuning else "")
+        + f"; {counted(len(comparing.candidates), 'candidate')} x {counted(seeds, 'seed')} x {counted(epochs, 'epoch')}"
+        + (
+            f", after {counted(tune, 'trial')} each on {counted(tuning.splits, 'other split')}"
+            if tune and tuning
+            else ""
+        )
     )
     for note in (*table.notes, *(f"{name} is left out: {why}" for name, why in comparing.left_out.items())):
         console.print(f"note: {escape(note)}")

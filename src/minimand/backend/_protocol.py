@@ -110,7 +110,10 @@ class Backend(Protocol):
         """Names of the devices that the framework sees."""
 
     def replicas(self) -> int:
-        """Number of copies of the model that the current step trains, each on a part of the batch (`tf.distribute`)."""
+        """Number of copies of the model that the current step trains, each on a part of the batch (`tf.distribute`).
+
+        On PyTorch the answer is 1, because optimizers get gradients that all processes share.
+        """
 
     def seed_unseeded_layers(self, seed: int) -> None:
         """Seed the framework's own generator, if Keras's layers without a seed draw from it.

@@ -203,13 +203,33 @@ def keep_compiled_programs(folder: Path) -> None:
     pass
 
 
+def _refuse_processes(trainer: Any) -> None:
+    # From version 3.16, Keras averages the gradients of a backward pass over the processes, but a transformed step does
+    # not take that pass. Keras adds up metrics, which is wrong for the latest value of a variable. It does not join
+    # running statistics.
+    distributed = torch.distributed.is_available() and torch.distributed.is_initialized()
+    processes = torch.distributed.get_world_size() if distributed else 1
+    if processes > 1 and trainer.objective_state.parts:
+        names = [part.name for part in trainer.objective_state.parts]
+        raise NotImplementedError(
+            "Trainer: transforms and losses with variables do not work with several processes of torch.distributed, "
+            f"because each process would have variables of its own. Received: {names} in {processes} processes. Train "
+            "in one process, or on JAX with keras.distribution."
+        )
+
+
 class TrainStep:
     """Keras's PyTorch train step, minimising the composed objective where there are transforms."""
 
     def make_train_function(self: Any, force: bool = False) -> Any:
+        _refuse_processes(self)
         for transform in counting(self):
             transform.start_counting()
         return super().make_train_function(force)  # type: ignore[misc]
+
+    def make_test_function(self: Any, force: bool = False) -> Any:
+        _refuse_processes(self)
+        return super().make_test_function(force)  # type: ignore[misc]
 
     def train_step(self: Any, data: Any) -> dict[str, Tensor]:
         if not self.transforms:

@@ -252,7 +252,7 @@ class Proximal(OptimizerWrapper):
         collapsed = self.collapsed()
         if sum(collapsed.values()) > self._warned_of:
             self._warned_of = sum(collapsed.values())
-            steps = ", ".join(f"{path} in {count} step(s)" for path, count in collapsed.items())
+            steps = ", ".join(f"{path} in {count} step{'s' * (count > 1)}" for path, count in collapsed.items())
             warnings.warn(
                 f"Proximal: the proximal step would have made all of a kernel zero, and was left out there: {steps}. "
                 "The strength is too large for this layer. Lower it, let a schedule raise it from 0, give the "

@@ -87,6 +87,11 @@ def holm(p_values: list[float]) -> list[float]:
 # The comparison.
 
 
+def counted(number: int, noun: str) -> str:
+    """The number and the noun, in the plural unless the number is 1."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
 @dataclass(frozen=True)
 class Row:
     """A candidate's mean test metrics, differences to the baseline, time relative to the baseline's, and runs."""
@@ -138,15 +143,16 @@ class Comparison:
         baseline, *others = self.rows
         if baseline.diverged == baseline.runs:
             finished = [row.candidate.name for row in others if row.diverged < row.runs]
-            return f"The baseline diverged on all {baseline.runs} splits, so nothing can be compared on {title}." + (
+            splits = f"all {baseline.runs} splits" if baseline.runs > 1 else "the only split"
+            return f"The baseline diverged on {splits}, so nothing can be compared on {title}." + (
                 f" These candidates finished some splits: {', '.join(finished)}." if finished else ""
             )
 
         def difference(row: Row) -> str:
             d = self._difference(row)
+            several = f" after Holm's correction for {len(others)} candidates" if len(others) > 1 else ""
             return (
-                f"a difference of {d.mean:+.3g} (its own 95 % interval is {d.interval}, p = {d.p_value:.2g} after "
-                f"Holm's correction for {len(others)} candidates)."
+                f"a difference of {d.mean:+.3g} (its own 95 % interval is {d.interval}, p = {d.p_value:.2g}{several})."
             )
 
         if self.better:
@@ -158,9 +164,10 @@ class Comparison:
             if rest:
                 verdict += f" These are better too: {', '.join(row.candidate.name for row in rest)}."
         else:
+            none = f"None of {len(others)} candidates is" if len(others) > 1 else "The candidate is not"
             verdict = (
-                f"Nothing beats the baseline on {title}. None of {len(others)} candidates is better by more than "
-                f"chance explains on {baseline.runs} splits."
+                f"Nothing beats the baseline on {title}. {none} better by more than chance explains on "
+                f"{counted(baseline.runs, 'split')}."
             )
             known = [row for row in others if math.isfinite(self._difference(row).p_value)]
             if known:

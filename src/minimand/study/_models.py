@@ -116,8 +116,6 @@ def check_model(build: Callable[[], keras.Model], x: np.ndarray, outputs: int) -
             f"--model must accept inputs of shape (n, {x.shape[1]}). Calling the model raises {_words(error)}"
         ) from error
     if predicted.shape != (len(x[:4]), outputs):
-        raise StudyError(
-            f"--model must have {outputs} output unit(s), shape (n, {outputs}). Received: shape {predicted.shape}"
-        )
+        raise StudyError(f"--model must have outputs of shape (n, {outputs}). Received: shape {predicted.shape}")
     if outputs > 1 and (np.min(predicted) < 0 or not np.allclose(predicted.sum(axis=1), 1, atol=1e-3)):
         raise StudyError("--model must return probabilities for classification. End the network in a softmax.")

@@ -9,6 +9,7 @@ from pathlib import Path
 import jinja2
 
 from minimand.study._candidates import Candidate
+from minimand.study._comparison import counted
 from minimand.study._figures import results_figure
 from minimand.study._metrics import selection_metric
 from minimand.study._results import Results, whole_file
@@ -19,6 +20,7 @@ _TEMPLATES = jinja2.Environment(
     autoescape=jinja2.select_autoescape(["html"]),
     undefined=jinja2.StrictUndefined,
 )
+_TEMPLATES.filters["counted"] = counted
 
 
 def write_page(results: Results, folder: Path) -> Path:
@@ -67,16 +69,17 @@ def _left_out(results: Results) -> list[str]:
         seeds = [str(run.seed) for run in results.runs if run.candidate == name and run.status == DIVERGED]
         if seeds:
             left_out.append(
-                f"{name}: {len(seeds)} of {row.runs} runs diverged (seeds {', '.join(seeds)}). They are in no mean and "
-                "in no difference. A candidate with more of them than the baseline is not called better."
+                f"{name}: {len(seeds)} of {counted(row.runs, 'run')} diverged (seeds {', '.join(seeds)}). They are in no "
+                "mean and in no difference. A candidate with more of them than the baseline is not called better."
             )
         trials = results.tuning.get(name, {}).get("trials", [])
         diverged = sum(trial["score"] is not None and not math.isfinite(trial["score"]) for trial in trials)
         pruned = sum(trial["score"] is None for trial in trials)
+        of_all = f"of {counted(len(trials), 'trial')}"
         if diverged:
-            left_out.append(f"{name}: {diverged} of {len(trials)} trials diverged on a split and could not be chosen.")
+            left_out.append(f"{name}: {diverged} {of_all} diverged on a split and could not be chosen.")
         if pruned:
-            left_out.append(f"{name}: {pruned} of {len(trials)} trials ended early because they were likely worse.")
+            left_out.append(f"{name}: {pruned} {of_all} ended early because they were likely worse.")
         if trials and results.tuning[name]["chosen"] is None:
             left_out.append(f"{name}: no trial could be chosen, so the candidate was judged as it was given.")
     return [*results.data["notes"], *left_out]
