@@ -69,8 +69,8 @@ def _left_out(results: Results) -> list[str]:
         seeds = [str(run.seed) for run in results.runs if run.candidate == name and run.status == DIVERGED]
         if seeds:
             left_out.append(
-                f"{name}: {len(seeds)} of {counted(row.runs, 'run')} diverged (seeds {', '.join(seeds)}). They are in no "
-                "mean and in no difference. A candidate with more of them than the baseline is not called better."
+                f"{name}: {len(seeds)} of {counted(row.runs, 'run')} diverged (seeds {', '.join(seeds)}). They are in "
+                "no mean and in no difference. A candidate with more of them than the baseline is not called better."
             )
         trials = results.tuning.get(name, {}).get("trials", [])
         diverged = sum(trial["score"] is not None and not math.isfinite(trial["score"]) for trial in trials)
