@@ -1,5 +1,7 @@
 """Every private name of Keras that the package uses, and the reason why no public name will do."""
 
+import keras
+
 # Compute in float32 inside a half-precision layer.
 from keras.src.backend import AutocastScope as AutocastScope
 
@@ -18,6 +20,9 @@ from keras.src.losses.losses import LossFunctionWrapper as LossFunctionWrapper
 
 # Tell a call by `fit` from a call by the user.
 from keras.src.trainers import compile_utils as compile_utils
+
+# A public name, but Keras before 3.15 lacks it.
+MULTI_OPTIMIZERS = (keras.optimizers.MultiOptimizer,) if hasattr(keras.optimizers, "MultiOptimizer") else ()
 
 
 def torch_device() -> str:
