@@ -176,7 +176,9 @@ class TestBackend(Suite):
 
     def test_erfc(self):
         x = [-3.0, 0.0, 0.5, 4.0, 8.0]
-        same_numbers(numpy(backend.erfc(ops.convert_to_tensor(x))), [math.erfc(each) for each in x], "erfc.", atol=0.0)
+        # exp(-x^2) carries the rounding of x^2 = 64, a relative error of 64 / 2^24.
+        found = numpy(backend.erfc(ops.convert_to_tensor(x)))
+        same_numbers(found, [math.erfc(each) for each in x], "erfc.", rtol=1e-5)
 
     def test_devices_and_replicas(self):
         found = backend.devices()

@@ -40,7 +40,7 @@ def training_optimizer(optimizer: Any, loss_learning_rate: Any, state: StateLaye
         raise ValueError(
             "Trainer.compile: `loss_learning_rate` needs a plain optimizer. "
             f"Received: optimizer={type(optimizer).__name__}. Pass the optimizer that it wraps "
-            "(Keras adds loss scaling by itself), or, with Keras 3.15 or newer, give the rates in your own MultiOptimizer."
+            "(Keras adds loss scaling by itself), or give the rates in your own MultiOptimizer (Keras 3.15 or newer)."
         )
     for_loss = _for_loss(optimizer, loss_learning_rate)
     for_loss.weight_decay = None
