@@ -1,5 +1,6 @@
 # make: run the main job. For the other targets, see CONTRIBUTING.md.
-PIP := .venv/bin/python -m pip --disable-pip-version-check install --no-compile --quiet
+VENV := .venv
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check install --no-compile --quiet
 BACKENDS ?= jax
 BENCH ?= step_time
 # Tests start processes by the hundred, each of which would compile again all that it imports.
@@ -16,11 +17,11 @@ install_tensorflow := -e '.[tensorflow]'
 install_docs := -e '.[docs]'
 install_torch := '$(TORCH)' -e '.[torch]'
 
-.venv/bin/python:
-	python3 -m venv .venv
+$(VENV)/bin/python:
+	python3 -m venv $(VENV)
 
 # One stamp a backend; editable, so that only a change of the requirements installs again.
-.venv/.%: pyproject.toml | .venv/bin/python
+$(VENV)/.%: pyproject.toml | $(VENV)/bin/python
 	$(PIP) $(install_$*)
 	touch $@
 
@@ -32,8 +33,12 @@ install: | .venv/bin/python
 
 # The tests without those marked slow: five minutes on two cores. `make test-all` runs the slow ones too.
 test: SELECT := -m "not slow"
-test test-all: .venv/.dev $(foreach backend,jax $(BACKENDS),.venv/.$(backend))
-	@for backend in $(BACKENDS); do echo "== $$backend"; KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 .venv/bin/python -m pytest -n 2 --dist worksteal $(SELECT) || exit 1; done
+test test-all: $(VENV)/.dev $(foreach backend,jax $(BACKENDS),$(VENV)/.$(backend))
+	@for backend in $(BACKENDS); do echo "== $$backend"; KERAS_BACKEND=$$backend TF_CPP_MIN_LOG_LEVEL=3 $(VENV)/bin/python -m pytest -n 2 --dist worksteal $(SELECT) || exit 1; done
+
+# The oldest versions that the package supports, in an environment of their own.
+test-oldest:
+	PIP_CONSTRAINT=tests/oldest.txt $(MAKE) test VENV=.venv-oldest BACKENDS="jax tensorflow torch"
 
 check: .venv/.jax .venv/.dev
 	.venv/bin/ruff check .
@@ -62,4 +67,4 @@ notebooks: .venv/.docs
 	@for example in examples/*.py; do .venv/bin/jupytext --quiet --to ipynb --update --update-metadata '$(KERNEL)' \
 		--output examples/notebooks/$$(basename $$example .py).ipynb $$example || exit 1; done
 
-.PHONY: install study test test-all check bench docs figures picture notebooks
+.PHONY: install study test test-all test-oldest check bench docs figures picture notebooks

@@ -114,7 +114,8 @@ def float64():
     if BACKEND == "jax":
         import jax
 
-        precision = jax.enable_x64(True)
+        # Older versions of JAX have it elsewhere.
+        precision = (getattr(jax, "enable_x64", None) or jax.experimental.enable_x64)(True)
     with precision:
         yield
     keras.config.set_floatx(before)

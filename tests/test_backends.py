@@ -1,5 +1,7 @@
 """Each function of the backend in use does what the protocol says."""
 
+import math
+
 import keras
 import numpy as np
 from keras import ops
@@ -199,6 +201,12 @@ class TestBackend(Suite):
         array = ops.convert_to_tensor([1.0, 2.0, 3.0])
         found = backend.scatter_update(array, ops.convert_to_tensor([2, 0], "int32"), ops.convert_to_tensor([5.0, 7.0]))
         same_numbers(numpy(found), [7.0, 2.0, 5.0], "Values put into an array.")
+
+    def test_erfc(self):
+        x = [-3.0, 0.0, 0.5, 4.0, 8.0]
+        # exp(-x^2) carries the rounding of x^2 = 64, a relative error of 64 / 2^24.
+        found = numpy(backend.erfc(ops.convert_to_tensor(x)))
+        same_numbers(found, [math.erfc(each) for each in x], "erfc.", rtol=1e-5)
 
     def test_devices_and_replicas(self):
         found = backend.devices()

@@ -47,7 +47,7 @@ class Snapshots(callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         self.weights.append(self.model.get_weights())
         optimizer = self.model.optimizer
-        parts = getattr(optimizer, "optimizers", [optimizer])
+        parts = getattr(optimizer, "parts", [optimizer])
         self.rates.append([float(numpy(part.learning_rate)) for part in parts])
 
 
@@ -114,6 +114,8 @@ def test_a_plateau_lowers_the_rate(random):
     ("callback", "last"),
     [
         (callbacks.LearningRateScheduler(lambda epoch, rate: rate / 2), 0.01 / 8),
+        # A warm-up from 0, which is given without the present rate.
+        (callbacks.LearningRateScheduler(lambda epoch: 0.02 * epoch), 0.04),
         (callbacks.ReduceLROnPlateau("score", mode="min", factor=0.5, patience=1, min_delta=0.0), 0.01 / 4),
     ],
 )

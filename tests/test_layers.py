@@ -2,18 +2,20 @@
 
 import ast
 import graphlib
+import importlib.metadata
 import importlib.util
 import json
 import os
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import keras
 import pytest
 
 import minimand
-from minimand._default_backend import choose_default_backend
+from minimand._default_backend import choose_default_backend, require_keras
 from tests.helpers import told
 
 ROOT = Path(minimand.__file__).parent
@@ -120,6 +122,19 @@ loaded()
     keras_alone, with_minimand = map(str.split, done.stdout.splitlines())
     assert with_minimand == keras_alone
     assert keras.backend.backend() in keras_alone
+
+
+def test_keras_must_be_as_new_as_the_project_file_asks(monkeypatch):
+    project = tomllib.loads(Path(__file__).parents[1].joinpath("pyproject.toml").read_text())["project"]
+    oldest = next(each.removeprefix("keras>=") for each in project["dependencies"] if each.startswith("keras>="))
+    for version in (oldest, f"{oldest}.4", "3.100.0", "4.0rc1"):
+        monkeypatch.setattr(importlib.metadata, "version", lambda name, version=version: version)
+        require_keras()
+    first, second = map(int, oldest.split("."))
+    for version in ("2.15.0", f"{first}.{second - 1}.3"):
+        monkeypatch.setattr(importlib.metadata, "version", lambda name, version=version: version)
+        with told(ImportError, [f"Keras {oldest}", f"Keras {version}", f"'keras>={oldest}'"]):
+            require_keras()
 
 
 @pytest.mark.parametrize(

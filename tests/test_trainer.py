@@ -10,7 +10,7 @@ import pytest
 
 import minimand
 from minimand.transforms import GradientVariancePenalty, SharpnessAware, WeightNoise, WeightPenalty
-from tests.helpers import assert_same, data, network, numpy, told, weights_of
+from tests.helpers import assert_same, data, dtype_policy, network, numpy, told, weights_of
 
 ALL = [
     lambda: WeightNoise(0.1, start=1, seed=1),
@@ -267,6 +267,24 @@ def test_loss_learning_rate_is_the_losss_alone(random):
     # Keras's callbacks find the weights' learning rate.
     trainer.optimizer.learning_rate = 0.25
     assert float(numpy(keras.ops.convert_to_tensor(trainer.optimizer.learning_rate))) == 0.25
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["float32", "mixed_float16"])
+def test_two_equal_rates_are_one(policy, random):
+    """Momentum, clipping, averages, accumulated gradients and scaled losses are those of a single optimizer."""
+    x, y = data(random, rows=64)
+    found = []
+    for rate in (None, 0.05):
+        optimizer = keras.optimizers.SGD(
+            0.05, momentum=0.9, clipvalue=0.02, use_ema=True, ema_momentum=0.5, gradient_accumulation_steps=2,
+            loss_scale_factor=64.0,
+        )  # fmt: skip
+        with dtype_policy(policy):
+            trainer = trainer_of(network(), minimand.losses.AdaptiveRobust(), optimizer, loss_learning_rate=rate)
+        fit(trainer, x, y)
+        found.append([numpy(variable) for variable in trainer.trainable_variables])
+    assert_same(*found, rtol=1e-6, atol=1e-7)
 
 
 def test_freezing_layers_and_recompiling_selects_anew(random):

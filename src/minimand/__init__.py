@@ -1,7 +1,8 @@
 """Robust losses, weight noise, sharpness-aware training and structured sparsity for Keras 3."""
 
-from minimand._default_backend import choose_default_backend
+from minimand._default_backend import choose_default_backend, require_keras
 
+require_keras()
 choose_default_backend()
 
 from minimand import (  # noqa: E402

@@ -1,14 +1,34 @@
-"""The default backend is JAX if it is installed and the user has not chosen another backend."""
+"""Checks before Keras is imported: its version, and the backend, which is JAX unless the user has chosen another."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.metadata
 import importlib.util
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
 BACKENDS = ("jax", "tensorflow", "torch")
+OLDEST_KERAS = (3, 12)
+
+
+def require_keras() -> None:
+    """Check the version of Keras.
+
+    Raises:
+        ImportError: Keras is older than `OLDEST_KERAS`. The command exits with the message instead.
+    """
+    # A nightly build has another name, and is new.
+    with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+        found = importlib.metadata.version("keras")
+        if tuple(map(int, re.findall(r"\d+", found)[:2])) < OLDEST_KERAS:
+            oldest = ".".join(map(str, OLDEST_KERAS))
+            _stop(
+                f"Minimand needs Keras {oldest} or newer. Received: Keras {found}. Run: pip install 'keras>={oldest}'"
+            )
 
 
 def choose_default_backend() -> None:

@@ -23,6 +23,9 @@ from keras.src.losses.losses import LossFunctionWrapper as LossFunctionWrapper
 # Tell a call by `fit` from a call by the user.
 from keras.src.trainers import compile_utils as compile_utils
 
+# A public name, but Keras before 3.15 lacks it.
+MULTI_OPTIMIZERS = (keras.optimizers.MultiOptimizer,) if hasattr(keras.optimizers, "MultiOptimizer") else ()
+
 
 def loss_options(loss: Any) -> dict[str, Any]:
     """The options of a Keras loss: its configuration, and options that Keras leaves out of it, such as an `axis`."""

@@ -49,6 +49,13 @@ def safe_sqrt(squares: Tensor) -> Tensor:
     return ops.where(zero, 0.0, ops.sqrt(ops.where(zero, 1.0, squares)))
 
 
+def safe_divide(numerator: Tensor, denominator: Tensor) -> Tensor:
+    """The quotient, with value 0 and derivatives 0 where the denominator is 0."""
+    # On PyTorch, the derivatives of `ops.divide_no_nan` are NaN there before Keras 3.15.
+    zero = ops.equal(denominator, 0)
+    return ops.where(zero, 0.0, numerator / ops.where(zero, 1.0, denominator))
+
+
 def nonzero_sqrt(squares: Tensor) -> Tensor:
     """The square root of the nearest positive normal float32 number: a divisor, with derivative 0 at 0."""
     limits = np.finfo("float32")

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import keras
 
+from minimand._keras import MULTI_OPTIMIZERS
 from minimand._state import StateLayer
 from minimand._validation import check_float, is_number
 from minimand.optimizers._base import WRAPPERS, MeasuredOptimizer, OptimizerWrapper
@@ -39,33 +40,103 @@ def training_optimizer(optimizer: Any, loss_learning_rate: Any, state: StateLaye
         raise ValueError(
             "Trainer.compile: `loss_learning_rate` needs a plain optimizer. "
             f"Received: optimizer={type(optimizer).__name__}. Pass the optimizer that it wraps "
-            "(Keras adds loss scaling by itself), or give the rates in your own MultiOptimizer."
+            "(Keras adds loss scaling by itself), or give the rates in your own MultiOptimizer (Keras 3.15 or newer)."
         )
     for_loss = _for_loss(optimizer, loss_learning_rate)
     for_loss.weight_decay = None
-
-    def select(variable: keras.Variable) -> keras.optimizers.Optimizer:
-        return for_loss if in_state(variable) else optimizer
-
-    # Keras lists this one first among `optimizers`, before it knows the variables.
-    select.default_optimizer = optimizer  # type: ignore[attr-defined]
-    return LossVariablesOptimizer(select, name=optimizer.name)
+    return LossVariablesOptimizer(optimizer, for_loss, in_state)
 
 
-class LossVariablesOptimizer(keras.optimizers.MultiOptimizer):
+class LossVariablesOptimizer(keras.optimizers.Optimizer):
     """One optimizer for the weights, and an equal one with another learning rate for the loss's variables.
 
-    Its `learning_rate` is that of the weights, so that callbacks that set the rate keep working.
+    Its `learning_rate` is that of the weights. Whoever sets the rate, as callbacks do, scales both rates.
+
+    Args:
+        for_weights: the optimizer of the weights.
+        for_loss: the optimizer of the loss's variables.
+        in_loss: tells whether a variable is the loss's.
     """
+
+    def __init__(self, for_weights: Any, for_loss: Any, in_loss: Callable[[keras.Variable], bool]) -> None:
+        super().__init__(0.0, name=for_weights.name)
+        self._in_loss, self._of_loss = in_loss, frozenset[int]()
+        self._ratio: float | None = None
+        # Keras's callbacks would set the rates of `optimizers` one by one.
+        self.parts = (for_weights, for_loss)
+
+    def _shares(self, variables: Sequence[keras.Variable], values: Sequence[Any]) -> Iterator[tuple[Any, Any, Any]]:
+        """Each optimizer that has variables among these, its variables, and the values that belong to them."""
+        pairs = list(zip(variables, values, strict=True))
+        for part, of_loss in zip(self.parts, (False, True), strict=True):
+            share = [pair for pair in pairs if (id(pair[0]) in self._of_loss) == of_loss]
+            if share:
+                yield part, *map(list, zip(*share, strict=True))
+
+    def build(self, variables: list[keras.Variable]) -> None:
+        """Make the variables of both optimizers."""
+        if self.built:
+            return
+        self._of_loss = frozenset(id(variable) for variable in variables if self._in_loss(variable))
+        for part, share, _ in self._shares(variables, variables):
+            part.build(share)
+        super().build(variables)
+
+    def apply(self, grads: Sequence[Any], trainable_variables: Sequence[keras.Variable] | None = None) -> None:
+        """Update each variable by its optimizer."""
+        if trainable_variables is None:
+            trainable_variables = self._trainable_variables
+        self.build(list(trainable_variables))
+        for part, share, gradients in self._shares(trainable_variables, grads):
+            part.apply(gradients, share)
+        self._iterations.assign_add(1)
+
+    def finalize_variable_values(self, var_list: Sequence[keras.Variable]) -> None:
+        """Put averages in the place of variables, if the optimizers average."""
+        for part, share, _ in self._shares(var_list, var_list):
+            part.finalize_variable_values(share)
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """Its own variables and those of both optimizers."""
+        return [*super().variables, *(variable for part in self.parts for variable in part.variables)]
 
     @property
     def learning_rate(self) -> Any:
-        """Learning rate of the weights."""
-        return self.optimizers[0].learning_rate
+        """Learning rate of the weights; the loss's rate keeps its ratio to this rate."""
+        return self.parts[0].learning_rate
 
     @learning_rate.setter
     def learning_rate(self, value: Any) -> None:
-        self.optimizers[0].learning_rate = value
+        for_weights, for_loss = self.parts
+        rate, loss_rate = (float(keras.ops.convert_to_numpy(part.learning_rate)) for part in self.parts)
+        # A warm-up may start at 0.
+        if rate > 0:
+            self._ratio = loss_rate / rate
+        for_weights.learning_rate = value
+        if self._ratio is not None and not callable(value):
+            for_loss.learning_rate = self._ratio * value
+
+    @property
+    def loss_scale_factor(self) -> Any:
+        """The factor by which both optimizers have the loss scaled."""
+        return self.parts[0].loss_scale_factor
+
+    @loss_scale_factor.setter
+    def loss_scale_factor(self, value: Any) -> None:
+        # Keras's base class sets it before there are parts.
+        for part in getattr(self, "parts", ()):
+            part.loss_scale_factor = value
+
+    @property
+    def _model_variables_moving_average(self) -> list[keras.Variable]:
+        """Keras's name of the averages of the variables, which `SwapEMAWeights` asks for."""
+        averages = {
+            id(variable): average
+            for part, share, _ in self._shares(self._trainable_variables, self._trainable_variables)
+            for variable, average in zip(share, part._model_variables_moving_average, strict=True)
+        }
+        return [averages[id(variable)] for variable in self._trainable_variables]
 
 
 def _for_loss(optimizer: keras.optimizers.Optimizer, learning_rate: Any) -> keras.optimizers.Optimizer:
@@ -94,11 +165,13 @@ def proximal_of(optimizer: Any) -> Proximal | None:
 
 
 def _plain_optimizers(optimizer: Any) -> list[Any]:
-    """The optimizers inside Keras's loss scaling and `MultiOptimizer`."""
+    """The optimizers inside Keras's loss scaling, `MultiOptimizer` and `LossVariablesOptimizer`."""
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
         return _plain_optimizers(optimizer.inner_optimizer)
-    if isinstance(optimizer, keras.optimizers.MultiOptimizer):
-        return [plain for inner in optimizer.optimizers for plain in _plain_optimizers(inner)]
+    if isinstance(optimizer, LossVariablesOptimizer):
+        return list(optimizer.parts)
+    if isinstance(optimizer, MULTI_OPTIMIZERS):
+        return list(optimizer.optimizers)
     return [] if optimizer is None else [optimizer]
 
 

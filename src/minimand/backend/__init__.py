@@ -32,6 +32,7 @@ vmap = _module.vmap
 sum_over_rows = _module.sum_over_rows
 jit = _module.jit
 scatter_update = _module.scatter_update
+erfc = _module.erfc
 devices = _module.devices
 replicas = _module.replicas
 seed_unseeded_layers = _module.seed_unseeded_layers

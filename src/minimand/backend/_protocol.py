@@ -106,6 +106,9 @@ class Backend(Protocol):
     def scatter_update(self, array: Tensor, positions: Tensor, values: Tensor) -> Tensor:
         """The array (n,) with values (k,) at positions (k,). It has no gradient, and may reuse the array's memory."""
 
+    def erfc(self, x: Tensor) -> Tensor:
+        """The complementary error function, which Keras before 3.15 lacks."""
+
     def devices(self) -> list[str]:
         """Names of the devices that the framework sees."""
 

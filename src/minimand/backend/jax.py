@@ -148,6 +148,10 @@ def scatter_update(array: Tensor, positions: Tensor, values: Tensor) -> Tensor:
     return array.at[positions].set(values)
 
 
+def erfc(x: Tensor) -> Tensor:
+    return jax.lax.erfc(x)
+
+
 def devices() -> list[str]:
     return [str(device) for device in jax.devices()]
 

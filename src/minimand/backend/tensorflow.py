@@ -103,6 +103,10 @@ def scatter_update(array: Tensor, positions: Tensor, values: Tensor) -> Tensor:
     return tf.tensor_scatter_nd_update(array, positions[:, None], values)
 
 
+def erfc(x: Tensor) -> Tensor:
+    return tf.math.erfc(x)
+
+
 def devices() -> list[str]:
     return [device.name for device in tf.config.list_physical_devices()]
 

@@ -180,6 +180,10 @@ def scatter_update(array: Tensor, positions: Tensor, values: Tensor) -> Tensor:
     return array.index_copy_(0, positions.long(), values)
 
 
+def erfc(x: Tensor) -> Tensor:
+    return torch.erfc(x)
+
+
 def devices() -> list[str]:
     return ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
 

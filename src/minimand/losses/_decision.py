@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from minimand._ops import as_logits, compute_dtype
+from minimand._ops import as_logits, compute_dtype, safe_divide
 from minimand._validation import check_bool, check_float
 from minimand.backend import Tensor
 from minimand.losses._base import TrainableLoss, aligned, extended, update_running_mean
@@ -69,7 +69,7 @@ class _DecisionThreshold(TrainableLoss):
         weights = self.importance(logits[..., 0])[..., None] * ops.ones_like(logits)
         total = ops.sum(weights)
         of_batch = [truth * decisions, (1 - truth) * decisions, truth]
-        rates = ops.stack([ops.divide_no_nan(ops.sum(weights * term), total) for term in of_batch])
+        rates = ops.stack([safe_divide(ops.sum(weights * term), total) for term in of_batch])
         if self.training:
             constants = ops.stop_gradient(rates)
             running = update_running_mean(self.rates, self.started, constants, self.momentum, total > 0)
@@ -139,7 +139,7 @@ class F1Threshold(_DecisionThreshold):
     """
 
     def objective(self, tp: Tensor, fp: Tensor, positives: Tensor) -> Tensor:
-        return 1 - ops.divide_no_nan(2 * tp, tp + fp + positives)
+        return 1 - safe_divide(2 * tp, tp + fp + positives)
 
 
 @keras.saving.register_keras_serializable(package="minimand")
@@ -278,8 +278,8 @@ class PrecisionAtRecallThreshold(_DecisionThreshold):
         self.multiplier = self.add_statistic(name="multiplier")
 
     def objective(self, tp: Tensor, fp: Tensor, positives: Tensor) -> Tensor:
-        violation = self.recall - ops.divide_no_nan(tp, positives)
-        return _lagrangian(self, self.multiplier, ops.divide_no_nan(fp, 1 - positives), violation)
+        violation = self.recall - safe_divide(tp, positives)
+        return _lagrangian(self, self.multiplier, safe_divide(fp, 1 - positives), violation)
 
 
 @keras.saving.register_keras_serializable(package="minimand")
@@ -339,5 +339,5 @@ class RecallAtPrecisionThreshold(_DecisionThreshold):
         self.multiplier = self.add_statistic(name="multiplier")
 
     def objective(self, tp: Tensor, fp: Tensor, positives: Tensor) -> Tensor:
-        violation = ops.divide_no_nan(self.precision * fp - (1 - self.precision) * tp, positives)
-        return _lagrangian(self, self.multiplier, 1 - ops.divide_no_nan(tp, positives), violation)
+        violation = safe_divide(self.precision * fp - (1 - self.precision) * tp, positives)
+        return _lagrangian(self, self.multiplier, 1 - safe_divide(tp, positives), violation)

@@ -9,7 +9,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from minimand._ops import at_least
+from minimand._ops import at_least, safe_divide
 from minimand._validation import check_bool, check_float, check_int
 from minimand.backend import Tensor
 from minimand.losses._base import (
@@ -31,7 +31,7 @@ def _weighted(loss: _ExampleWeighted | _RunningWeights, values: Tensor, importan
     """Return v_i l_i, or v_i l_i / mean(v) if `normalize`; v is a constant to the gradient unless `differentiate`."""
     weights = loss.example_weights(values if loss.differentiate else ops.stop_gradient(values), importance)
     if loss.normalize:
-        weights = ops.divide_no_nan(weights * ops.sum(importance), ops.sum(weights * importance))
+        weights = safe_divide(weights * ops.sum(importance), ops.sum(weights * importance))
     return weights * values
 
 
@@ -368,7 +368,7 @@ class GradientHarmonized(_RunningWeights):
 
     def statistic_of(self, values: Tensor, importance: Tensor) -> Tensor:
         members = ops.one_hot(self._bin(values), self.bins, dtype=values.dtype)
-        return ops.divide_no_nan(ops.sum(members * importance[:, None], axis=0), ops.sum(importance))
+        return safe_divide(ops.sum(members * importance[:, None], axis=0), ops.sum(importance))
 
     def weights_from(self, values: Tensor, statistic: Tensor) -> Tensor:
         # A bin that never held an example has no density to divide by.

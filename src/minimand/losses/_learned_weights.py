@@ -11,7 +11,7 @@ import numpy as np
 from keras import ops
 
 from minimand._keras import loss_options
-from minimand._ops import one_hot_targets
+from minimand._ops import one_hot_targets, safe_divide
 from minimand._validation import check_choice, check_float, check_int, check_several, is_number
 from minimand.backend import Tensor
 from minimand.losses._base import TrainableLoss
@@ -197,9 +197,9 @@ class GroupDRO(TrainableLoss):
         counts = seen + of_batch if self.training else ops.where(ops.any(seen > 0), seen, of_batch)
         weights = self._weights.value
         if self.training:
-            expected = counts * ops.divide_no_nan(ops.sum(of_batch), ops.sum(counts))
+            expected = counts * safe_divide(ops.sum(of_batch), ops.sum(counts))
             constants = ops.reshape(ops.stop_gradient(values), (-1, 1))
-            of_class = ops.divide_no_nan(ops.cast(ops.sum(rows * constants, axis=0), expected.dtype), expected)
+            of_class = safe_divide(ops.cast(ops.sum(rows * constants, axis=0), expected.dtype), expected)
             # A step of ascent of sum q L - tau KL(q || p) in the logarithms of q.
             logits = (1 - self.step * self.tau) * ops.log(ops.maximum(weights, 1e-30)) + self.step * of_class
             weights = ops.softmax(logits)
@@ -207,7 +207,7 @@ class GroupDRO(TrainableLoss):
             self.counts.assign(counts)
         self._log.update_state(weights)
         # Each of n examples is weighted by n q_c / n_c, so that the mean is sum_c q_c L_c.
-        each = ops.divide_no_nan(weights * ops.sum(counts), counts)
+        each = safe_divide(weights * ops.sum(counts), counts)
         return ops.sum(members * ops.cast(each, values.dtype), axis=-1) * values
 
 

@@ -9,7 +9,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from minimand._ops import at_least_float32, one_hot_targets
+from minimand._ops import at_least_float32, one_hot_targets, safe_divide
 from minimand._validation import check_float, check_int
 from minimand.backend import Tensor
 from minimand.losses._base import TrainableLoss, aligned, extended
@@ -402,7 +402,7 @@ def neighbor_errors(z: Tensor, members: Tensor, importance: Tensor) -> Tensor:
     nearness = ops.where(nothing, 0.0, ops.exp(logits - nearest))
     # The sum by class comes first: a matrix of the rows that share a class would cost as much as all else.
     of_class = ops.matmul(nearness, importance[:, None] * members)
-    return 1 - ops.divide_no_nan(ops.sum(of_class * members, axis=-1), ops.sum(of_class, axis=-1))
+    return 1 - safe_divide(ops.sum(of_class * members, axis=-1), ops.sum(of_class, axis=-1))
 
 
 def large_margin(z: Tensor, x: Tensor, same: Tensor, importance: Tensor, neighbors: int, push: float) -> Tensor:
@@ -433,6 +433,6 @@ def large_margin(z: Tensor, x: Tensor, same: Tensor, importance: Tensor, neighbo
     found = ops.cast(scores > -_FAR / 2, z.dtype) * ops.take_along_axis(counts, targets, axis=1)
     hinges = ops.relu(1 + pulled[:, :, None] - distances[:, None, :])
     pushed = ops.sum(hinges * ((1 - same) * counts)[:, None, :], axis=-1)
-    means = ops.divide_no_nan(ops.sum(found * ((1 - push) * pulled + push * pushed), axis=1), ops.sum(found, axis=1))
+    means = safe_divide(ops.sum(found * ((1 - push) * pulled + push * pushed), axis=1), ops.sum(found, axis=1))
     # A row of NaN has no neighbours, and its NaN must reach the loss.
     return means + 0 * ops.sum(distances, axis=1)

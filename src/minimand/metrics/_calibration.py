@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from minimand import backend
 from minimand._validation import check_int
 from minimand.backend import Tensor
 from minimand.losses._base import importance_of
@@ -171,7 +172,7 @@ def gaussian_pit(y_true: Any, mean: Any, stddev: Any) -> Tensor:
         0.5
     """
     y_true, mean, stddev = as_floats(y_true, mean, stddev)
-    return 0.5 * ops.erfc(-(y_true - mean) / (where_positive(stddev) * math.sqrt(2)))
+    return 0.5 * backend.erfc(-(y_true - mean) / (where_positive(stddev) * math.sqrt(2)))
 
 
 def sample_pit(y_true: Any, samples: Any, *, seed: int | None = None) -> Tensor:

@@ -10,6 +10,7 @@ from keras import ops
 
 from minimand._config import config_of
 from minimand._keras import get_keras_mask
+from minimand._ops import safe_divide
 from minimand._validation import check_int
 from minimand.backend import Tensor
 from minimand.metrics import _calibration as calibration
@@ -207,7 +208,7 @@ class ExpectedCalibrationError(keras.metrics.Metric):
 
     def result(self) -> Tensor:
         """The error of all batches so far; 0 before the first."""
-        return ops.divide_no_nan(ops.sum(ops.abs(self.gaps.value)), self.count.value)
+        return safe_divide(ops.sum(ops.abs(self.gaps.value)), self.count.value)
 
     def get_config(self) -> dict[str, Any]:
         return config_of(self)

@@ -10,9 +10,10 @@ import keras
 
 from minimand import backend
 from minimand._config import config_of, from_config
+from minimand._keras import MULTI_OPTIMIZERS
 from minimand.backend import Tensor
 
-WRAPPERS = (keras.optimizers.LossScaleOptimizer, keras.optimizers.MultiOptimizer)
+WRAPPERS = (keras.optimizers.LossScaleOptimizer, *MULTI_OPTIMIZERS)
 # Keras's base class does this around an optimizer's own update. The wrapper does it, so the inner optimizer must not.
 _AROUND_UPDATE = (
     "weight_decay", "clipnorm", "global_clipnorm", "clipvalue", "use_ema", "loss_scale_factor",
