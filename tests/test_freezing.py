@@ -34,7 +34,7 @@ def assert_equal(left, right):
 
 def of_weights(transform, weights):
     """The values of the transform's variables that belong to these weights."""
-    return [numpy(v) for w in weights for (owner, _), v in transform._of_weights.items() if owner == id(w)]
+    return [numpy(v) for w in weights for owner, v in transform._of_weights.values() if owner is w]
 
 
 def check_cycle(model, loss, make_optimizer, transforms, x, y, tmp_path):

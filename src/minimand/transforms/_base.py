@@ -73,8 +73,9 @@ class Transform:
         self.state.seed_generator = keras.random.SeedGenerator(seed)
         self.step: keras.Variable | None = None
         self.built = False
-        # Variables by the id of the model's weight that they belong to, and by kind.
-        self._of_weights: dict[tuple[int, str], keras.Variable] = {}
+        # Weights of the model and the variables that belong to them, by the weight's id and the kind of the variable.
+        self._of_weights: dict[tuple[int, str], tuple[keras.Variable, keras.Variable]] = {}
+        self._numbers: dict[int, int] = {}
         self._restored: list[tuple[int, str, bool]] = []
 
     # For subclasses: variables, steps and schedules.
@@ -101,23 +102,27 @@ class Transform:
     def add_weight_like(
         self, weight: keras.Variable, kind: str, initializer: Any = "zeros", *, trainable: bool = True
     ) -> keras.Variable:
-        """Make a float32 variable that belongs to a weight of the model and has its shape, the first time it is called.
+        """Make a float32 variable that belongs to a weight of the model, or return the one that was made before.
 
-        To be called in `build` for each weight that the transform acts on; `variable_of(weight, kind)` gives the
-        variable later. A variable whose weight has been frozen since stays as it is, and is not trained.
+        Call it in `build`, after `super().build(model)`, for each weight that the transform acts on. The variable has
+        the shape of the weight. While the weight is frozen, the variable keeps its value.
         """
-        variable = self._of_weights.get((id(weight), kind))
-        if variable is None:
+        if (id(weight), kind) not in self._of_weights:
             name = f"{weight.path.replace('/', '_')}_{kind}"
-            variable = self.add_weight(weight.shape, initializer, "float32", trainable=trainable, name=name)
-            self._of_weights[id(weight), kind] = variable
-            self.state.keys[id(variable)] = f"{self._numbers[id(weight)]}_{kind}"
+            made = self.add_weight(weight.shape, initializer, "float32", trainable=trainable, name=name)
+            self._of_weights[id(weight), kind] = weight, made
+            self._set_key(id(weight), kind)
+        variable = self.variable_of(weight, kind)
         variable.trainable = trainable
         return variable
 
+    def _set_key(self, weight: int, kind: str) -> None:
+        _, variable = self._of_weights[weight, kind]
+        self.state.keys[id(variable)] = f"{self._numbers[weight]}_{kind}"
+
     def variable_of(self, weight: keras.Variable, kind: str) -> keras.Variable:
         """The variable that `add_weight_like` made."""
-        return self._of_weights[id(weight), kind]
+        return self._of_weights[id(weight), kind][1]
 
     def add_step_counter(self) -> None:
         """Make the variable `step`, which `next_step` counts, if it does not exist yet."""
@@ -167,7 +172,9 @@ class Transform:
         for number, kind, trainable in self._restored:
             self.add_weight_like(weights[number], kind, trainable=trainable)
         self._restored = []
-        for variable in self._of_weights.values():
+        for (weight, kind), (_, variable) in self._of_weights.items():
+            # Layers may have got more weights since, and the transform may act on others.
+            self._set_key(weight, kind)
             variable.trainable = False
 
     def built_state(self) -> list[tuple[int, str, bool]]:
@@ -175,7 +182,7 @@ class Transform:
         trainable = {id(variable) for variable in self.state._trainable_variables}
         return [
             (self._numbers[weight], kind, id(variable) in trainable)
-            for (weight, kind), variable in self._of_weights.items()
+            for (weight, kind), (_, variable) in self._of_weights.items()
         ]
 
     def restore_built_state(self, state: list[tuple[int, str, bool]]) -> None:
