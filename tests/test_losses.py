@@ -72,7 +72,7 @@ def test_start_is_as_stated():
 )
 @pytest.mark.parametrize("make", mostly_slow([AdaptiveRobust, AdaptiveStudentT], AdaptiveRobust))
 @pytest.mark.slow
-def test_the_first_scale_is_a_fifth_of_the_first_spread(make, arguments, sizes, axes, random):
+def test_the_first_scale_is_a_fraction_of_the_first_spread(make, arguments, sizes, axes, random):
     """Of the entries that count: for normal residuals, of their standard deviation."""
     loss = make(**arguments)
     loss.build_once((None, 4, 5, 3), (None, 4, 5, 3))
@@ -85,9 +85,42 @@ def test_the_first_scale_is_a_fifth_of_the_first_spread(make, arguments, sizes, 
     spread = np.reshape(spread, sizes)
     if "groups" in arguments:
         spread[[0, 2]] = spread[[0, 2]].mean()
-    np.testing.assert_allclose(loss.scale, 0.2 * spread + 1e-5, rtol=1e-5)
+    expected = 0.2 * spread + 1e-5 if make is AdaptiveRobust else 0.2 * np.sqrt(2) * spread
+    np.testing.assert_allclose(loss.scale, expected, rtol=1e-5)
     loss(0 * residual, 100 * residual)
-    np.testing.assert_allclose(loss.scale, 0.2 * spread + 1e-5, rtol=1e-5)
+    np.testing.assert_allclose(loss.scale, expected, rtol=1e-5)
+
+
+@pytest.mark.slow
+def test_both_likelihoods_start_as_the_same_cauchy_density(random):
+    """The first spread of residuals decides on its width, so both losses have the same value in the first step."""
+    y, p = np.zeros((64, 1), "float32"), random.normal(size=(64, 1)).astype("float32")
+    values = []
+    for loss in (AdaptiveRobust(alpha=0.0, reduction=None), AdaptiveStudentT(df=1.0, reduction=None)):
+        loss.build_once((None, 1), (None, 1))
+        values.append(numpy(loss(y, p)))
+    # The lower bound of 1e-5 is added to one of the scales.
+    np.testing.assert_allclose(*values, atol=1e-3)
+
+
+@pytest.mark.parametrize("arguments", [{}, {"scale_init": 3.0}])
+def test_the_scale_of_student_t_stays_above_a_quarter_of_the_first(arguments, random):
+    loss = AdaptiveStudentT(**arguments)
+    loss.build_once((None, 1), (None, 1))
+    residual = random.normal(size=(64, 1)).astype("float32")
+    loss(0 * residual, residual)
+    first = float(loss.scale[0])
+    loss.steps.assign(500)
+    # A softplus of -60 is 0, and of 2 log(e - 1) times a half is 1.
+    for latent, growth in ((-60.0, 0.0), (2 * np.log(np.e - 1), 1 / np.log(2))):
+        loss.latent_scale.assign([latent])
+        assert loss.scale[0] == pytest.approx(first * (0.25 + 0.75 * growth), rel=1e-5)
+    if arguments:
+        assert first == pytest.approx(3.0)
+    reference = AdaptiveStudentT(init="reference")
+    reference.build_once((None, 1), (None, 1))
+    reference.latent_scale.assign([-60.0])
+    assert reference.scale[0] == pytest.approx(1e-5)
 
 
 @pytest.mark.slow

@@ -114,7 +114,7 @@ POSITIONS = ([[0, 1, 0], np.array([1, 0])], [[1, 2], [0, 2], [0.0, 1.0]])
 # These parts have other ends than the rules give.
 OWN_ENDS = {
     losses.AdaptiveRobust: {"groups": POSITIONS},
-    losses.AdaptiveStudentT: {"groups": POSITIONS},
+    losses.AdaptiveStudentT: {"groups": POSITIONS, "scale_init": ([1e-9], [0.0, -1.0])},
     losses.ClassMahalanobis: {"strength": POSITIVE},
     losses.GeneralRobust: {"alpha": ([-math.inf, math.inf, np.float32(0.5), np.array(0.5)], ["2", [0.5]])},
     losses.GroupDRO: {"tau": ([0.0, 99.9], [-0.1, 100.0])},

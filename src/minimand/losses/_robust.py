@@ -423,6 +423,7 @@ class Density(NamedTuple):
 
     shape_name: str
     log_shape: bool  # whether the logarithm of the shape, and not the shape, is linear in the sigmoid
+    start: float  # the first scale with `init="robust"`, over the scale of the first residuals
     loss: Callable[[Tensor, Tensor, Tensor, float], Tensor]  # of residual, shape, scale and the greatest shape
     log_partition: Callable[[Tensor], Tensor]
 
@@ -430,6 +431,9 @@ class Density(NamedTuple):
 # `benchmarks/contaminated_regression.py` chose the start of `init="robust"`. The first scale is this fraction of the
 # scale of the first residuals, so that wrong targets do not count before the good ones are fitted.
 _START_FRACTION = 0.2
+# `scale_min=None` stands for this fraction of the first scale. Residuals below it need no protection, and a scale that
+# followed them further down would take the rows that are not fitted yet for wrong ones.
+_LEAST_FRACTION = 0.25
 # The smallest quarter of the residuals gives their scale, since they are good even if two fifths of the targets are
 # wrong: |x| of a standard normal variable is below 0.3186 with probability 1/4.
 _QUANTILE_LEVEL = 0.25
@@ -445,8 +449,9 @@ class ResidualLikelihood(TrainableLoss):
     -log p(x) = loss(x; shape, c) + log c + log Z(shape), averaged over the last axis
 
     The shape lies between its bounds by a sigmoid of u, and the scale is c = c_min + c_0 softplus(v)/log 2. With
-    `init="robust"` c_0 is a fifth of the scale of the residuals in the first batch of training, unless `scale_init`
-    gives the first scale, and u and v are multiplied by t/(t + 500) at step t.
+    `init="robust"` c_0 is a fraction of the scale of the residuals in the first batch of training, unless `scale_init`
+    gives the first scale, and u and v are multiplied by t/(t + 500) at step t. Without `scale_min`, c_min is a quarter
+    of the first scale, and c_0 the other three.
     """
 
     density: Density
@@ -459,7 +464,7 @@ class ResidualLikelihood(TrainableLoss):
         init: str,
         scale: float | None,
         scale_init: float | None,
-        scale_min: float,
+        scale_min: float | None,
         axis: int | Sequence[int],
         shared: bool,
         groups: Sequence[int] | None,
@@ -484,11 +489,13 @@ class ResidualLikelihood(TrainableLoss):
         self._first_latent = float(self._bounded.unconstrain(first))
         self._greatest_shape = high if shape is None else shape
         self.fixed_scale = None if scale is None else check_float(owner, "scale", scale, above=0.0)
-        self.scale_min = check_float(owner, "scale_min", scale_min, above=0.0)
+        if scale_min is None and init == "reference":
+            scale_min = 1e-5
+        self.scale_min = None if scale_min is None else check_float(owner, "scale_min", scale_min, above=0.0)
         if scale_init is None and init == "reference":
             scale_init = 1.0
         if scale_init is not None:
-            scale_init = check_float(owner, "scale_init", scale_init, above=self.scale_min)
+            scale_init = check_float(owner, "scale_init", scale_init, above=self.scale_min or 0.0)
         self.scale_init = scale_init
         axes = [axis] if is_number(axis) else check_several(owner, "axis", axis)
         self.axis = [check_int(owner, "axis", each) for each in axes]
@@ -534,9 +541,12 @@ class ResidualLikelihood(TrainableLoss):
         if shape is None:
             shape = self._bounded.constrain(self._first_latent + self._released(self.latent_shape))
         if scale is None:
-            first = _START_FRACTION * residual_scale if self.scale_init is None else self.scale_init - self.scale_min
+            first = self.density.start * residual_scale if self.scale_init is None else self.scale_init
+            least = _LEAST_FRACTION * first if self.scale_min is None else self.scale_min
+            # A measured scale can lie below a given bound, and is added to it.
+            span = first - least if self.scale_min is None or self.scale_init is not None else first
             growth = ops.softplus(self._released(self.latent_scale)) / math.log(2)
-            scale = self.scale_min + first * growth
+            scale = least + span * growth
         return self._at_positions(shape), self._at_positions(scale)
 
     def _at_positions(self, value: Tensor | float) -> Tensor:
@@ -631,7 +641,7 @@ def _barron_loss(residual: Tensor, shape: Tensor, scale: Tensor, greatest_shape:
     return backend.custom_derivative(of_any_shape)(residual, shape, scale)
 
 
-BARRON = Density("alpha", False, _barron_loss, log_partition)
+BARRON = Density("alpha", False, _START_FRACTION, _barron_loss, log_partition)
 
 
 @keras.saving.register_keras_serializable(package="minimand")
@@ -745,14 +755,16 @@ def _log_gamma_ratio(x: Tensor) -> Tensor:
     return sum((ops.log1p(0.5 / (x + k)) for k in range(steps)), series / shifted - ops.log(shifted) / 2)
 
 
-STUDENT_T = Density("df", True, _student_t_loss, _student_t_log_partition)
+# At n = 1 and sqrt(2) c the density is Barron's at shape 0 and c, so both losses start as the same Cauchy density.
+STUDENT_T = Density("df", True, math.sqrt(2) * _START_FRACTION, _student_t_loss, _student_t_log_partition)
 
 
 @keras.saving.register_keras_serializable(package="minimand")
 class AdaptiveStudentT(ResidualLikelihood):
     """The negative log likelihood of Student's t, with learned degrees of freedom and scale per output dimension.
 
-    Use it like `AdaptiveRobust` if you assume Student's t for the noise.
+    Use it for regression with wrong targets of unknown number and size. Its degrees of freedom fall below 1 if many
+    targets are wrong, so the scale still follows the good ones; `AdaptiveRobust` has no tails heavier than Cauchy's.
 
     -log p(x) = (n + 1)/2 log(1 + x^2/(c^2 n)) + log c + log(pi n)/2 + log Gamma(n/2) - log Gamma((n + 1)/2)
 
@@ -764,11 +776,12 @@ class AdaptiveStudentT(ResidualLikelihood):
         df: a positive float fixes the degrees of freedom n; by default they are learned.
         scale: a positive float, in units of the targets, fixes the scale c; by default it is learned.
         df_range: (lo, hi), 0 < lo < hi, open bounds of learned degrees of freedom.
-        init: `"robust"`: the scale starts at a fifth of the scale of the residuals in the first batch of training, and
+        init: `"robust"`: the scale starts at 0.28 times the scale of the residuals in the first batch of training, and
             the trained numbers are multiplied by t/(t + 500) at step t. `"reference"`: the scale starts at 1.
         df_init: first degrees of freedom, strictly inside `df_range`.
         scale_init: first scale, in units of the targets, greater than `scale_min`, with either `init`.
-        scale_min: lower bound of a learned scale, positive.
+        scale_min: lower bound of a learned scale, positive; by default a quarter of the first scale with
+            `init="robust"`, and 1e-5 with `"reference"`.
         axis: the axis, or axes, of the predictions along which each position has its own parameters.
         shared: whether all positions share one n and c.
         groups: for each position along `axis` (a single one) the number, from 0, of the parameters it shares.
@@ -807,7 +820,7 @@ class AdaptiveStudentT(ResidualLikelihood):
         init: str = "robust",
         df_init: float = 1.0,
         scale_init: float | None = None,
-        scale_min: float = 1e-5,
+        scale_min: float | None = None,
         axis: int | Sequence[int] = -1,
         shared: bool = False,
         groups: Sequence[int] | None = None,
