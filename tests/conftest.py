@@ -115,7 +115,7 @@ def float64():
         import jax
 
         # Older versions of JAX have it elsewhere.
-        precision = (getattr(jax, "enable_x64", None) or jax.experimental.enable_x64)(True)
+        precision = (jax if hasattr(jax, "enable_x64") else jax.experimental).enable_x64(True)
     with precision:
         yield
     keras.config.set_floatx(before)

@@ -202,6 +202,13 @@ class TestBackend(Suite):
         found = backend.scatter_update(array, ops.convert_to_tensor([2, 0], "int32"), ops.convert_to_tensor([5.0, 7.0]))
         same_numbers(numpy(found), [7.0, 2.0, 5.0], "Values put into an array.")
 
+    def test_segment_sum(self):
+        values, labels = np.array([1.0, 2.0, 4.0, 8.0, 16.0], "float32"), np.array([2, 0, 2, 3, 2], "int32")
+        found = numpy(backend.segment_sum(ops.convert_to_tensor(values), labels, 5))
+        same_numbers(found, [2.0, 0.0, 21.0, 8.0, 0.0], "Sums by label.")
+        by_values = gradient(lambda v: ops.sum(backend.segment_sum(v, labels, 5) * ops.arange(5.0)), values)[0]
+        same_numbers(by_values, labels, "The gradient of sums by label.")
+
     def test_erfc(self):
         x = [-3.0, 0.0, 0.5, 4.0, 8.0]
         # exp(-x^2) carries the rounding of x^2 = 64, a relative error of 64 / 2^24.

@@ -18,6 +18,10 @@ def test_moments_are_those_of_a_loop_over_examples(shape, seed, float64):
     for _ in range(random.integers(3, 8)):
         graph.grow()
     model = graph.model()
+    if keras.backend.backend() == "torch" and not hasattr(keras.optimizers, "MultiOptimizer"):
+        transposed = [layer for layer in model.layers if isinstance(layer, keras.layers.Conv1DTranspose)]
+        if any(layer.kernel_size == (2,) for layer in transposed):
+            pytest.skip("Keras before 3.15 has no transposed convolution of width 2 and stride 1 on PyTorch")
     for variable in model.trainable_variables:
         variable.assign(random.normal(size=variable.shape) / np.sqrt(variable.shape[0] or 1))
     data = random.normal(size=(ROWS, *shape)), random.normal(size=(ROWS, 2)), random.uniform(0.5, 2.0, size=ROWS)

@@ -32,6 +32,7 @@ vmap = _module.vmap
 sum_over_rows = _module.sum_over_rows
 jit = _module.jit
 scatter_update = _module.scatter_update
+segment_sum = _module.segment_sum
 erfc = _module.erfc
 devices = _module.devices
 replicas = _module.replicas

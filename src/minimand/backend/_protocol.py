@@ -106,6 +106,12 @@ class Backend(Protocol):
     def scatter_update(self, array: Tensor, positions: Tensor, values: Tensor) -> Tensor:
         """The array (n,) with values (k,) at positions (k,). It has no gradient, and may reuse the array's memory."""
 
+    def segment_sum(self, values: Tensor, labels: Any, count: int) -> Tensor:
+        """The sum (count,) of the values (n,) over each label: integers 0, ..., count - 1 in a NumPy array (n,).
+
+        The sum has the values' dtype; on PyTorch, `ops.segment_sum` computes in float32.
+        """
+
     def erfc(self, x: Tensor) -> Tensor:
         """The complementary error function, which Keras before 3.15 lacks."""
 

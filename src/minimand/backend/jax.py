@@ -148,6 +148,10 @@ def scatter_update(array: Tensor, positions: Tensor, values: Tensor) -> Tensor:
     return array.at[positions].set(values)
 
 
+def segment_sum(values: Tensor, labels: Any, count: int) -> Tensor:
+    return jax.ops.segment_sum(values, labels, num_segments=count)
+
+
 def erfc(x: Tensor) -> Tensor:
     return jax.lax.erfc(x)
 

@@ -103,6 +103,10 @@ def scatter_update(array: Tensor, positions: Tensor, values: Tensor) -> Tensor:
     return tf.tensor_scatter_nd_update(array, positions[:, None], values)
 
 
+def segment_sum(values: Tensor, labels: Any, count: int) -> Tensor:
+    return tf.math.unsorted_segment_sum(values, labels, count)
+
+
 def erfc(x: Tensor) -> Tensor:
     return tf.math.erfc(x)
 

@@ -180,6 +180,11 @@ def scatter_update(array: Tensor, positions: Tensor, values: Tensor) -> Tensor:
     return array.index_copy_(0, positions.long(), values)
 
 
+def segment_sum(values: Tensor, labels: Any, count: int) -> Tensor:
+    start = torch.zeros(count, dtype=values.dtype, device=values.device)
+    return start.index_add(0, torch.as_tensor(labels, dtype=torch.int64, device=values.device), values)
+
+
 def erfc(x: Tensor) -> Tensor:
     return torch.erfc(x)
 

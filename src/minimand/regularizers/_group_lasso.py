@@ -10,6 +10,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from minimand import backend
 from minimand._ops import at_least, compute_dtype, safe_abs, safe_sqrt, soft_threshold
 from minimand._selection import by_path, match_path
 from minimand._validation import check_bool, check_float
@@ -60,9 +61,7 @@ class LabelGroups:
         for part, labels in zip(parts, self.labels, strict=True):
             axes = tuple(axis for axis, size in enumerate(labels.shape) if size == 1 and part.shape[axis] > 1)
             flat = ops.reshape(ops.sum(part, axis=axes) if axes else part, (-1,))
-            # `ops.segment_sum` computes in float32 on PyTorch.
-            start = ops.zeros((self.count + 1,), flat.dtype)
-            total = total + ops.scatter_update(start, labels.reshape(-1, 1), flat, reduction="add")
+            total = total + backend.segment_sum(flat, labels.ravel(), self.count + 1)
         return total
 
     def broadcast(self, values: Tensor, parts: Sequence[Tensor]) -> list[Tensor]:
