@@ -171,7 +171,9 @@ def test_probe_penalty_is_unbiased(random):
     model = small_network()
     x, y = (part.astype("float32") for part in batch_for(model, random, rows=12))
     exact = gradient_moments(trainer_of(model), x, y).trace
-    trainer = trainer_of(model, GradientVariancePenalty(1.0, estimator="probe", seed=3), optimizer=keras.optimizers.SGD(0.0))
+    trainer = trainer_of(
+        model, GradientVariancePenalty(1.0, estimator="probe", seed=3), optimizer=keras.optimizers.SGD(0.0)
+    )
     plain = trainer.evaluate(x, y, verbose=0)
     draws = np.array([float(trainer.train_on_batch(x, y)) for _ in range(400)])
     # Keras returns the running mean of the loss: undo it.
