@@ -104,6 +104,7 @@ OTHERS = {
         "select": Where({"regularizer": regularizers.Range(0.1, 1.0, 2.0)}, "all"),
     },
     regularizers.JointGroupLasso: {"groups": {"dense/kernel": np.arange(32).reshape(4, 8) // 8}},
+    transforms.GradientVariancePenalty: {"estimator": "probe", "seed": Where({"estimator": "probe"}, 2)},
     transforms.MeasureGradient: {"name": "measured"},
     transforms.SharpnessAware: {"micro_batches": 2},
     transforms.VariationalWeightNoise: {"init": 0.1},

@@ -66,15 +66,15 @@ class SumOfSquares(keras.losses.Loss):
 
 
 PENALTIES = {
-    "probe": lambda: GradientVariancePenalty(0.7, seed=1),
+    "probe": lambda: GradientVariancePenalty(0.7, estimator="probe", seed=1),
     "micro_batch": lambda: GradientVariancePenalty(0.7, estimator="micro_batch", micro_batches=3),
     "exact": lambda: GradientVariancePenalty(0.7, estimator="exact"),
     "fishr": lambda: Fishr(0.7, lambda batch: batch.x[:, 0] > 0, 2),
     "norm": lambda: GradientNormPenalty(0.7),
     "root": lambda: GradientNormPenalty(0.7, squared=False),
-    "after_noise": lambda: [WeightNoise(0.3, seed=2), GradientVariancePenalty(0.7, seed=1)],
-    "after_a_penalty": lambda: [WeightPenalty("l2"), GradientVariancePenalty(0.7, seed=1)],
-    "norm_after_variance": lambda: [GradientVariancePenalty(0.7, seed=1, select="kernels"), GradientNormPenalty(0.2)],
+    "after_noise": lambda: [WeightNoise(0.3, seed=2), GradientVariancePenalty(0.7, estimator="probe", seed=1)],
+    "after_a_penalty": lambda: [WeightPenalty("l2"), GradientVariancePenalty(0.7)],
+    "norm_after_variance": lambda: [GradientVariancePenalty(0.7, select="kernels"), GradientNormPenalty(0.2)],
 }
 
 
@@ -100,14 +100,50 @@ def test_the_gradient_of_each_penalised_objective(name, random, float64):
 
 @pytest.mark.parametrize("make", mostly_slow([sequence_network, small_network], small_network))
 def test_the_gradient_of_the_exact_penalty_in_closed_form(make, random):
-    """That of micro-batches of one example, which is the same function, in float32."""
+    """That of micro-batches of one example, which is the same function, in float32; and "auto" with such parts."""
     x, y = (part.astype("float32") for part in batch_for(make(), random, rows=3))
     found = []
-    for arguments in ({"estimator": "exact"}, {"estimator": "micro_batch", "micro_batches": 3}):
-        loss, gradients = value_and_gradient(trainer_of(make(), GradientVariancePenalty(0.7, **arguments)), x, y)
+    for estimator in ("micro_batch", "exact", "auto"):
+        penalty = GradientVariancePenalty(0.7, estimator=estimator, micro_batches=3)
+        loss, gradients = value_and_gradient(trainer_of(make(), penalty), x, y)
+        found.append([numpy(loss), *map(numpy, gradients)])
+    for b, *others in zip(*found, strict=True):
+        for a in others:
+            np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5 * np.abs(b).max())
+
+
+def test_auto_is_exact_where_there_is_a_closed_form(random):
+    """The layers of `sequence_network` are Conv1D, LayerNormalization, Dense, SimpleRNN and Dense."""
+    penalty = GradientVariancePenalty(0.7)
+    trainer_of(sequence_network(), penalty)
+    exact, others = ["exact"] * 2, ["micro_batch"] * 2
+    assert penalty.estimators == [*exact, *others, *exact, *others, "micro_batch", *exact]
+    penalty = GradientVariancePenalty(0.7, select="kernels")
+    trainer_of(sequence_network(), penalty)
+    kernels = ["exact", None, None, None, "exact", None, "micro_batch", "micro_batch", None, "exact", None]
+    assert penalty.estimators == kernels
+    penalty = GradientVariancePenalty(0.7)
+    trainer_of(small_network(), WeightNoise(0.1), penalty)
+    assert penalty.estimators == ["micro_batch"] * 4
+
+
+def test_auto_takes_micro_batches_for_batch_normalisation(random):
+    """Frozen, the normalisation no longer mixes the examples."""
+    model = batch_normalised()
+    x, y = (part.astype("float32") for part in batch_for(model, random, rows=6))
+    found = []
+    for estimator in ("auto", "micro_batch"):
+        penalty = GradientVariancePenalty(0.7, estimator=estimator, micro_batches=3)
+        loss, gradients = value_and_gradient(trainer_of(batch_normalised(), penalty), x, y)
+        assert penalty.estimators == ["micro_batch"] * 6
         found.append([numpy(loss), *map(numpy, gradients)])
     for a, b in zip(*found, strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-3, atol=2e-5 * np.abs(b).max())
+        np.testing.assert_array_equal(a, b)
+    penalty = GradientVariancePenalty(0.7)
+    trainer = trainer_of(model, penalty)
+    model.layers[1].trainable = False
+    trainer.compile("sgd", squares, transforms=[penalty])
+    assert penalty.estimators == ["exact"] * 4
 
 
 @pytest.mark.slow
@@ -119,9 +155,10 @@ def test_penalties_have_their_values(random, float64):
     squared_norm = sum(np.sum(m**2) for m in moments.mean)
     kernels = sum(np.sum(v) for v in moments.variance if v.ndim == 2)
     for transform, expected in (
+        (GradientVariancePenalty(0.7), 0.7 * moments.trace),
         (GradientVariancePenalty(0.7, estimator="exact"), 0.7 * moments.trace),
         (GradientVariancePenalty(0.7, estimator="micro_batch", micro_batches=6), 0.7 * moments.trace),
-        (GradientVariancePenalty(0.7, estimator="exact", select="kernels"), 0.7 * kernels),
+        (GradientVariancePenalty(0.7, select="kernels"), 0.7 * kernels),
         (GradientNormPenalty(0.7), 0.7 * squared_norm),
         (GradientNormPenalty(0.7, squared=False), 0.7 * np.sqrt(squared_norm)),
     ):
@@ -134,7 +171,9 @@ def test_probe_penalty_is_unbiased(random):
     model = small_network()
     x, y = (part.astype("float32") for part in batch_for(model, random, rows=12))
     exact = gradient_moments(trainer_of(model), x, y).trace
-    trainer = trainer_of(model, GradientVariancePenalty(1.0, seed=3), optimizer=keras.optimizers.SGD(0.0))
+    trainer = trainer_of(
+        model, GradientVariancePenalty(1.0, estimator="probe", seed=3), optimizer=keras.optimizers.SGD(0.0)
+    )
     plain = trainer.evaluate(x, y, verbose=0)
     draws = np.array([float(trainer.train_on_batch(x, y)) for _ in range(400)])
     # Keras returns the running mean of the loss: undo it.
@@ -175,9 +214,8 @@ def test_a_schedule_of_the_strength(make, random, tmp_path):
     """Off for two steps, then on; counted from a file on."""
     x, y = (part.astype("float32") for part in batch_for(small_network(), random, rows=8))
     schedule = keras.optimizers.schedules.PiecewiseConstantDecay([1], [0.0, 1.0])
-    seed = {"seed": 1} if make is GradientVariancePenalty else {}
     plain = trainer_of(small_network(), optimizer=keras.optimizers.SGD(0.0)).train_on_batch(x, y)
-    trainer = trainer_of(small_network(), make(schedule, **seed), optimizer=keras.optimizers.SGD(0.0))
+    trainer = trainer_of(small_network(), make(schedule), optimizer=keras.optimizers.SGD(0.0))
     losses = [float(numpy(trainer.value_and_gradient(x, y)[0])) for _ in range(3)]
     assert losses[:2] == pytest.approx([float(plain)] * 2, rel=1e-6)
     assert losses[2] > losses[1] + 0.01
@@ -190,7 +228,7 @@ def test_a_single_example_adds_nothing(random):
     model = small_network()
     x, y = batch_for(model, random, rows=1)
     plain = float(numpy(trainer_of(model).value_and_gradient(x, y)[0]))
-    for estimator in ("probe", "micro_batch", "exact"):
+    for estimator in ("auto", "probe", "micro_batch", "exact"):
         loss = value_and_gradient(trainer_of(model, GradientVariancePenalty(10.0, estimator=estimator)), x, y)[0]
         assert float(numpy(loss)) == pytest.approx(plain, rel=1e-5)
 
@@ -251,7 +289,7 @@ def batch_normalised():
         (lambda: MeasureGradient(every=0), ["`every`", ">= 1", "0"]),
         (lambda: MeasureGradient(estimator="none"), ["`estimator`", "'none'"]),
         (lambda: MiniBatchVariance(micro_batches=0), ["`micro_batches`", ">= 2", "0"]),
-        (lambda: trainer_of(batch_normalised(), GradientVariancePenalty(1.0)), ["batch_normalization", '"micro_batch"']),
+        (lambda: trainer_of(batch_normalised(), GradientVariancePenalty(1.0, estimator="probe")), ["batch_normalization", '"micro_batch"']),
         (lambda: trainer_of(batch_normalised(), MeasureGradient()), ["batch_normalization", '"micro_batch"']),
         (lambda: trainer_of(small_network(), WeightNoise(0.1), MeasureGradient(estimator="exact")), ["first", '"exact"']),
         (lambda: trainer_of(small_network(), WeightNoise(0.1), GradientVariancePenalty(1.0, estimator="exact")), ["first", '"exact"']),

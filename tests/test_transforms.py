@@ -222,7 +222,7 @@ def test_penalty_adds_the_regularizer_of_the_selected_weights(random):
 
 def variance_penalty(strength, **arguments):
     penalty = GradientVariancePenalty(strength, estimator="micro_batch", **arguments)
-    penalty.mask = [True]
+    penalty.mask, penalty.estimators = [True], ["micro_batch"]
     return penalty
 
 

@@ -120,7 +120,11 @@ TRANSFORMS = {
         lambda problem, w: problem.value(w) + 0.01 * np.sum(w**2),
     ),
     "gradient_variance_penalty": Part(
-        lambda: GradientVariancePenalty(0.01, seed=3),
+        lambda: GradientVariancePenalty(0.01),
+        lambda problem, w: problem.value(w) + 0.01 * example_variance(problem, w),
+    ),
+    "probe_variance_penalty": Part(
+        lambda: GradientVariancePenalty(0.01, estimator="probe", seed=3),
         lambda problem, w: problem.value(w) + 0.01 * example_variance(problem, w),
         {"draws": 200, "refuses": ("batch normalisation",)},
     ),

@@ -185,13 +185,18 @@ def _patches(layer: Any, inputs: Tensor, sizes: Sequence[int]) -> Tensor:
 # All layers: the closed form if there is one, and else a pass for each example.
 
 
-def check_separable(estimator: str, model: keras.Model, owner: str) -> None:
-    """Raise a `ValueError` if a layer mixes, in training, the examples that the estimator takes apart."""
-    mixing = [
+def mixing_layers(model: keras.Model) -> list[str]:
+    """Names of the layers that mix the examples of a batch in training."""
+    return [
         layer.name
         for layer in model._flatten_layers()
         if isinstance(layer, keras.layers.BatchNormalization) and layer.trainable
     ]
+
+
+def check_separable(estimator: str, model: keras.Model, owner: str) -> None:
+    """Raise a `ValueError` if a layer mixes, in training, the examples that the estimator takes apart."""
+    mixing = mixing_layers(model)
     if mixing and estimator != "micro_batch":
         raise ValueError(
             f'{owner}: estimator="{estimator}" needs examples that do not depend on each other. Received: a model with '

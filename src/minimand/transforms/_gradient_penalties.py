@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import compress
 from typing import Any
 
@@ -10,13 +11,13 @@ import keras
 from keras import ops
 
 from minimand import backend
-from minimand._objective import copied
+from minimand._objective import DataObjective, copied
 from minimand._ops import at_least, at_least_float32, safe_sqrt
 from minimand._scope import record, recorded
 from minimand._selection import Select, merged
 from minimand._validation import check_bool, check_choice, check_int
 from minimand.backend import Tensor
-from minimand.gradients._exact import check_separable, exact_moments
+from minimand.gradients._exact import check_separable, exact_moments, mixing_layers, tapped_layers
 from minimand.gradients._examples import ExampleGradients
 from minimand.gradients._moments import ESTIMATORS, estimated_variance
 from minimand.transforms._base import Batch, Objective, Schedule, Transform, Weights
@@ -92,27 +93,35 @@ class GradientVariancePenalty(Transform):
     V is the unbiased variance between the examples of a batch, and the penalty's own gradient is exact (a gradient of a
     gradient). The estimators of V are those of `gradients.gradient_moments`:
 
+    - `"auto"`: `"exact"` for the weights of Dense layers and convolutions that a functional or Sequential model calls
+      once, and `"micro_batch"` for other weights. A model with batch normalisation, and a penalty after other
+      transforms, take `"micro_batch"` alone.
+    - `"exact"`: V itself. Weights of other layers take a pass for each example.
+    - `"micro_batch"`: the variance of the gradients of K consecutive parts of the batch, whose examples should be in
+      random order. The loss should be a mean over the batch, not a sum. A batch of n < K examples gives n parts of one;
+      n mod K examples are left out.
     - `"probe"`: the squares of one more gradient, in which examples have random signs. A step costs two to three plain
-      steps.
-    - `"micro_batch"`: the variance of the gradients of K consecutive parts of the batch. This is the estimator for
-      models with batch normalisation. A batch of n < K examples gives n parts of one; n mod K examples are left out.
-    - `"exact"`: V itself. It is fast for Dense layers and convolutions that a functional or Sequential model calls
-      once, and takes a pass for each example for other weights.
+      steps. The noise of the penalty's gradient is that of two micro-batches, and may be larger than its mean; training
+      may then raise V.
 
     Noise layers draw the same noise for both gradients. A single example has no variance and adds nothing.
 
     Args:
         strength: coefficient c >= 0, or a `keras.optimizers.schedules.LearningRateSchedule` of it by training step.
-        estimator: `"probe"`, `"micro_batch"` or `"exact"`.
+        estimator: `"auto"`, `"exact"`, `"micro_batch"` or `"probe"`.
         micro_batches: number K >= 2 of parts.
         select: which weights count: `"all"`, `"kernels"` (rank 2 or more), a regular expression of paths, or a function
             of the variable. The last layer alone is much cheaper.
         seed: integer seed of the signs, or None.
         name: name of the transform.
 
+    Attributes:
+        estimators: for each trainable weight of the model, the estimator in use, or None if the weight is not selected;
+            after `compile`.
+
     Raises:
         ValueError: a number is out of its range, `estimator` is unknown; in `compile`, `select` chooses nothing, batch
-            normalisation without `"micro_batch"`, or `"exact"` after other transforms.
+            normalisation with `"exact"` or `"probe"`, or `"exact"` after other transforms.
 
     Source: the trace of the variance that Rame, Dancette and Cord compare between domains, "Fishr: invariant gradient
     variances for out-of-distribution generalization", ICML 2022, section 3. The estimate by signs is derived in
@@ -129,33 +138,49 @@ class GradientVariancePenalty(Transform):
         self,
         strength: Schedule,
         *,
-        estimator: str = "probe",
-        micro_batches: int = 4,
+        estimator: str = "auto",
+        micro_batches: int = 8,
         select: Select = "all",
         seed: int | None = None,
         name: str | None = None,
     ) -> None:
         super().__init__(select=select, seed=seed, name=name)
         self.strength = self.check_schedule("strength", strength)
-        self.estimator = check_choice("GradientVariancePenalty", "estimator", estimator, ESTIMATORS)
+        self.estimator = check_choice("GradientVariancePenalty", "estimator", estimator, ("auto", *ESTIMATORS))
         self.micro_batches = check_int("GradientVariancePenalty", "micro_batches", micro_batches, minimum=2)
+        self._of_data = False
 
     def build(self, model: keras.Model) -> None:
         super().build(model)
-        check_separable(self.estimator, model, "GradientVariancePenalty")
+        self.estimators = [self.estimator if selected else None for selected in self.mask]
+        if self.estimator != "auto":
+            check_separable(self.estimator, model, "GradientVariancePenalty")
+            return
+        separable = self._of_data and not mixing_layers(model)
+        closed = {k for layer in tapped_layers(model, self.mask) for k in layer.indices} if separable else set()
+        for k in compress(range(len(self.mask)), self.mask):
+            self.estimators[k] = "exact" if k in closed else "micro_batch"
 
     def apply(self, objective: Objective) -> Objective:
         check_objective(self.estimator, objective, "GradientVariancePenalty")
+        self._of_data = isinstance(objective, DataObjective)
 
         def penalised(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
             loss, aux = objective(weights, batch)
             gradients = ExampleGradients(objective, weights, batch.plain(), self.mask)
-            seed = self.seed_generator.next()
-            variance = estimated_variance(gradients, self.estimator, self.micro_batches, seed)
-            penalty = self.value_now(self.strength) * sum(ops.sum(v) for v in variance)
+            penalty = self.value_now(self.strength) * self._trace(gradients, self.seed_generator.next())
             return loss + ops.cast(penalty, loss.dtype), aux
 
         return penalised
+
+    def _trace(self, gradients: ExampleGradients, seed: Tensor) -> Tensor:
+        trace = 0.0
+        for estimator in ESTIMATORS:
+            mask = [estimator == chosen for chosen in self.estimators]
+            if any(mask):
+                found = estimated_variance(replace(gradients, mask=mask), estimator, self.micro_batches, seed)
+                trace = trace + sum(ops.sum(v) for v in found)
+        return trace
 
 
 @keras.saving.register_keras_serializable(package="minimand")
