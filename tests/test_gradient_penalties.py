@@ -302,6 +302,22 @@ def test_bad_arguments_are_told(make, words):
         make()
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: GradientVariancePenalty(0.1, estimator="micro_batch"),
+        lambda: MeasureGradient(estimator="micro_batch"),
+        lambda: SharpnessAware(0.1, micro_batches=2),
+    ],
+)
+def test_micro_batches_refuse_a_loss_that_is_a_sum(make, random):
+    """A part of a batch has a smaller sum, but not a smaller mean."""
+    model = small_network()
+    trainer = trainer_of(model, make(), loss=keras.losses.MeanSquaredError(reduction="sum"))
+    with told(ValueError, ["micro-batches", 'reduction="sum"', "sum_over_batch_size"]):
+        trainer.value_and_gradient(*batch_for(model, random))
+
+
 def test_wrong_types_are_told():
     with told(TypeError, ["`domains`", "3"]):
         Fishr(1.0, 3, 2)

@@ -156,6 +156,7 @@ class Trainer(backend.TrainStep, OwnsDataObjective, keras.Model):
         # Variables of a loss need the shape of the targets, variables of a transform need a built model.
         super()._symbolic_build(iterator=iterator, data_batch=data_batch)
         self._build_transforms()
+        _check_reductions(self.loss, self.transforms)
         for loss in trainable_losses(self.loss):
             loss.check_minimum()
         exclude_from_weight_decay(self.optimizer, self.objective_state.trainable_variables)
@@ -502,6 +503,17 @@ class Trainer(backend.TrainStep, OwnsDataObjective, keras.Model):
     def _seeds(self) -> list[keras.Variable]:
         weights = {id(weight) for weight in self.weights}
         return [variable for variable in self.variables if id(variable) not in weights]
+
+
+def _check_reductions(losses: Any, transforms: Sequence[Transform]) -> None:
+    sums = [loss for loss in keras.tree.flatten(losses) if getattr(loss, "reduction", None) == "sum"]
+    splitting = [transform.name for transform in transforms if transform.splits_batches]
+    if sums and splitting:
+        raise ValueError(
+            "Trainer: transforms that split a batch into micro-batches need losses that are means over a batch. "
+            f'Received: {splitting} with {type(sums[0]).__name__}(reduction="sum"). Use '
+            'reduction="sum_over_batch_size", or another estimator.'
+        )
 
 
 def _check_transforms(transforms: Any) -> None:

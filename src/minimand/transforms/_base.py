@@ -198,6 +198,9 @@ class Transform:
     def check_ready(self) -> None:
         """Called before the first step, to raise if something is missing that only `fit` can give."""
 
+    splits_batches = False
+    """Tell whether the transform evaluates parts of a batch, whose loss must be a mean and not a sum."""
+
     counts_steps = False
     """Tell whether the transform acts in some steps only; a loop that counts steps then calls three methods."""
 

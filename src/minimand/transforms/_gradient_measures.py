@@ -113,6 +113,7 @@ class MeasureGradient(Transform):
         self.every = check_int("MeasureGradient", "every", every, minimum=1)
         self.estimator = check_choice("MeasureGradient", "estimator", estimator, ESTIMATORS)
         self.micro_batches = check_int("MeasureGradient", "micro_batches", micro_batches, minimum=2)
+        self.splits_batches = estimator == "micro_batch"
         self.add_step_counter()
         self.stop_counting()
         self._measured: list[int] = []
@@ -282,6 +283,7 @@ class MiniBatchVariance(Transform):
         super().__init__(seed=seed, name=name)
         self.estimator = check_choice("MiniBatchVariance", "estimator", estimator, ESTIMATORS)
         self.micro_batches = check_int("MiniBatchVariance", "micro_batches", micro_batches, minimum=2)
+        self.splits_batches = estimator == "micro_batch"
 
     def bind(self, optimizer: keras.optimizers.Optimizer) -> None:
         if not isinstance(optimizer, (SVAG, MSVAG)) or optimizer.variance != "mini_batch":

@@ -153,13 +153,14 @@ class GradientVariancePenalty(Transform):
     def build(self, model: keras.Model) -> None:
         super().build(model)
         self.estimators = [self.estimator if selected else None for selected in self.mask]
-        if self.estimator != "auto":
+        if self.estimator == "auto":
+            separable = self._of_data and not mixing_layers(model)
+            closed = {k for layer in tapped_layers(model, self.mask) for k in layer.indices} if separable else set()
+            for k in compress(range(len(self.mask)), self.mask):
+                self.estimators[k] = "exact" if k in closed else "micro_batch"
+        else:
             check_separable(self.estimator, model, "GradientVariancePenalty")
-            return
-        separable = self._of_data and not mixing_layers(model)
-        closed = {k for layer in tapped_layers(model, self.mask) for k in layer.indices} if separable else set()
-        for k in compress(range(len(self.mask)), self.mask):
-            self.estimators[k] = "exact" if k in closed else "micro_batch"
+        self.splits_batches = "micro_batch" in self.estimators
 
     def apply(self, objective: Objective) -> Objective:
         check_objective(self.estimator, objective, "GradientVariancePenalty")
