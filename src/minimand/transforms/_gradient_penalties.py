@@ -101,8 +101,8 @@ class GradientVariancePenalty(Transform):
       random order. The loss should be a mean over the batch, not a sum. A batch of n < K examples gives n parts of one;
       n mod K examples are left out.
     - `"probe"`: the squares of one more gradient, in which examples have random signs. A step costs two to three plain
-      steps. The noise of the penalty's gradient is that of two micro-batches, and may be larger than its mean; training
-      may then raise V.
+      steps. The noise of the penalty's gradient is that of two micro-batches; it is often larger than the mean, which
+      slows training down.
 
     Noise layers draw the same noise for both gradients. A single example has no variance and adds nothing.
 
