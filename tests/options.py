@@ -106,6 +106,7 @@ OTHERS = {
     regularizers.JointGroupLasso: {"groups": {"dense/kernel": np.arange(32).reshape(4, 8) // 8}},
     transforms.GradientVariancePenalty: {"estimator": "probe", "seed": Where({"estimator": "probe"}, 2)},
     transforms.MeasureGradient: {"name": "measured"},
+    transforms.MiniBatchVariance: {"estimator": "probe", "seed": Where({"estimator": "probe"}, 2)},
     transforms.SharpnessAware: {"micro_batches": 2},
     transforms.VariationalWeightNoise: {"init": 0.1},
 }

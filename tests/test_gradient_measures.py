@@ -141,12 +141,12 @@ def test_loss_scaling_has_no_part_in_what_is_measured(random):
 
 
 def test_the_optimizer_gets_the_variance_of_the_batch(random):
-    """M-SVAG with mini-batch variance by a NumPy transcription, over five steps of different batches."""
+    """By default exact, for Dense layers. M-SVAG with mini-batch variance by a NumPy transcription, over five steps of different batches."""
     model = small_network()
     x, y = (part.astype("float32") for part in batch_for(model, random, rows=40))
     reference = trainer_of(small_network())
     optimizer = MSVAG(0.1, beta=0.8, variance="mini_batch", clipvalue=100.0)
-    trainer = trainer_of(model, MiniBatchVariance(estimator="exact"), optimizer=optimizer)
+    trainer = trainer_of(model, MiniBatchVariance(), optimizer=optimizer)
     w = [v.numpy().astype("float64") for v in model.trainable_variables]
     m, noise = [0.0 * v for v in w], [0.0 * v for v in w]
     for step in range(5):
@@ -163,6 +163,22 @@ def test_the_optimizer_gets_the_variance_of_the_batch(random):
             w[k] = w[k] - 0.1 * mean**3 / (mean**2 + noise[k] / total**2)
     for variable, value in zip(model.trainable_variables, w, strict=True):
         np.testing.assert_allclose(variable.numpy(), value, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.slow
+def test_the_default_of_a_layer_without_a_closed_form_is_micro_batches(random):
+    """Each weight of a mixed network has the variance of its own estimator."""
+    found = {}
+    for estimator in ("auto", "exact", "micro_batch"):
+        model = small_network(keras.layers.LayerNormalization())
+        measure = MiniBatchVariance(estimator=estimator)
+        trainer = trainer_of(model, measure, optimizer=MSVAG(0.1, beta=0.5, variance="mini_batch"))
+        trainer.train_on_batch(*batch_for(model, np.random.default_rng(0), rows=16))
+        found[estimator] = [numpy(measure.variable_of(weight, "noise")) for weight in model.trainable_variables]
+        chosen = ["exact"] * 2 + ["micro_batch"] * 2 + ["exact"] * 2
+        assert measure.estimators == (chosen if estimator == "auto" else [estimator] * 6)
+    for name, auto, *others in zip(chosen, found["auto"], found["exact"], found["micro_batch"], strict=True):
+        np.testing.assert_allclose(auto, others[name == "micro_batch"], rtol=1e-4, atol=1e-7)
 
 
 @pytest.mark.parametrize("estimator", ["probe", "micro_batch"])

@@ -155,7 +155,6 @@ TRANSFORMS = {
         {
             "changes": None,
             "optimizer": lambda self, rate: MSVAG(rate, variance="mini_batch"),
-            "refuses": ("batch normalisation",),
         },
     ),
 }

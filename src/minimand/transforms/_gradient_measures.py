@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import compress
 from typing import Any
 
@@ -15,7 +15,7 @@ from minimand._ops import at_least, at_least_float32, safe_sqrt
 from minimand._selection import Select
 from minimand._validation import check_choice, check_int
 from minimand.backend import Tensor
-from minimand.gradients._exact import check_separable
+from minimand.gradients._exact import check_separable, mixing_layers, tapped_layers
 from minimand.gradients._examples import ExampleGradients
 from minimand.gradients._moments import ESTIMATORS, estimated_variance, mean_and_variance
 from minimand.gradients._statistics import evidence_sums, ratio
@@ -41,6 +41,34 @@ def fixed_gradients(
     if isinstance(objective, DataObjective):
         kept = objective.kept_gradient(list(compress(weights, mask)), batch, aux)
     return ExampleGradients(objective, fixed, batch, mask, differentiable=False, kept=kept)
+
+
+def chosen_estimators(
+    estimator: str, model: keras.Model, mask: Sequence[bool], of_data: bool, owner: str
+) -> list[str | None]:
+    """For each weight the estimator in use, or None if the weight is not selected.
+
+    Args:
+        estimator: `"auto"`, or the estimator of all weights.
+        model: the built model.
+        mask: which weights are selected.
+        of_data: whether the objective is the loss of the data alone.
+        owner: name of the transform, for messages.
+    """
+    if estimator != "auto":
+        check_separable(estimator, model, owner)
+        return [estimator if selected else None for selected in mask]
+    separable = of_data and not mixing_layers(model)
+    closed = {k for layer in tapped_layers(model, mask) for k in layer.indices} if separable else set()
+    return [("exact" if k in closed else "micro_batch") if selected else None for k, selected in enumerate(mask)]
+
+
+def by_estimator(estimators: Sequence[str | None]) -> Iterator[tuple[str, list[bool]]]:
+    """Each estimator in use, and the mask of its weights."""
+    for estimator in ESTIMATORS:
+        mask = [chosen == estimator for chosen in estimators]
+        if any(mask):
+            yield estimator, mask
 
 
 # Statistics of the gradient, in the logs of `fit`.
@@ -254,18 +282,22 @@ class MiniBatchVariance(Transform):
 
     L(w) -> L(w); s_j = V_j / n for each weight, with the variance V_j of one example's gradient in a batch of n
 
-    The estimate takes one more gradient (`"probe"`), takes K smaller gradients (`"micro_batch"`), or is exact. A single
-    example has no variance: s = 0.
+    The estimators are those of `GradientVariancePenalty`. With `"auto"`, s is exact for Dense layers and convolutions,
+    and an estimate from K smaller gradients for other weights. The noise of one probe makes the steps of the optimizers
+    too large, because their factor is not linear in s. A single example has no variance: s = 0.
 
     Args:
-        estimator: `"probe"`, `"micro_batch"` or `"exact"`, as in `gradients.gradient_moments`.
+        estimator: `"auto"`, `"exact"`, `"micro_batch"` or `"probe"`.
         micro_batches: number K >= 2 of parts.
         seed: integer seed of the probe's signs, or None.
         name: name of the transform.
 
+    Attributes:
+        estimators: the estimator of each trainable weight of the model; after `compile`.
+
     Raises:
-        ValueError: an argument is out of its range; in `compile`, another optimizer, batch normalisation without
-            `"micro_batch"`, or `"exact"` after other transforms.
+        ValueError: an argument is out of its range; in `compile`, another optimizer, batch normalisation with
+            `"exact"` or `"probe"`, or `"exact"` after other transforms.
 
     Source: Balles and Hennig, "Dissecting Adam: the sign, magnitude and variance of stochastic gradients", ICML 2018,
     equation 4.
@@ -278,12 +310,12 @@ class MiniBatchVariance(Transform):
     """
 
     def __init__(
-        self, *, estimator: str = "probe", micro_batches: int = 8, seed: int | None = None, name: str | None = None
+        self, *, estimator: str = "auto", micro_batches: int = 8, seed: int | None = None, name: str | None = None
     ) -> None:
         super().__init__(seed=seed, name=name)
-        self.estimator = check_choice("MiniBatchVariance", "estimator", estimator, ESTIMATORS)
+        self.estimator = check_choice("MiniBatchVariance", "estimator", estimator, ("auto", *ESTIMATORS))
         self.micro_batches = check_int("MiniBatchVariance", "micro_batches", micro_batches, minimum=2)
-        self.splits_batches = estimator == "micro_batch"
+        self._of_data = False
 
     def bind(self, optimizer: keras.optimizers.Optimizer) -> None:
         if not isinstance(optimizer, (SVAG, MSVAG)) or optimizer.variance != "mini_batch":
@@ -295,25 +327,31 @@ class MiniBatchVariance(Transform):
 
     def build(self, model: keras.Model) -> None:
         super().build(model)
-        check_separable(self.estimator, model, "MiniBatchVariance")
         self.weights = list(model.trainable_variables)
+        every = [True] * len(self.weights)
+        self.estimators = chosen_estimators(self.estimator, model, every, self._of_data, "MiniBatchVariance")
+        self.splits_batches = "micro_batch" in self.estimators
         for weight in self.weights:
             self.optimizer.track(weight, self.add_weight_like(weight, "noise"))
 
     def apply(self, objective: Objective) -> Objective:
         check_objective(self.estimator, objective, "MiniBatchVariance")
+        self._of_data = isinstance(objective, DataObjective)
 
         def measured(weights: Weights, batch: Batch) -> tuple[Tensor, Any]:
             loss, aux = objective(weights, batch)
             if batch.gradient_weight is not None:
                 return loss, aux
-            gradients = fixed_gradients(objective, weights, batch, aux, [True] * len(weights))
-            found = estimated_variance(gradients, self.estimator, self.micro_batches, self.seed_generator.next())
-            for weight, variance in zip(self.weights, found, strict=True):
-                noise = self.variable_of(weight, "noise").value
-                of_mean = ops.cast(ops.stop_gradient(variance) / ops.cast(gradients.count, variance.dtype), noise.dtype)
-                # The value 0, with the derivative s by the optimizer's variable.
-                loss = loss + ops.cast(ops.sum(of_mean * (noise - ops.stop_gradient(noise))), loss.dtype)
+            seed = self.seed_generator.next()
+            for estimator, mask in by_estimator(self.estimators):
+                gradients = fixed_gradients(objective, weights, batch, aux, mask)
+                found = estimated_variance(gradients, estimator, self.micro_batches, seed)
+                for weight, variance in zip(compress(self.weights, mask), found, strict=True):
+                    noise = self.variable_of(weight, "noise").value
+                    count = ops.cast(gradients.count, variance.dtype)
+                    of_mean = ops.cast(ops.stop_gradient(variance) / count, noise.dtype)
+                    # The value 0, with the derivative s by the optimizer's variable.
+                    loss = loss + ops.cast(ops.sum(of_mean * (noise - ops.stop_gradient(noise))), loss.dtype)
             return loss, aux
 
         return measured

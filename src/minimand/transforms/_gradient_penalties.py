@@ -17,11 +17,11 @@ from minimand._scope import record, recorded
 from minimand._selection import Select, merged
 from minimand._validation import check_bool, check_choice, check_int
 from minimand.backend import Tensor
-from minimand.gradients._exact import check_separable, exact_moments, mixing_layers, tapped_layers
+from minimand.gradients._exact import check_separable, exact_moments
 from minimand.gradients._examples import ExampleGradients
 from minimand.gradients._moments import ESTIMATORS, estimated_variance
 from minimand.transforms._base import Batch, Objective, Schedule, Transform, Weights
-from minimand.transforms._gradient_measures import check_objective
+from minimand.transforms._gradient_measures import by_estimator, check_objective, chosen_estimators
 
 
 @keras.saving.register_keras_serializable(package="minimand")
@@ -152,14 +152,8 @@ class GradientVariancePenalty(Transform):
 
     def build(self, model: keras.Model) -> None:
         super().build(model)
-        self.estimators = [self.estimator if selected else None for selected in self.mask]
-        if self.estimator == "auto":
-            separable = self._of_data and not mixing_layers(model)
-            closed = {k for layer in tapped_layers(model, self.mask) for k in layer.indices} if separable else set()
-            for k in compress(range(len(self.mask)), self.mask):
-                self.estimators[k] = "exact" if k in closed else "micro_batch"
-        else:
-            check_separable(self.estimator, model, "GradientVariancePenalty")
+        owner = "GradientVariancePenalty"
+        self.estimators = chosen_estimators(self.estimator, model, self.mask, self._of_data, owner)
         self.splits_batches = "micro_batch" in self.estimators
 
     def apply(self, objective: Objective) -> Objective:
@@ -176,11 +170,9 @@ class GradientVariancePenalty(Transform):
 
     def _trace(self, gradients: ExampleGradients, seed: Tensor) -> Tensor:
         trace = 0.0
-        for estimator in ESTIMATORS:
-            mask = [estimator == chosen for chosen in self.estimators]
-            if any(mask):
-                found = estimated_variance(replace(gradients, mask=mask), estimator, self.micro_batches, seed)
-                trace = trace + sum(ops.sum(v) for v in found)
+        for estimator, mask in by_estimator(self.estimators):
+            found = estimated_variance(replace(gradients, mask=mask), estimator, self.micro_batches, seed)
+            trace = trace + sum(ops.sum(v) for v in found)
         return trace
 
 
