@@ -12,6 +12,8 @@ from minimand import backend
 from minimand.testing import finite_difference, gradient
 from minimand.testing._suite import compiled, dtype_policy, numpy
 
+KERAS = tuple(map(int, keras.__version__.split(".")[:2]))
+
 __all__ = [
     "assert_same",
     "compiled",
