@@ -112,8 +112,8 @@ def two_towers():
     ("make", "optimizer"),
     [
         (lambda: VariationalWeightNoise(init=0.1, seed=1), lambda: keras.optimizers.SGD(0.1)),
-        (lambda: IVONNoise(seed=1), lambda: IVON(0.1, beta_2=0.9)),
-        (lambda: MiniBatchVariance(seed=1), lambda: MSVAG(0.1, variance="mini_batch")),
+        pytest.param(lambda: IVONNoise(seed=1), lambda: IVON(0.1, beta_2=0.9), marks=pytest.mark.slow),
+        pytest.param(MiniBatchVariance, lambda: MSVAG(0.1, variance="mini_batch"), marks=pytest.mark.slow),
     ],
 )
 def test_weights_of_one_path_have_variables_of_their_own(make, optimizer, random):

@@ -133,7 +133,8 @@ def test_measurements_are_accumulated_like_gradients(name, measurements):
     np.testing.assert_array_equal(actual[2::2], actual[1:-1:2])
 
 
-@pytest.mark.parametrize("name", mostly_slow(MEASURED, "ivon"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MEASURED)
 def test_clipping_leaves_measurements_alone(name, measurements):
     g, measured = measurements
     shortened = g * np.minimum(1.0, 0.5 / np.linalg.norm(g, axis=1, keepdims=True))
@@ -146,7 +147,8 @@ def test_clipping_leaves_measurements_alone(name, measurements):
         np.testing.assert_allclose(actual, measured_path(MEASURED[name](), clipped, measured), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", mostly_slow(MEASURED, "ivon"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MEASURED)
 def test_averages_are_of_the_weights_alone(name, measurements):
     plain = measured_path(MEASURED[name](), *measurements)
     average = plain[0, 0]
@@ -161,7 +163,8 @@ def test_averages_are_of_the_weights_alone(name, measurements):
     np.testing.assert_allclose(overwritten[1], [0.8 * plain[0, 0] + 0.2 * plain[1, 0], plain[1, 1]], rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", mostly_slow(MEASURED, "ivon"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", MEASURED)
 def test_scaled_losses_and_schedules(name, measurements):
     make = MEASURED[name]
     expected = measured_path(make(), *measurements)

@@ -55,7 +55,7 @@ def probabilities(random, *shape):
     return (p / p.sum(axis=-1, keepdims=True)).astype("float32")
 
 
-@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("weighted", mostly_slow([False, True], True))
 @pytest.mark.parametrize("name", mostly_slow(WRAPPERS, "focal", "quantile", "classes"))
 def test_ignored_positions_do_not_count(name, weighted, random):
     """Of images of classes: value, gradient and state are those of the other positions alone."""
