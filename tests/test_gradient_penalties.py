@@ -55,14 +55,12 @@ def example_gradients(trainer, x, y):
     return [np.stack(same) for same in zip(*each, strict=True)]
 
 
-class SumOfSquares(keras.losses.Loss):
-    """Without a mean over the batch, which Keras takes in float32 on PyTorch."""
+class MeanOfSquares(keras.losses.Loss):
+    """The mean over the batch in float64; Keras takes it in float32 on PyTorch."""
 
-    def __init__(self):
-        super().__init__(reduction="sum")
-
-    def call(self, y_true, y_pred):
-        return squares(y_true, y_pred)
+    def __call__(self, y_true, y_pred, sample_weight=None):
+        y_true, y_pred = ops.convert_to_tensor(y_true, y_pred.dtype), ops.convert_to_tensor(y_pred)
+        return ops.sum(squares(y_true, y_pred)) / y_pred.shape[0]
 
 
 PENALTIES = {
@@ -83,7 +81,7 @@ def test_the_gradient_of_each_penalised_objective(name, random, float64):
     """By finite differences in float64, at the same draws."""
     made = PENALTIES[name]()
     model = double_network()
-    trainer = trainer_of(model, *(made if isinstance(made, list) else [made]), loss=SumOfSquares())
+    trainer = trainer_of(model, *(made if isinstance(made, list) else [made]), loss=MeanOfSquares())
     objective = objective_of(trainer, *batch_for(model, random))
     values = [v.numpy() for v in trainer.trainable_variables]
     for index in (0, 3):
