@@ -257,7 +257,8 @@ def fisher_information(model: keras.Model, x: Any, y: Any, loss: Any) -> dict[st
     count = check_rows("fisher_information", "`x` and `y`", data)
     criterion = keras.losses.get(loss)
     objective = DataObjective(model, model.__call__, criterion, training=False)
-    variables = model.trainable_variables
+    of_path = by_path("fisher_information", model.trainable_variables, model.trainable_variables)
+    variables = list(of_path.values())
 
     def sums(rows: Any, trainable: Sequence[Tensor], other: Sequence[Tensor]) -> list[Tensor]:
         def example_loss(values: Sequence[Tensor], row: Any) -> tuple[Tensor, Tensor]:
@@ -278,4 +279,4 @@ def fisher_information(model: keras.Model, x: Any, y: Any, loss: Any) -> dict[st
         # In double precision over the parts.
         totals = [t + ops.convert_to_numpy(f).astype("float64") for t, f in zip(totals, found, strict=True)]
     means = (np.asarray(t / count, dtype=v.dtype) for v, t in zip(variables, totals, strict=True))
-    return by_path("fisher_information", variables, means)
+    return dict(zip(of_path, means, strict=True))
