@@ -510,9 +510,9 @@ def _check_reductions(losses: Any, transforms: Sequence[Transform]) -> None:
     splitting = [transform.name for transform in transforms if transform.splits_batches]
     if sums and splitting:
         raise ValueError(
-            "Trainer: transforms that split a batch into micro-batches need losses that are means over a batch. "
-            f'Received: {splitting} with {type(sums[0]).__name__}(reduction="sum"). Use '
-            'reduction="sum_over_batch_size", or another estimator.'
+            'Trainer: estimator="auto" takes micro-batches for this model, which need losses that are means over a '
+            f'batch. Received: {splitting} with {type(sums[0]).__name__}(reduction="sum"). Use '
+            'reduction="sum_over_batch_size", or estimator="probe" or "exact".'
         )
 
 

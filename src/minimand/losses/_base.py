@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import re
 import sys
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,7 +17,6 @@ from keras import ops
 from minimand._config import config_of, from_config
 from minimand._keras import LossFunctionWrapper, compile_utils, get_keras_mask, set_keras_mask
 from minimand._ops import at_least_float32
-from minimand._scope import shadowed
 from minimand._state import StateLayer
 from minimand.backend import Tensor
 from minimand.parametrizations import Parametrization
@@ -214,10 +215,32 @@ def values_of(loss: TrainableLoss | WrappingLoss, inner: Any, y_true: Tensor, y_
             f"{type(loss).__name__}: `loss` must give one value for each example. Received: loss={inner!r}, which "
             "gives one value for the batch."
         )
-    own = isinstance(inner, (TrainableLoss, WrappingLoss))
-    loss._counted = inner._counted if own else get_keras_mask(values)
-    loss._factors = (*loss._factors, loss._counted)
+    state = loss._call_state
+    state.counted = get_keras_mask(values)
+    state.factors = (*state.factors, state.counted)
     return at_least_float32(values)
+
+
+class _CallState(threading.local):
+    """What a loss knows in its current call; the replicas of `tf.distribute` call it in threads of their own."""
+
+    factors: tuple[Any, ...] = ()
+    """The mask of the predictions, the sample weights, and the mask of the wrapped loss's values, or None for each."""
+    counted: Any = None
+    """The mask of the wrapped loss's values."""
+
+
+def _masked(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Return the method `call` of a loss, whose values carry the mask of the wrapped loss for Keras's reduction."""
+
+    @functools.wraps(call)
+    def wrapped(self: Any, y_true: Tensor, y_pred: Tensor) -> Tensor:
+        values = call(self, y_true, y_pred)
+        if self._call_state.counted is not None:
+            set_keras_mask(values, self._call_state.counted)
+        return values
+
+    return wrapped
 
 
 def _losses_in(loss: keras.losses.Loss) -> list[keras.losses.Loss]:
@@ -241,7 +264,7 @@ def trainable_losses(losses: Any) -> list[TrainableLoss]:
 
 def _set_factors(loss: TrainableLoss | WrappingLoss, factors: tuple[Any, ...]) -> None:
     """Tell a loss, and the losses inside, the mask and the sample weights of the current call."""
-    loss._factors, loss._counted = factors, None
+    loss._call_state.factors, loss._call_state.counted = factors, None
     for inner in _losses_in(loss):
         if isinstance(inner, (TrainableLoss, WrappingLoss)):
             _set_factors(inner, factors)
@@ -253,17 +276,8 @@ def _call(
     """Call a loss with masked places hidden, while the loss knows how much each entry counts."""
     y_true, y_pred = without_masked(y_true, y_pred)
     _set_factors(loss, (get_keras_mask(y_pred), sample_weight))
-
-    def call(y_true: Tensor, y_pred: Tensor) -> Tensor:
-        values = type(loss).call(loss, y_true, y_pred)
-        if loss._counted is not None:
-            set_keras_mask(values, loss._counted)
-        return values
-
     try:
-        # Keras reduces the values by their mask.
-        with shadowed(loss, "call", call):
-            return keras_call(y_true, y_pred, sample_weight)
+        return keras_call(y_true, y_pred, sample_weight)
     finally:
         # Tensors of a traced step must not outlive the step.
         _set_factors(loss, ())
@@ -346,6 +360,11 @@ class TrainableLoss(keras.losses.Loss):
 
     has_finite_minimum = True
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "call" in vars(cls):
+            cls.call = _masked(cls.call)
+
     def __init__(self, *, name: str | None = None, **kwargs: Any) -> None:
         super().__init__(name=name or _default_name(type(self)), **kwargs)
         self._given = kwargs
@@ -355,8 +374,7 @@ class TrainableLoss(keras.losses.Loss):
         self.training = True
         self._wrapped: list[TrainableLoss] = []
         self._logged: list[tuple[LatestValue, Any]] = []
-        self._factors: tuple[Any, ...] = ()
-        self._counted: Any = None
+        self._call_state = _CallState()
 
     # Variables.
 
@@ -523,14 +541,15 @@ class TrainableLoss(keras.losses.Loss):
 
     def importance(self, values: Tensor) -> Tensor:
         """Return how much each entry of `values` (batch, ...) counts in this call: its sample weight; 0 if masked."""
-        return importance_of(values, self._factors)
+        return importance_of(values, self._call_state.factors)
 
     def counted(self, y_true: Tensor, rank: int) -> Tensor:
         """Return the targets, with 0 at the positions, by the first `rank` axes, that the wrapped loss leaves out."""
-        if self._counted is None:
+        mask = self._call_state.counted
+        if mask is None:
             return y_true
         missing = (1,) * (len(y_true.shape) - rank)
-        return ops.where(ops.reshape(self._counted, (*ops.shape(self._counted), *missing)), y_true, 0)
+        return ops.where(ops.reshape(mask, (*ops.shape(mask), *missing)), y_true, 0)
 
     # Configuration and copies.
 
@@ -571,11 +590,15 @@ class WrappingLoss(keras.losses.Loss):
     If the wrapped loss has variables, a trainer trains them, and a stock `compile` raises an error.
     """
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "call" in vars(cls):
+            cls.call = _masked(cls.call)
+
     def __init__(self, loss: Any, *, name: str | None = None, **kwargs: Any) -> None:
         self.loss = wrapped_loss(type(self).__name__, loss)
         super().__init__(name=name or _default_name(type(self)), **(_inherited(self.loss) | kwargs))
-        self._factors: tuple[Any, ...] = ()
-        self._counted: Any = None
+        self._call_state = _CallState()
 
     def __call__(self, y_true: Any, y_pred: Any, sample_weight: Any = None) -> Tensor:
         for loss in trainable_losses(self.loss):

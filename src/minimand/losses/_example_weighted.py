@@ -61,7 +61,7 @@ class _ExampleWeighted(WrappingLoss):
 
     def call(self, y_true: Tensor, y_pred: Tensor) -> Tensor:
         values = values_of(self, self.loss, y_true, y_pred)
-        return _weighted(self, values, importance_of(values, self._factors))
+        return _weighted(self, values, importance_of(values, self._call_state.factors))
 
 
 @keras.saving.register_keras_serializable(package="minimand")

@@ -199,7 +199,7 @@ class Transform:
         """Called before the first step, to raise if something is missing that only `fit` can give."""
 
     splits_batches = False
-    """Tell whether the transform evaluates parts of a batch, whose loss must be a mean and not a sum."""
+    """Tell whether the transform has chosen by itself to take parts of a batch, whose loss must be a mean."""
 
     counts_steps = False
     """Tell whether the transform acts in some steps only; a loop that counts steps then calls three methods."""

@@ -141,7 +141,6 @@ class MeasureGradient(Transform):
         self.every = check_int("MeasureGradient", "every", every, minimum=1)
         self.estimator = check_choice("MeasureGradient", "estimator", estimator, ESTIMATORS)
         self.micro_batches = check_int("MeasureGradient", "micro_batches", micro_batches, minimum=2)
-        self.splits_batches = estimator == "micro_batch"
         self.add_step_counter()
         self.stop_counting()
         self._measured: list[int] = []
@@ -330,7 +329,7 @@ class MiniBatchVariance(Transform):
         self.weights = list(model.trainable_variables)
         every = [True] * len(self.weights)
         self.estimators = chosen_estimators(self.estimator, model, every, self._of_data, "MiniBatchVariance")
-        self.splits_batches = "micro_batch" in self.estimators
+        self.splits_batches = self.estimator == "auto" and "micro_batch" in self.estimators
         for weight in self.weights:
             self.optimizer.track(weight, self.add_weight_like(weight, "noise"))
 

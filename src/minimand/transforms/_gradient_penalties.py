@@ -154,7 +154,7 @@ class GradientVariancePenalty(Transform):
         super().build(model)
         owner = "GradientVariancePenalty"
         self.estimators = chosen_estimators(self.estimator, model, self.mask, self._of_data, owner)
-        self.splits_batches = "micro_batch" in self.estimators
+        self.splits_batches = self.estimator == "auto" and "micro_batch" in self.estimators
 
     def apply(self, objective: Objective) -> Objective:
         check_objective(self.estimator, objective, "GradientVariancePenalty")

@@ -81,7 +81,6 @@ class SharpnessAware(Transform):
         self.micro_batches = (
             None if micro_batches is None else check_int("SharpnessAware", "micro_batches", micro_batches, minimum=1)
         )
-        self.splits_batches = micro_batches is not None
 
     def _perturbed(self, weights: Weights, gradients: Weights) -> list[Tensor]:
         """The weights w + e."""
