@@ -121,9 +121,9 @@ for refused in (noisy, scaled):
 
 # The second process starts from the same seeds, as each process does under `torchrun`.
 TORCH_PROCESSES = """
-import os, subprocess, torch
+import os, torch
 
-rank = int(os.environ.setdefault("RANK", "0"))
+rank = int(os.environ["RANK"])
 torch.distributed.init_process_group("gloo", init_method=f"file://{FOLDER}/store", rank=rank, world_size=2)
 
 noisy = trainer(loss=lambda: "mse", transforms=[minimand.transforms.WeightNoise(0.1)])

@@ -141,7 +141,7 @@ def test_loss_scaling_has_no_part_in_what_is_measured(random):
 
 
 def test_the_optimizer_gets_the_variance_of_the_batch(random):
-    """By default exact, for Dense layers. M-SVAG with mini-batch variance by a NumPy transcription, over five steps of different batches."""
+    """M-SVAG equals a NumPy transcription over five batches; the default variance is exact for Dense layers."""
     model = small_network()
     x, y = (part.astype("float32") for part in batch_for(model, random, rows=40))
     reference = trainer_of(small_network())

@@ -98,7 +98,7 @@ def test_the_gradient_of_each_penalised_objective(name, random, float64):
 
 @pytest.mark.parametrize("make", mostly_slow([sequence_network, small_network], small_network))
 def test_the_gradient_of_the_exact_penalty_in_closed_form(make, random):
-    """That of micro-batches of one example, which is the same function, in float32; and "auto" with such parts."""
+    """Micro-batches of one example give the same function in float32, and so does "auto" with such parts."""
     x, y = (part.astype("float32") for part in batch_for(make(), random, rows=3))
     found = []
     for estimator in ("micro_batch", "exact", "auto"):

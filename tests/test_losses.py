@@ -262,7 +262,7 @@ def test_student_t_is_the_likelihood_of_scipy(df, float64):
 
 
 def test_stirlings_series():
-    """Of log Gamma(x + a) for a = 0 less a = 1/2: B_2k (2 - 2^(1 - 2k))/((2k - 1) 2k), B the Bernoulli numbers."""
+    """The series is that of log Gamma(x) - log Gamma(x + 1/2): B_2k (2 - 2^(1 - 2k))/((2k - 1) 2k), B the Bernoulli numbers."""
     for k, coefficient in enumerate(_STIRLING, start=1):
         expected = mpmath.bernoulli(2 * k) * (2 - mpmath.mpf(2) ** (1 - 2 * k)) / ((2 * k - 1) * 2 * k)
         assert coefficient == pytest.approx(float(expected), rel=1e-14)

@@ -229,7 +229,7 @@ def test_the_kernel_for_bounded_shapes(alpha):
 
 
 def test_the_kernel_for_bounded_shapes_in_double_precision(float64):
-    """Where neither its series nor its quotient loses digits."""
+    """The kernel is compared at points at which neither its series nor its quotient loses digits."""
     x, alphas, c = np.array([0.5, -1.3, 3.0]), np.array([[0.01], [0.5], [1.0], [1.7]]), 0.7
     value, derivatives = bounded_kernel(*(ops.convert_to_tensor(v) for v in (x, alphas, np.array(c))))
     found = np.array([numpy(v) for v in (value, *derivatives)])
@@ -240,7 +240,7 @@ def test_the_kernel_for_bounded_shapes_in_double_precision(float64):
 
 
 def test_the_series_of_the_kernel_for_bounded_shapes():
-    """Of (z e^z - (e^z - 1))/z^2."""
+    """The coefficients belong to (z e^z - (e^z - 1))/z^2."""
     expected = mpmath.taylor(lambda z: z * mpmath.exp(z) - mpmath.expm1(z), 0, len(_SERIES) + 1)[2:]
     np.testing.assert_allclose(_SERIES, [float(c) for c in expected], rtol=1e-14)
 

@@ -1,4 +1,4 @@
-"""What a Keras loss does to its own values arrives in a loss that wraps it."""
+"""A wrapping loss respects the mask, reduction, dtype and axis of the Keras loss that it wraps."""
 
 import keras
 import numpy as np
@@ -58,7 +58,7 @@ def probabilities(random, *shape):
 @pytest.mark.parametrize("weighted", mostly_slow([False, True], True))
 @pytest.mark.parametrize("name", mostly_slow(WRAPPERS, "focal", "quantile", "classes"))
 def test_ignored_positions_do_not_count(name, weighted, random):
-    """Of images of classes: value, gradient and state are those of the other positions alone."""
+    """For images of classes, value, gradient and state are those of the other positions alone."""
     # PyTorch has no gradient of Keras's cross-entropy of probabilities for images.
     p, y = random.normal(size=(2, 3, 4, 3)).astype("float32"), random.integers(3, size=(2, 3, 4)).astype("float32")
     weight = random.uniform(0.5, 2.0, size=y.shape).astype("float32") if weighted else None

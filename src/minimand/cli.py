@@ -99,8 +99,8 @@ def study(
         + (f", {len(table.classes)} classes" if table.classes else "")
         + f"; {counted(len(comparing.candidates), 'candidate')} x {counted(seeds, 'seed')} x {counted(epochs, 'epoch')}"
         + (
-            f", after {counted(tune, 'trial')} each on {counted(tuning.splits, 'other split')}"
-            if tune and tuning
+            f", after {counted(tuning.trials, 'trial')} each on {counted(tuning.splits, 'other split')}"
+            if tuning
             else ""
         )
     )

@@ -222,7 +222,7 @@ def values_of(loss: TrainableLoss | WrappingLoss, inner: Any, y_true: Tensor, y_
 
 
 class _CallState(threading.local):
-    """What a loss knows in its current call; the replicas of `tf.distribute` call it in threads of their own."""
+    """The state of a loss in one call. Each replica of `tf.distribute` calls the loss in a thread of its own."""
 
     factors: tuple[Any, ...] = ()
     """The mask of the predictions, the sample weights, and the mask of the wrapped loss's values, or None for each."""
@@ -241,6 +241,17 @@ def _masked(call: Callable[..., Tensor]) -> Callable[..., Tensor]:
         return values
 
     return wrapped
+
+
+class _CarriesMask:
+    """A mixin of losses that wrap another loss, whose mask the values of `call` carry."""
+
+    call: Callable[..., Tensor]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if "call" in vars(cls):
+            cls.call = _masked(cls.call)
 
 
 def _losses_in(loss: keras.losses.Loss) -> list[keras.losses.Loss]:
@@ -311,7 +322,7 @@ def _default_name(kind: type) -> str:
     return re.sub("(?<=[a-z0-9])(?=[A-Z])", "_", kind.__name__).lower()
 
 
-class TrainableLoss(keras.losses.Loss):
+class TrainableLoss(_CarriesMask, keras.losses.Loss):
     """The base class of losses with trainable variables, which are minimised together with the model's weights.
 
     Derive from this class when a loss has parameters that the data should choose, such as a scale or a threshold.
@@ -359,11 +370,6 @@ class TrainableLoss(keras.losses.Loss):
     """
 
     has_finite_minimum = True
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "call" in vars(cls):
-            cls.call = _masked(cls.call)
 
     def __init__(self, *, name: str | None = None, **kwargs: Any) -> None:
         super().__init__(name=name or _default_name(type(self)), **kwargs)
@@ -584,16 +590,11 @@ def loss_config(loss: keras.losses.Loss, **given: Any) -> dict[str, Any]:
     return config_of(loss, {**keras.losses.Loss.get_config(loss), "dtype": loss.dtype, **given})
 
 
-class WrappingLoss(keras.losses.Loss):
+class WrappingLoss(_CarriesMask, keras.losses.Loss):
     """A loss without variables of its own that is made of another loss's values, and works in stock `compile`.
 
     If the wrapped loss has variables, a trainer trains them, and a stock `compile` raises an error.
     """
-
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        if "call" in vars(cls):
-            cls.call = _masked(cls.call)
 
     def __init__(self, loss: Any, *, name: str | None = None, **kwargs: Any) -> None:
         self.loss = wrapped_loss(type(self).__name__, loss)
