@@ -21,44 +21,45 @@ ROWS = {442: 60, 10_000: 10, 100_000: 3}
 def table(rows):
     """Ten features and a noisy, not quite linear target."""
     import numpy as np
-    import polars as pl
 
-    from minimand.study import Data, load_data
+    from minimand.study import array_data, load_data
 
     if rows == 442:
         return load_data("diabetes")
     random = np.random.default_rng(0)
     x = random.normal(size=(rows, 10))
     y = x @ random.normal(size=10) + np.sin(3 * x[:, 0]) + random.standard_t(3, size=rows)
-    return Data(f"rows-{rows}", "regression", pl.DataFrame(x), y, (), "made")
+    return array_data(x, y, name=f"rows-{rows}")
 
 
 def by_fit(candidates, rows, seeds, epochs):
     import keras
 
-    from minimand.study import build_trainer, mlp
+    from minimand.study import Part, build_trainer, mlp
 
     data = table(rows)
     started = time.perf_counter()
     for candidate in candidates:
         for seed in range(seeds):
             fold = data.fold(seed)
-            model = mlp(fold.x_train.shape[1], 1)
+            x, y = fold.x_train, fold.y_train
+            model = mlp(fold.input_shape, 1)
             if candidate.name == "baseline":
                 trained = model
                 trained.compile(keras.optimizers.Adam(0.002), "mse")
             else:
-                trained = build_trainer(candidate, model, data.task)
+                trained = build_trainer(candidate, model, Part("MeanSquaredError"))
             validation = (fold.x_validation, fold.y_validation)
-            trained.fit(fold.x_train, fold.y_train, epochs=epochs, batch_size=32, validation_data=validation, verbose=0)
+            trained.fit(x, y, epochs=epochs, batch_size=32, validation_data=validation, verbose=0)
             trained.predict(fold.x_test, verbose=0)
     return time.perf_counter() - started
 
 
 def by_study(candidates, rows, seeds, epochs):
-    from minimand.study import Settings, mlp
+    from minimand.study import mlp
     from minimand.study._engines import divided, train
     from minimand.study._problem import Problem
+    from minimand.study._settings import Settings
 
     data = table(rows)
     started = time.perf_counter()

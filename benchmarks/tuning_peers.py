@@ -22,9 +22,9 @@ RATES, DECAYS = (2e-4, 2e-2), (1e-4, 1.0)
 
 def folds():
     from minimand.study import load_data
-    from minimand.study._tuning import _SEED
+    from minimand.study._problem import TUNING_SPLIT
 
-    return [load_data("diabetes").fold(_SEED + split) for split in range(SPLITS)]
+    return [load_data("diabetes").fold(TUNING_SPLIT + split) for split in range(SPLITS)]
 
 
 def by_fit(every, rate, decay):
@@ -35,13 +35,14 @@ def by_fit(every, rate, decay):
 
     total = 0.0
     for fold in every:
-        model = mlp(fold.x_train.shape[1], 1)
+        x, y = fold.x_train, fold.y_train
+        model = mlp(fold.input_shape, 1)
         model.compile(keras.optimizers.Adam(rate, weight_decay=decay), "mse", metrics=["mae"])
-        rows = len(fold.x_train) // BATCH * BATCH
+        rows = len(x) // BATCH * BATCH
         validation = (fold.x_validation, fold.y_validation)
-        data = fold.x_train[:rows], fold.y_train[:rows]
-        history = model.fit(*data, epochs=EPOCHS, batch_size=BATCH, validation_data=validation, verbose=0)
-        total += min(history.history["val_mae"]) * fold.target_scale
+        history = model.fit(x[:rows], y[:rows], epochs=EPOCHS, batch_size=BATCH, validation_data=validation, verbose=0)
+        ((_, scale),) = fold.scaling
+        total += min(history.history["val_mae"]) * scale[0]
     return total / len(every)
 
 
@@ -73,7 +74,7 @@ def keras_tuner(trials):
 
             hp.Float("learning_rate", *RATES, sampling="log")
             hp.Float("weight_decay", *DECAYS, sampling="log")
-            model = mlp(10, 1)
+            model = mlp((10,), 1)
             model.compile(keras.optimizers.Adam(), "mse")
             return model
 
@@ -89,10 +90,11 @@ def minimand(trials):
     from functools import partial
     from pathlib import Path
 
-    from minimand.study import Candidate, Settings, Tuning, load_data, mlp
+    from minimand.study import Candidate, Tuning, load_data, mlp
     from minimand.study._engines import train
     from minimand.study._problem import Problem
     from minimand.study._results import Storage
+    from minimand.study._settings import Settings
     from minimand.study._tuning import tune
 
     problem = Problem(load_data("diabetes"), mlp, Settings(epochs=EPOCHS, batch_size=BATCH))

@@ -27,14 +27,17 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTRAOP_THREADS", "1")
 os.environ.setdefault("TF_NUM_INTEROP_THREADS", "1")
 
-import keras
 import numpy as np
 import pytest
 
-BACKEND = keras.backend.backend()
+# The process that hands tests to the workers needs no Keras, and hands them out seconds earlier without it.
+BACKEND = os.environ.get("KERAS_BACKEND")
+if not BACKEND:
+    import keras
+
+    BACKEND = keras.backend.backend()
 
 # A tenth of the time was spent in looking for garbage among what is imported and compiled.
-gc.freeze()
 gc.set_threshold(50_000, 20, 20)
 
 
@@ -61,11 +64,16 @@ _ONCE = [
     "extension",
     "fuzz",
     "gradients_of_graphs",
+    "images",
     "in_place",
     "options",
     "refusals",
     "study_data",
     "study_folds",
+    "study_metrics",
+    "study_splits",
+    "study_targets",
+    "tables",
 ]
 collect_ignore = [] if BACKEND == "torch" else [f"test_{name}.py" for name in _ONCE]
 if BACKEND == "tensorflow":
@@ -78,7 +86,7 @@ if BACKEND != "jax":
 _SLOW_TESTS = {
     "jax": {
         "callbacks", "cli", "compatibility", "conformance", "distribution", "documentation", "endurance", "engines",
-        "gradient_measures", "ivon", "keras_callbacks", "page", "reliability", "sampling", "sparsity", "study",
+        "gradient_measures", "ivon", "keras_callbacks", "own_data", "page", "reliability", "sampling", "sparsity", "study",
         "study_models", "trainable_losses", "trainer", "trainer_equals_fit", "tuning", "variational_weight_noise",
         "vectorized",
     },
@@ -87,6 +95,7 @@ _SLOW_TESTS = {
 
 
 def pytest_collection_modifyitems(items):
+    gc.freeze()
     if BACKEND in _SLOW_TESTS:
         files = {f"test_{name}.py" for name in _SLOW_TESTS[BACKEND]}
         items[:] = [item for item in items if item.path.name in files or item.get_closest_marker("slow") is None]
@@ -94,6 +103,8 @@ def pytest_collection_modifyitems(items):
 
 @pytest.fixture(autouse=True)
 def _seeds():
+    import keras
+
     # Without its garbage collection, half a second of each test.
     keras.utils.clear_session(free_memory=False)
     keras.utils.set_random_seed(7)
@@ -107,6 +118,8 @@ def random():
 @pytest.fixture
 def float64():
     """Double precision, for finite differences."""
+    import keras
+
     before, policy = keras.config.floatx(), keras.config.dtype_policy()
     keras.config.set_floatx("float64")
     keras.config.set_dtype_policy("float64")

@@ -41,6 +41,6 @@ def value_and_gradient(trainer, x, y):
     return compiled(trainer.value_and_gradient)(x, y)
 
 
-def one_layer(features, outputs):
+def one_layer(input_shape, outputs):
     """The network of a study whose training is not what is tested: it compiles in less time than `mlp`."""
-    return keras.Sequential([keras.Input((features,)), layers.Dense(outputs, "linear" if outputs == 1 else "softmax")])
+    return keras.Sequential([keras.Input(input_shape), layers.Dense(outputs, "linear" if outputs == 1 else "softmax")])

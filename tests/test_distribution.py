@@ -8,15 +8,15 @@ import keras
 import numpy as np
 import pytest
 
+from tests.helpers import WITHOUT_TENSORFLOW
+
 # Each test compiles for several devices.
 pytestmark = pytest.mark.slow
 
-COMMON = """
-import keras, minimand, sys, numpy as np
-
-if keras.backend.backend() != "tensorflow":
-    # Keras imports it wherever it is installed, which takes long.
-    sys.modules["tensorflow"] = None
+COMMON = (
+    WITHOUT_TENSORFLOW
+    + """
+import minimand, numpy as np
 
 x = np.random.default_rng(0).normal(size=(128, 8)).astype("float32")
 
@@ -30,6 +30,7 @@ def trainer(*layers, optimizer=keras.optimizers.Adam, loss=minimand.losses.Adapt
 def losses(trainer):
     return trainer.fit(x, x[:, :1], batch_size=32, epochs=4, shuffle=False, verbose=0).history["loss"]
 """
+)
 
 # What each distribution's line starts with is the number of devices that a weight is on.
 KERAS_DISTRIBUTION = """
@@ -48,7 +49,7 @@ def distributed(distribution):
         transforms=[
             minimand.transforms.WeightNoise(0.05, seed=1),
             minimand.transforms.WeightPenalty("l2"),
-            minimand.transforms.GradientVariancePenalty(1e-3, estimator="micro_batch"),
+            minimand.transforms.GradientVariancePenalty(1e-3, estimator="micro_batch", micro_batches=3),
         ],
     )
     history = losses(everything)
@@ -76,11 +77,13 @@ def statistics(distribution):
         measured = trainer(
             keras.layers.LayerNormalization(),
             loss=lambda: "mse",
-            transforms=[minimand.transforms.MeasureGradient(every=2, estimator=estimator, seed=1)],
+            transforms=[minimand.transforms.MeasureGradient(every=2, estimator=estimator, micro_batches=3, seed=1)],
         )
         history = measured.fit(x, x[:, :1], batch_size=32, shuffle=False, verbose=0).history
         found += [history[f"gradient_{key}"][0] for key in ("norm", "variance", "signal_to_noise")]
-        moments = minimand.gradients.gradient_moments(measured, x, x[:, :1], estimator=estimator, seed=2)
+        moments = minimand.gradients.gradient_moments(
+            measured, x, x[:, :1], estimator=estimator, micro_batches=3, seed=2
+        )
         found += [moments.trace, moments.squared_norm, moments.variance_along_mean]
     return len(measured.model.weights[0].value.sharding.device_set), *found
 
@@ -98,7 +101,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 x = np.concatenate([x.reshape(4, 32, 8)[:, :16]] * 2, axis=1).reshape(128, 8)
 
 def weighted():
-    return minimand.losses.StandardizedIRLS(minimand.losses.AdaptiveRobust())
+    return minimand.losses.StandardizedIRLS("mean_absolute_error")
 
 def tail():
     return minimand.losses.CVaR("mean_squared_error", 0.5)

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from minimand import backend
-from minimand.study import Candidate, LocalEngine, Part, ProcessesEngine, RayEngine, Settings, Study, StudyError
+from minimand.study import Candidate, LocalEngine, Part, ProcessesEngine, RayEngine, Study, StudyError
 from minimand.study._engines import engine_named
 from tests.helpers import told
 from tests.small_networks import one_layer
@@ -15,7 +15,7 @@ from tests.small_networks import one_layer
 pytestmark = pytest.mark.slow
 
 CANDIDATES = (Candidate("baseline"), Candidate("noise", transforms=(Part("WeightNoise", {"stddev": 0.1}),)))
-SETTINGS = Settings(seeds=2, epochs=2)
+SETTINGS = {"candidates": CANDIDATES, "seeds": 2, "epochs": 2}
 
 
 def numbers(study):
@@ -24,7 +24,7 @@ def numbers(study):
 
 def ran(folder, engine, build_model=one_layer):
     told = {candidate.name: 0 for candidate in CANDIDATES}
-    study = Study(build_model, "iris", CANDIDATES, SETTINGS, folder=folder, engine=engine)
+    study = Study(build_model, "iris", folder=folder, engine=engine, **SETTINGS)
 
     def count(name, epochs):
         told[name] += epochs
@@ -42,11 +42,11 @@ class Once:
     def __init__(self, mark):
         self.mark = mark
 
-    def __call__(self, features, outputs):
+    def __call__(self, input_shape, outputs):
         if os.getpid() != self.parent() and not self.mark.exists():
             self.mark.touch()
             os.kill(os.getpid(), signal.SIGKILL)
-        return one_layer(features, outputs)
+        return one_layer(input_shape, outputs)
 
     def parent(self):
         return int(self.mark.with_suffix(".parent").read_text())
@@ -66,9 +66,9 @@ def test_processes_give_the_same_numbers_and_one_that_is_killed_is_replaced(tmp_
 
 
 class Always(Once):
-    def __call__(self, features, outputs):
+    def __call__(self, input_shape, outputs):
         self.mark.unlink(missing_ok=True)
-        return super().__call__(features, outputs)
+        return super().__call__(input_shape, outputs)
 
 
 @pytest.mark.skipif(backend.name != "jax", reason="processes take long to start; this is the same on all backends")
@@ -77,7 +77,7 @@ def test_processes_that_keep_dying_are_an_error(tmp_path, monkeypatch):
     monkeypatch.setattr("minimand.study._engines._DEATHS", 1)
     dying_once(tmp_path / "dying")
     always = Always(tmp_path / "dying" / "mark")
-    study = Study(always, "iris", CANDIDATES, SETTINGS, folder=tmp_path / "s", engine=ProcessesEngine(1))
+    study = Study(always, "iris", folder=tmp_path / "s", engine=ProcessesEngine(1), **SETTINGS)
     with told(StudyError, ["died 1 times", "--workers", "kept"]):
         study.run()
 

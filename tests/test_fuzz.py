@@ -10,8 +10,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from minimand import cli
-from minimand.study import Settings, StudyError, load_data
-from minimand.study._candidates import choose, default_candidates, read_candidates
+from minimand.study import StudyError, default_candidates, load_data, read_candidates, target_of
+from minimand.study._candidates import choose, resolved
+from minimand.study._metrics import Metrics
+from minimand.study._settings import Settings
 
 # Hypothesis draws hundreds of inputs.
 pytestmark = pytest.mark.slow
@@ -42,7 +44,7 @@ def check_usable(path, task=None):
     data = attempt(load_data, str(path), target="y", task=task)
     if data is not None:
         for fraction in (0.0, 0.5):
-            fold = data.fold(0, fraction)
+            fold = data.fold(0, corrupt_targets=fraction)
             for part in (fold.x_train, fold.x_validation, fold.x_test, fold.y_train, fold.y_validation, fold.y_test):
                 assert np.isfinite(part).all()
                 assert len(part) > 0
@@ -137,15 +139,25 @@ NUMBERS = st.one_of(st.integers(-3, 10**6), st.floats(), st.just("many"), st.non
 
 
 @fuzzed
-@given(seeds=NUMBERS, epochs=NUMBERS, batch=NUMBERS, corrupt=NUMBERS, patience=NUMBERS, metric=st.text(max_size=5))
-def test_settings_of_odd_numbers(seeds, epochs, batch, corrupt, patience, metric):
-    attempt(Settings, seeds, epochs, batch, corrupt, metric, patience)
+@given(
+    seeds=NUMBERS,
+    repeats=NUMBERS,
+    epochs=NUMBERS,
+    batch=NUMBERS,
+    corrupt=NUMBERS,
+    patience=NUMBERS,
+    metric=st.text(max_size=5),
+)
+def test_settings_of_odd_numbers(seeds, repeats, epochs, batch, corrupt, patience, metric):
+    attempt(Settings, seeds, epochs, batch, corrupt, metric, patience=patience, repeats=repeats)
+    attempt(Metrics, [target_of([0.5, 1.5])], metric, metric)
 
 
 @fuzzed
 @given(names=st.lists(st.text(max_size=8), max_size=3))
 def test_names_of_candidates(names):
     attempt(choose, names, default_candidates())
+    attempt(resolved, names)
 
 
 @pytest.mark.parametrize("name", ["a" * 300, "x\x00y", "~", "."])
@@ -153,7 +165,7 @@ def test_paths_that_are_none(name):
     assert attempt(load_data, name, target="y") is None
 
 
-FLAGS = {"as_json": "--json", "prune": "--prune"}
+FLAGS = {"as_json": "--json", "prune": "--prune", "augment": "--augment"}
 WORDS = st.one_of(
     st.text(string.printable, max_size=6),
     st.integers(-2, 10**12).map(str),
@@ -190,12 +202,12 @@ def test_options_of_the_command(options, flags, data, tmp_path, monkeypatch, cap
     class Trains(Exception):
         pass
 
-    def train(comparing, console):
+    def train(comparing, *arguments, **named):
         raise Trains
 
     given_options = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(cli, "_train", train)
+    monkeypatch.setattr(cli.Study, "run", train)
     monkeypatch.setattr(sys, "argv", ["minimand", "study", *given_options, *flags, "--", data])
     with pytest.raises((SystemExit, Trains)) as ended:
         cli.main()

@@ -26,8 +26,12 @@ def distance_to(target):
     return scale * np.eye(len(target)), scale * target
 
 
-def minimum(x, y, penalty, rate=0.05, steps=20_000):
-    """The minimum of the loss plus the (sparse) group lasso of the rows, by proximal gradient steps in NumPy."""
+def minimum(x, y, penalty, rate=0.2, steps=2000):
+    """The minimum of the loss plus the (sparse) group lasso of the rows, by proximal gradient steps in NumPy.
+
+    Here x'x/n has eigenvalues from 0.078 to 4.06: steps converge for rates below 2/4.06, and the error shrinks by
+    1 - 0.2 * 0.078 in each, to 1e-13 in all.
+    """
     strength, ratio = penalty.strength, getattr(penalty, "l1_ratio", 0.0)
     product, constant = x.T @ x / len(x), x.T @ y / len(x)
     w = np.zeros((FEATURES, OUTPUTS))
@@ -59,15 +63,15 @@ def cosine(rate, steps):
 
 
 OPTIMIZERS = {
-    "sgd": lambda n: keras.optimizers.SGD(0.1),
-    "momentum": lambda n: keras.optimizers.SGD(0.02, momentum=0.8),
-    "nesterov": lambda n: keras.optimizers.SGD(0.02, momentum=0.8, nesterov=True),
-    "adam": lambda n: keras.optimizers.Adam(cosine(0.05, n), epsilon=1e-3),
-    "amsgrad": lambda n: keras.optimizers.AdamW(cosine(0.05, n), amsgrad=True, weight_decay=0.0, epsilon=1e-3),
-    "nadam": lambda n: keras.optimizers.Nadam(0.02, epsilon=1e-2),
-    "adamax": lambda n: keras.optimizers.Adamax(cosine(0.05, n), epsilon=1e-2),
-    "rmsprop": lambda n: keras.optimizers.RMSprop(0.01, momentum=0.5, epsilon=1e-2),
-    "adagrad": lambda n: keras.optimizers.Adagrad(0.2),
+    "sgd": lambda n: keras.optimizers.SGD(0.4),
+    "momentum": lambda n: keras.optimizers.SGD(0.1, momentum=0.8),
+    "nesterov": lambda n: keras.optimizers.SGD(0.1, momentum=0.8, nesterov=True),
+    "adam": lambda n: keras.optimizers.Adam(cosine(0.1, n), epsilon=1e-3),
+    "amsgrad": lambda n: keras.optimizers.AdamW(cosine(0.1, n), amsgrad=True, weight_decay=0.0, epsilon=1e-3),
+    "nadam": lambda n: keras.optimizers.Nadam(0.05, epsilon=1e-2),
+    "adamax": lambda n: keras.optimizers.Adamax(cosine(0.1, n), epsilon=1e-2),
+    "rmsprop": lambda n: keras.optimizers.RMSprop(0.02, momentum=0.5, epsilon=1e-2),
+    "adagrad": lambda n: keras.optimizers.Adagrad(0.5),
 }
 GROUPS, SPARSE_GROUPS = GroupLasso(0.15, "input"), SparseGroupLasso(0.25, 0.5, "input")
 CASES = [*((name, GROUPS) for name in OPTIMIZERS), ("momentum", SPARSE_GROUPS), ("adam", SPARSE_GROUPS)]
@@ -79,7 +83,7 @@ def test_every_optimizer_finds_the_minimum_of_loss_and_penalty(case, random):
     x, y = problem(random)
     expected = minimum(x, y, penalty)
     assert 1 <= (expected == 0).all(axis=1).sum() < FEATURES
-    found = trained(Proximal(OPTIMIZERS[name](400), penalty), x, y, 400)
+    found = trained(Proximal(OPTIMIZERS[name](200), penalty), x, y, 200)
     np.testing.assert_allclose(found, expected, atol=2e-3)
     np.testing.assert_array_equal((found == 0).all(axis=1), (expected == 0).all(axis=1))
 
@@ -99,10 +103,10 @@ def test_decoupled_steps_find_the_minimum_for_sgd_and_another_for_adam(random):
     """Adam stops where rate / sqrt(v) g = -rate * subgradient, so its strength is multiplied by sqrt(v)."""
     x, y = problem(random)
     expected = minimum(x, y, GROUPS)
-    by_sgd = Proximal(keras.optimizers.SGD(0.1), GROUPS, metric="learning_rate")
-    np.testing.assert_allclose(trained(by_sgd, x, y, 400), expected, atol=2e-3)
-    by_adam = Proximal(keras.optimizers.Adam(cosine(0.05, 400), epsilon=1e-3), GROUPS, metric="learning_rate")
-    assert np.abs(trained(by_adam, x, y, 400) - expected).max() > 0.02
+    by_sgd = Proximal(keras.optimizers.SGD(0.4), GROUPS, metric="learning_rate")
+    np.testing.assert_allclose(trained(by_sgd, x, y, 200), expected, atol=2e-3)
+    by_adam = Proximal(keras.optimizers.Adam(cosine(0.1, 200), epsilon=1e-3), GROUPS, metric="learning_rate")
+    assert np.abs(trained(by_adam, x, y, 200) - expected).max() > 0.02
 
 
 def test_boxes_and_pieces_are_exact(random):
@@ -112,7 +116,8 @@ def test_boxes_and_pieces_are_exact(random):
     np.testing.assert_allclose(boxed, np.clip(target, -0.5, 1.0), atol=1e-6)
     assert boxed.min() == np.float32(-0.5)
     assert boxed.max() == 1.0
-    equal = trained(Proximal(keras.optimizers.Adam(0.05), TotalVariation(10.0, 1)), *distance_to(target), 250)
+    adam = keras.optimizers.Adam(0.2, beta_1=0.5)
+    equal = trained(Proximal(adam, TotalVariation(10.0, 1)), *distance_to(target), 60)
     assert (np.diff(equal, axis=1) == 0).all()
     np.testing.assert_allclose(equal[:, 0], target.mean(axis=1), atol=1e-3)
 

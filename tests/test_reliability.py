@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from minimand.study import Candidate, LocalEngine, Part, Settings, Study, StudyError, Tuning
+from minimand.study import Candidate, LocalEngine, Part, Study, StudyError, Tuning
 from tests.helpers import told
 from tests.small_networks import one_layer
 from tests.test_tuning import stored_trials
@@ -25,7 +25,7 @@ RUNS = [f"{candidate.name}-{seed}.json" for candidate in sorted(CANDIDATES, key=
 
 
 def study(folder):
-    return Study(one_layer, "iris", CANDIDATES, Settings(seeds=3, epochs=3), folder=folder, engine=LocalEngine())
+    return Study(one_layer, "iris", candidates=CANDIDATES, seeds=3, epochs=3, folder=folder, engine=LocalEngine())
 
 
 def run(folder):
@@ -33,8 +33,8 @@ def run(folder):
 
 
 def tuning_study(folder):
-    settings, tuning = Settings(seeds=2, epochs=2), Tuning(8, splits=1)
-    return Study(one_layer, "iris", CANDIDATES[:1], settings, folder=folder, engine=LocalEngine(), tuning=tuning)
+    arguments = {"seeds": 2, "epochs": 2, "engine": LocalEngine(), "tuning": Tuning(8, splits=1)}
+    return Study(one_layer, "iris", candidates=CANDIDATES[:1], folder=folder, **arguments)
 
 
 def tune(folder):

@@ -10,22 +10,22 @@ import polars as pl
 import pytest
 
 from minimand.study import (
+    Candidate,
     LocalEngine,
-    Settings,
+    Part,
     Study,
     StudyError,
     default_candidates,
     load_data,
     load_results,
     mlp,
-    results_figure,
-    results_table,
 )
-from minimand.study._candidates import Candidate, Part, choose
 from minimand.study._engines import train
 from minimand.study._problem import Problem
+from minimand.study._settings import Settings
 from minimand.study._training import FINISHED, Work, train_in_a_loop
 from tests.helpers import told
+from tests.small_networks import one_layer
 
 
 def trained(candidate, data, seeds, **settings):
@@ -86,6 +86,7 @@ def test_orders_are_permutations_of_whole_batches_anew_each_epoch():
     assert first.shape == (264 // 32, 32)
     assert len(np.unique(first)) == first.size
     assert not np.array_equal(first, second)
+    assert set(first.ravel()) | set(second.ravel()) <= set(problem.fold(0).split.train)
     np.testing.assert_array_equal(first, problem.order(0, 0))
     assert Problem(load_data("diabetes"), mlp, Settings(batch_size=1000)).order(0, 0).shape == (1, 264)
 
@@ -99,10 +100,8 @@ def test_patience_ends_a_run():
 
 
 def small(folder, **settings):
-    candidates = (default_candidates()[0], EVERYTHING)
-    model = settings.pop("model", mlp)
-    settings = Settings(**{"seeds": 2, "epochs": 2, **settings})
-    return Study(model, "iris", candidates, settings, folder=folder, engine=LocalEngine())
+    settings = {"seeds": 2, "epochs": 2, **settings}
+    return Study(mlp, "iris", candidates=[EVERYTHING], folder=folder, engine=LocalEngine(), **settings)
 
 
 @pytest.fixture(scope="module")
@@ -148,10 +147,46 @@ def test_an_interrupted_study_resumes_with_the_same_numbers(finished, tmp_path):
 
 
 @pytest.mark.slow
+def test_repeats_metrics_and_more_seeds_go_on_with_what_is_stored(tmp_path):
+    """Repeats share a split. A metric that no run has is measured anew, on the same predictions."""
+
+    def found(**settings):
+        arguments = {"seeds": 2, "repeats": 2, "epochs": 1, "folder": tmp_path / "s", "engine": LocalEngine()}
+        study = Study(one_layer, "diabetes", candidates=["weight-noise"], **{**arguments, **settings})
+        count = 0
+
+        def trained(name, epochs):
+            nonlocal count
+            count += epochs
+
+        results = study.run(trained)
+        # Progress counts every run once.
+        assert count == len(results.runs)
+        return results
+
+    first = found()
+    assert [run.split for run in first.runs] == [0, 0, 1, 1] * 2
+    weights = [run.test["mae"] for run in first.runs]
+    assert len(set(weights)) == len(weights)
+    paired = np.subtract(weights[4:], weights[:4]).reshape(2, 2).mean(axis=1)
+    difference = first.comparison.rows[1].differences["mae"]
+    assert (difference.mean, difference.pairs) == (pytest.approx(paired.mean()), 2)
+    assert first.figure("differences").startswith("<svg")
+    other = found(metric="pinball_0.9")
+    assert other.metric.key == "pinball_0.9"
+    assert [run.test["mae"] for run in other.runs] == pytest.approx(weights, rel=1e-5)
+    more = found(seeds=3)
+    assert len(more.runs) == 2 * 3 * 2
+    assert more.table()["mae"][0] == pytest.approx(np.mean([run.test["mae"] for run in more.runs[:6]]))
+    assert load_results(tmp_path / "s").verdict == more.verdict
+
+
+@pytest.mark.slow
 def test_a_diverged_run_is_recorded_and_told(tmp_path):
     diverging = Candidate("diverging", optimizer=Part("SGD", {"learning_rate": 1e30}))
-    candidates = (default_candidates()[0], diverging)
-    study = Study(mlp, "diabetes", candidates, Settings(seeds=2, epochs=3), folder=tmp_path / "s", engine=LocalEngine())
+    study = Study(
+        mlp, "diabetes", candidates=[diverging], seeds=2, epochs=3, folder=tmp_path / "s", engine=LocalEngine()
+    )
     comparison = study.run().comparison
     assert comparison.rows[1].diverged == 2
     assert all(run.status == FINISHED for run in study.results.runs if run.candidate == "baseline")
@@ -166,8 +201,10 @@ def test_a_diverged_run_is_recorded_and_told(tmp_path):
         ({"epochs": 0}, ["--epochs"]),
         ({"batch_size": 0}, ["--batch-size"]),
         ({"patience": 0}, ["--patience", "1"]),
+        ({"repeats": 0}, ["--repeats", "1"]),
         ({"corrupt_targets": 1.0}, ["--corrupt-targets", "1.0"]),
         ({"metric": "rmse"}, ["--metric", "accuracy", "'rmse'"]),
+        ({"select": "rmse"}, ["--select", "log_loss", "'rmse'"]),
         ({"epochs": True}, ["--epochs", "True"]),
         ({"seeds": 2.0}, ["--seeds", "whole number", "2.0"]),
         ({"corrupt_targets": False}, ["--corrupt-targets", "False"]),
@@ -181,7 +218,6 @@ def test_bad_settings_are_told(settings, words, tmp_path):
 @pytest.mark.parametrize(
     ("names", "words"),
     [
-        ([], ["needs candidates"]),
         (["baseline", "a/b"], ["'a/b'", "letters"]),
         (["baseline", ""], ["''", "letters"]),
         (["baseline", None], ["None", "letters"]),
@@ -191,22 +227,46 @@ def test_bad_settings_are_told(settings, words, tmp_path):
 )
 def test_candidates_have_names_of_their_own_that_files_can_have(names, words, tmp_path):
     with told(StudyError, words):
-        Study(mlp, "iris", [Candidate(name) for name in names], folder=tmp_path / "s")
+        Study(mlp, "iris", candidates=[Candidate(name) for name in names], folder=tmp_path / "s")
     assert not (tmp_path / "s").exists()
+
+
+def test_the_baseline_comes_first_and_names_are_default_candidates(tmp_path):
+    def compared(candidates):
+        return Study(
+            mlp, "iris", candidates=candidates, folder=tmp_path / str(len(list(tmp_path.iterdir())))
+        ).candidates
+
+    usual, by_name = default_candidates()[0], {c.name: c for c in default_candidates()}
+    own, other = Candidate("baseline", loss="Huber"), Candidate("other", loss="Huber")
+    assert compared([]) == (usual,)
+    assert compared([other, "weight-noise"]) == (
+        usual,
+        other,
+        dataclasses.replace(by_name["weight-noise"], optional=False),
+    )
+    assert compared([other, own]) == (own, other)
+    assert [c.name for c in compared(None)] == list(by_name)
+    for wrong, words in (
+        (["weight-nose"], ["'weight-nose'", "Did you mean 'weight-noise'"]),
+        ("weight-noise", ["`candidates` must be a list", "'weight-noise'"]),
+        ([3], ["Received: 3"]),
+    ):
+        with told(StudyError, words):
+            compared(wrong)
 
 
 @pytest.mark.parametrize("rate", [0.0, "fast", 0.1])
 def test_a_candidate_that_cannot_be_compiled_is_told_before_anything_is_trained(rate, tmp_path):
     """0.1 as well: squared error has nothing that learns."""
-    candidates = (Candidate("baseline"), Candidate("learner", loss_learning_rate=rate))
     with told(StudyError, ["'learner'", "learning_rate"]):
-        Study(mlp, "iris", candidates, folder=tmp_path / "s")
+        Study(mlp, "iris", candidates=[Candidate("learner", loss_learning_rate=rate)], folder=tmp_path / "s")
     assert not (tmp_path / "s").exists()
 
 
-def normalised(features, outputs):
+def normalised(input_shape, outputs):
     layers = [keras.layers.Dense(8), keras.layers.BatchNormalization(), keras.layers.Dense(outputs, "softmax")]
-    return keras.Sequential([keras.Input((features,)), *layers])
+    return keras.Sequential([keras.Input(input_shape), *layers])
 
 
 @pytest.mark.slow
@@ -216,22 +276,22 @@ def test_optional_candidates_that_refuse_the_network_are_left_out(tmp_path):
     penalty, noise = (c for c in default_candidates() if c.name in ("gradient-variance-penalty", "weight-noise"))
     exact = Part("GradientVariancePenalty", {"strength": 1e-3, "estimator": "exact"})
     penalty = dataclasses.replace(penalty, transforms=(exact,))
-    settings, baseline = Settings(seeds=2, epochs=1), default_candidates()[0]
-    study = Study(normalised, "iris", (baseline, penalty, noise), settings, folder=tmp_path / "s", engine=LocalEngine())
+    settings = {"seeds": 2, "epochs": 1, "engine": LocalEngine()}
+    study = Study(normalised, "iris", candidates=[penalty, noise], folder=tmp_path / "s", **settings)
     assert [c.name for c in study.candidates] == ["baseline", "weight-noise"]
     words = ["GradientVariancePenalty", "batch_normalization", "micro_batch"]
     assert all(word in study.left_out["gradient-variance-penalty"] for word in words)
     page = write_page(study.run(), tmp_path / "s").read_text()
     assert "gradient-variance-penalty: GradientVariancePenalty" in page[page.index("<h2>Left out") :]
-    assert "<p>gradient-variance-penalty was left out: GradientVariancePenalty" in study._repr_html_()
-    # What a user names is not left out.
-    named = choose(["gradient-variance-penalty"], [penalty])
-    with told(StudyError, ["candidate 'gradient-variance-penalty'", *words]):
-        Study(normalised, "iris", named, settings, folder=tmp_path / "t")
-    with told(StudyError, ["candidate 'gradient-variance-penalty'", *words]):
-        Study(normalised, "iris", (penalty, baseline, noise), settings, folder=tmp_path / "t")
-    with told(StudyError, ["No candidate suits the network", *words]):
-        Study(normalised, "iris", (baseline, penalty), settings, folder=tmp_path / "t")
+    assert "<p>gradient-variance-penalty was left out: GradientVariancePenalty" in study.results._repr_html_()
+    # What a user names is not left out, and nor is a baseline.
+    for named, words_of_name in (
+        ([dataclasses.replace(penalty, optional=False), noise], ["candidate 'gradient-variance-penalty'", *words]),
+        ([dataclasses.replace(penalty, name="baseline"), noise], ["candidate 'baseline'", *words]),
+        ([penalty], ["No candidate suits the network", *words]),
+    ):
+        with told(StudyError, words_of_name):
+            Study(normalised, "iris", candidates=named, folder=tmp_path / "t", **settings)
     assert not (tmp_path / "t").exists()
 
 
@@ -294,26 +354,28 @@ def test_the_page_is_the_same_from_what_is_stored(finished, tmp_path):
 def test_a_study_in_a_notebook(finished):
     study = small(finished)
     with told(StudyError, ["run()"]):
-        study.table()
+        study.results  # noqa: B018
     results = study.run()
-    table = study.table()
+    assert study.results is results
+    table = results.table()
     assert table["candidate"].to_list() == ["baseline", "everything"]
     runs = [run.test["accuracy"] for run in results.runs if run.candidate == "everything"]
     assert table["accuracy"][1] == pytest.approx(np.mean(runs))
     assert table["difference"][1] == pytest.approx(table["accuracy"][1] - table["accuracy"][0])
     for name in ("differences", "cost", "curves"):
-        assert study.figure(name)._repr_html_().startswith("<svg")
-    assert study.figure("logs", "everything").startswith("<svg")
-    assert study.figure("sensitivity", "everything") == ""
+        assert results.figure(name)._repr_html_().startswith("<svg")
+    assert results.figure("logs", "everything").startswith("<svg")
+    assert results.figure("sensitivity", "everything") == ""
     with told(StudyError, ["'scatter'", "curves"]):
-        study.figure("scatter")
+        results.figure("scatter")
     with told(StudyError, ["'logs' of 'nobody'", "of a candidate: logs"]):
-        study.figure("logs", "nobody")
-    assert "baseline" in study._repr_html_()
-    assert study._repr_html_() == results._repr_html_()
-    assert results_table(results).equals(study.table())
-    assert results_figure(results, "curves") == study.figure("curves")
-    assert study._repr_html_().startswith("<p>")
+        results.figure("logs", "nobody")
+    assert "baseline" in results._repr_html_()
+    stored = load_results(finished)
+    assert results._repr_html_() == stored._repr_html_()
+    assert stored.table().equals(table)
+    assert stored.figure("curves") == results.figure("curves")
+    assert results._repr_html_().startswith("<p>")
 
 
 def test_a_folder_without_results_is_told(finished, tmp_path):

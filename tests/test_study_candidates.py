@@ -1,18 +1,23 @@
 """Candidates of a study: default ones, and those of files."""
 
+import re
+
 import keras
 import pytest
 
-from minimand.study import StudyError, default_candidates, read_candidates
+import minimand
+from minimand.study import Part, StudyError, default_candidates, read_candidates
 from minimand.study._candidates import choose
 from tests.helpers import told
+
+USUAL = Part("MeanSquaredError")
 
 
 def test_default_candidates_build_and_print_as_code_that_builds_the_same():
     for candidate in default_candidates():
-        for part in (candidate.loss_for("regression"), *candidate.transforms, candidate.optimizer):
+        for part in (candidate.loss_for(USUAL), *candidate.transforms, candidate.optimizer):
             built = part.build()
-            evaluated = eval(part.code(), {"keras": keras, "minimand": __import__("minimand")})
+            evaluated = eval(part.code(), {"keras": keras, "minimand": minimand})
             assert type(evaluated) is type(built)
 
 
@@ -26,12 +31,51 @@ def test_candidates_from_toml(tmp_path):
     (candidate,) = read_candidates(path)
     assert candidate.search == {"transforms.0.stddev": [0.1, 1]}
     assert candidate.optional
-    assert "loss_learning_rate=0.1," in candidate.code("regression")
-    assert candidate.code("regression").count("keras.losses.Huber()") == 1
+    assert "loss_learning_rate=0.1," in candidate.code(USUAL)
+    assert candidate.code(USUAL).count("keras.losses.Huber()") == 1
     assert "minimand.transforms.WeightPenalty(regularizer=keras.regularizers.L2(l2=0.1))" in candidate.code(
         "regression"
     )
     assert [c.name for c in choose(["strong"], [candidate])] == ["baseline", "strong"]
+
+
+OBJECTS = [
+    (lambda: keras.losses.Huber(0.5), "keras.losses.Huber(delta=0.5)"),
+    (lambda: keras.losses.CosineSimilarity(axis=0), "keras.losses.CosineSimilarity(axis=0)"),
+    (lambda: keras.losses.MeanSquaredError(), "keras.losses.MeanSquaredError()"),
+    (lambda: minimand.losses.GeneralRobust(1.5, 2.0), "minimand.losses.GeneralRobust(alpha=1.5, scale=2.0)"),
+    (lambda: keras.optimizers.Adam(0.002), "keras.optimizers.Adam(learning_rate=0.002)"),
+    (
+        lambda: minimand.optimizers.SNRScaling(keras.optimizers.SGD(0.1, momentum=0.9), beta=0.5),
+        "minimand.optimizers.SNRScaling(optimizer=keras.optimizers.SGD(learning_rate=0.1, momentum=0.9), beta=0.5)",
+    ),
+    (
+        lambda: keras.optimizers.SGD(keras.optimizers.schedules.CosineDecay(0.1, 10)),
+        "keras.optimizers.SGD(learning_rate=keras.optimizers.schedules.CosineDecay("
+        "initial_learning_rate=0.1, decay_steps=10))",
+    ),
+    (
+        lambda: minimand.transforms.WeightPenalty(keras.regularizers.L2(0.5)),
+        "minimand.transforms.WeightPenalty(regularizer=keras.regularizers.L2(l2=0.5))",
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "code"), OBJECTS, ids=[code for _, code in OBJECTS])
+def test_objects_become_parts_that_build_the_same(make, code, random):
+    made = make()
+    part = Part.of(made)
+    evaluated = eval(part.code(), {"keras": keras, "minimand": minimand})
+    assert {type(each) for each in (part.build(), evaluated)} == {type(made)}
+    assert part.code() == Part.of(evaluated).code() == code
+    for each in (part.build(), evaluated):
+        # But for the names of optimizers, which Keras numbers.
+        configs = [re.sub(r"'name': '\w+'", "", repr(one.get_config())) for one in (each, made)]
+        assert configs[0] == configs[1]
+    if isinstance(made, keras.losses.Loss):
+        y, predicted = random.normal(size=(2, 8, 3)).astype("float32")
+        assert float(part.build()(y, predicted)) == float(made(y, predicted))
+    assert Part.from_dict(part.to_dict()) == part
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,11 @@
-"""Data of a study: files, inference, and what is refused."""
-
-import datetime
+"""Data of a study from files: what is read of a table, an NPZ file and a folder of images, and what is refused."""
 
 import numpy as np
 import polars as pl
 import pytest
+from PIL import Image
 
-from minimand.study import Data, StudyError, load_data
+from minimand.study import StudyError, array_data, load_data
 from tests.helpers import told
 
 
@@ -16,17 +15,27 @@ def frame(rows=60, **columns):
     return pl.DataFrame({"target": random.normal(size=rows), **columns})
 
 
+def written(folder, name="t.csv", **columns):
+    path = folder / name
+    frame(**columns).write_csv(path)
+    return str(path)
+
+
+def values(data):
+    return data.targets[0].values[:, 0]
+
+
 @pytest.mark.parametrize(
-    ("suffix", "write"), [("csv", "write_csv"), ("parquet", "write_parquet"), ("arrow", "write_ipc")]
-)
+    ("suffix", "write"), [("csv", "write_csv"), ("parquet", "write_parquet"), ("arrow", "write_ipc"), ("jsonl", "write_ndjson")]
+)  # fmt: skip
 def test_formats_give_equal_data(suffix, write, tmp_path):
     table = frame()
     path = tmp_path / f"table.{suffix}"
     getattr(table, write)(path)
     data = load_data(str(path), target="target")
-    assert data.task == "regression"
-    assert data.features.columns == ["a", "b"]
-    np.testing.assert_allclose(data.target, table["target"].to_numpy())
+    assert (data.task, data.name, data.rows) == ("regression", "table", 60)
+    assert data.x.columns == ["a", "b"]
+    np.testing.assert_allclose(values(data), table["target"].to_numpy())
     assert data.fold(0).x_train.shape == (36, 4)
 
 
@@ -38,33 +47,116 @@ def test_names_of_files_are_no_patterns(name, suffix, write, tmp_path):
     getattr(frame(), write)(tmp_path / f"{name}.{suffix}")
     getattr(frame(70), write)(tmp_path / f"ab-b.{suffix}")
     data = load_data(str(tmp_path / f"{name}.{suffix}"), target="target")
-    assert (len(data.target), data.name) == (60, name)
+    assert (data.rows, data.name) == (60, name)
 
 
-def test_npz(tmp_path):
-    np.savez(tmp_path / "t.npz", X=np.random.default_rng(0).normal(size=(40, 3)), y=np.arange(40.0))
-    assert load_data(str(tmp_path / "t.npz"), target="y").features.columns == ["X_0", "X_1", "X_2"]
+def test_rows_without_a_target_are_left_out_and_told(tmp_path):
+    targets = ["N/A", "1.5", "2.5", "", "0.5"] * 12
+    data = load_data(written(tmp_path, target=targets), target="target")
+    assert data.rows == 36
+    assert set(values(data)) == {1.5, 2.5, 0.5}
+    assert "24 of 60 rows have no target 'target'" in data.notes[0]
 
 
-def test_missing_values_categories_and_constant_columns(tmp_path):
-    table = frame(c=[None, 1.0, 3.0] * 20, d=[None, "u", "v"] * 20, constant=[7] * 60)
-    table.write_csv(tmp_path / "t.csv")
+def test_numbers_with_a_few_words_are_told(tmp_path):
+    column = [str(k) for k in range(57)] + ["N/A", "unknown", "N/A"]
+    data = load_data(written(tmp_path, a=column), target="target")
+    assert data.x["a"].dtype == pl.Float64
+    assert any("'a'" in note and "'unknown'" in note for note in data.notes)
+
+
+def test_several_targets(tmp_path):
+    path = written(tmp_path, c=np.linspace(0, 1, 60))
+    data = load_data(path, target="target, c")
+    assert data.task == "regression of 2 quantities"
+    np.testing.assert_allclose(data.targets[0].values[:, 1], np.linspace(0, 1, 60))
+    assert data.x.columns == ["a", "b"]
+    with told(StudyError, ["must all be numbers", "'b'", "minimand.compare"]):
+        load_data(path, target="target,b")
+
+
+def test_a_column_with_the_values_of_the_target_is_left_out(tmp_path):
+    table = frame()
+    table.with_columns(copy=pl.col("target")).write_csv(tmp_path / "t.csv")
     data = load_data(str(tmp_path / "t.csv"), target="target")
-    assert data.notes == ("constant columns left out: constant",)
-    fold = data.fold(3)
-    # a and c as they are; b and d one-hot with three categories each, missing being one of d's
-    assert fold.x_train.shape[1] == 1 + 1 + 3 + 3
-    assert np.isfinite(np.concatenate([fold.x_train, fold.x_validation, fold.x_test])).all()
-    np.testing.assert_allclose(fold.x_train[:, :2].mean(axis=0), 0, atol=1e-5)
+    assert data.x.columns == ["a", "b"]
+    assert "column 'copy' holds the values of the target" in " ".join(data.notes)
 
 
-@pytest.mark.parametrize(
-    ("values", "task"),
-    [([0.5, 1.5] * 30, "regression"), ([0, 1] * 30, "classification"), (list(range(60)), "regression"), (["no", "yes"] * 30, "classification")],
-)  # fmt: skip
-def test_inferred_task(values, task, tmp_path):
-    frame().with_columns(target=pl.Series(values)).write_parquet(tmp_path / "t.parquet")
-    assert load_data(str(tmp_path / "t.parquet"), target="target").task == task
+def test_columns_of_groups_times_and_weights(tmp_path):
+    days = [f"2026-{1 + k // 28:02}-{1 + k % 28:02}" for k in range(60)]
+    path = written(tmp_path, site=np.arange(60) // 6, day=days, weight=np.linspace(1, 2, 60))
+    data = load_data(path, target="target", groups="site", weights="weight")
+    assert data.x.columns == ["a", "b", "day"]
+    assert data.splits.kind == "groups"
+    np.testing.assert_allclose(data.sample_weight, np.linspace(1, 2, 60))
+    for number in range(3):
+        parts = [set(np.asarray(data.splits.groups)[part]) for part in data.splits.split(number, 10)]
+        assert not parts[0] & parts[1] | parts[0] & parts[2] | parts[1] & parts[2]
+    data = load_data(path, target="target", time="day")
+    for number in range(3):
+        train, validation, test = data.splits.split(number, 3)
+        assert train.max() < validation.min() < validation.max() < test.min()
+
+
+def test_a_test_file_is_the_test_set(tmp_path):
+    path, other = written(tmp_path), tmp_path / "other.csv"
+    rows = frame(40, b=["x", "new"] * 20, extra=[1] * 40)
+    rows.write_csv(other)
+    data = load_data(path, target="target", test=str(other))
+    assert (data.rows, data.splits.kind) == (100, "test")
+    np.testing.assert_array_equal(data.splits.split(0, 10).test, np.arange(60, 100))
+    np.testing.assert_allclose(values(data)[60:], rows["target"].to_numpy())
+    # A category of the test file only is in none of the columns.
+    assert data.fold(0).x.shape[1] == 1 + 3
+    with told(StudyError, ["--test has no column 'b'"]):
+        frame().drop("b").write_csv(other)
+        load_data(path, target="target", test=str(other))
+
+
+def test_npz_files_of_columns_are_tables_and_others_are_arrays(tmp_path):
+    random = np.random.default_rng(0)
+    np.savez(tmp_path / "t.npz", X=random.normal(size=(40, 3)), y=np.linspace(0, 1, 40))
+    assert load_data(str(tmp_path / "t.npz"), target="y").x.columns == ["X_0", "X_1", "X_2"]
+    assert load_data(str(tmp_path / "t.npz")).task == "regression"
+    np.savez(tmp_path / "u.npz", x=random.integers(0, 256, size=(40, 5, 6)).astype("uint8"), y=np.arange(40) % 2)
+    data = load_data(str(tmp_path / "u.npz"))
+    assert (data.x.shape, data.task) == ((40, 5, 6, 1), "2 classes")
+    np.savez(
+        tmp_path / "v.npz",
+        x=random.normal(size=(40, 9, 2)),
+        z=np.ones((40, 1)),
+        who=np.arange(40) // 4,
+        sold=np.arange(40) % 2,
+    )
+    data = load_data(str(tmp_path / "v.npz"), target="sold", groups="who")
+    assert {key: values.shape for key, values in data.x.items()} == {"x": (40, 9, 2), "z": (40, 1)}
+    assert data.splits.kind == "groups"
+
+
+def images(folder, sides=("",), classes=("cat", "dog"), count=12):
+    random = np.random.default_rng(0)
+    for side in sides:
+        for name in classes:
+            (folder / side / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = random.integers(0, 256, size=(6, 8), dtype="uint8")
+                Image.fromarray(pixels).save(folder / side / name / f"{index}.png")
+    return str(folder)
+
+
+def test_folders_of_images(tmp_path):
+    data = load_data(images(tmp_path / "photos"))
+    assert (data.name, data.x.shape, data.targets[0].classes) == ("photos", (24, 6, 8, 1), ("cat", "dog"))
+    assert load_data(str(tmp_path / "photos"), image_size=4).x.shape == (24, 4, 4, 1)
+    data = load_data(images(tmp_path / "split", ("train", "test")))
+    assert (data.splits.kind, data.rows) == ("test", 48)
+    other = images(tmp_path / "other", count=3)
+    data = load_data(str(tmp_path / "photos"), test=other)
+    assert (data.splits.kind, data.rows) == ("test", 30)
+    for option, words in (({"groups": "a"}, ["--groups", "folder"]), ({"labels": "none.csv"}, ["none.csv"])):
+        with told(StudyError, words):
+            load_data(str(tmp_path / "photos"), **option)
 
 
 def unreadable(path):
@@ -75,7 +167,7 @@ def unreadable(path):
     ("name", "write", "arguments", "words"),
     [
         ("none.csv", lambda path: None, {}, ["No such file", "diabetes"]),
-        ("t.xlsx", lambda path: path.write_text("a"), {}, [".csv", ".parquet"]),
+        ("t.doc", lambda path: path.write_text("a"), {}, [".csv", ".parquet"]),
         ("t.parquet", unreadable, {}, ["cannot be read as PARQUET"]),
         ("t.npz", unreadable, {}, ["cannot be read as NPZ"]),
         (
@@ -84,28 +176,21 @@ def unreadable(path):
             {},
             ["same number", "X (40, 3), y (40,), m (2, 40)"],
         ),
-        ("t.npz", lambda path: np.savez(path, X=np.ones((40, 3, 3)), y=np.ones(40)), {}, ["(n, d)", "X (40, 3, 3)"]),
         ("t.npz", lambda path: np.savez(path, X=np.ones((40, 2)), X_1=np.ones(40)), {}, ["'X_1'", "Rename"]),
         ("t.npz", lambda path: np.savez(path), {}, ["same number"]),
+        ("t.npz", lambda path: np.savez(path, target=np.ones((40, 2, 2))), {}, ["no array besides the target"]),
         ("t.csv", lambda path: path.write_text(""), {}, ["cannot be read as CSV"]),
         ("t.csv", lambda path: path.write_text("a,target\n"), {}, ["no rows"]),
         ("t.csv", lambda path: frame().write_csv(path), {"target": None}, ["--target", "a, b"]),
         ("t.csv", lambda path: frame().write_csv(path), {"target": "y"}, ["'y'", "target, a, b"]),
+        ("t.csv", lambda path: frame().write_csv(path), {"groups": "c"}, ["--groups", "a, b", "'c'"]),
+        ("t.csv", lambda path: frame().write_csv(path), {"groups": "target"}, ["--groups", "'target'"]),
+        ("t.csv", lambda path: frame().write_csv(path), {"time": "b"}, ["--time 'b'", "numbers or dates"]),
+        ("t.csv", lambda path: frame().write_csv(path), {"image_size": 8}, ["--image-size", "folder of images"]),
+        ("t.csv", lambda path: frame(b=["x", None, "y"] * 20).write_csv(path), {"groups": "b"}, ["missing in 20 rows"]),
         ("t.csv", lambda path: frame(target=[1.5] * 60).write_csv(path), {}, ["constant", "1.5"]),
-        ("t.csv", lambda path: frame(target=range(2**60, 2**60 + 60)).write_csv(path), {}, ["double precision"]),
-        ("t.csv", lambda path: frame(target=[None, 1.0, 2.0] * 20).write_csv(path), {}, ["missing in 20 of 60"]),
-        (
-            "t.parquet",
-            lambda path: frame(target=[float("nan"), 1.0, 2.0] * 20).write_parquet(path),
-            {},
-            ["missing in 20"],
-        ),
-        (
-            "t.parquet",
-            lambda path: frame(target=[float("inf"), 1.0, 2.0] * 20).write_parquet(path),
-            {},
-            ["infinite", "20"],
-        ),
+        ("t.csv", lambda path: frame(target=[None] * 60).write_csv(path), {}, ["missing in all rows"]),
+        ("t.parquet", lambda path: frame(target=[float("inf"), 1.0, 2.0] * 20).write_parquet(path), {}, ["'target'", "infinite"]),
         ("t.parquet", lambda path: frame(a=[float("inf"), 1.0, 2.0] * 20).write_parquet(path), {}, ["'a'", "infinite"]),
         ("t.csv", lambda path: frame(rows=10).write_csv(path), {}, ["20 rows", "10"]),
         ("t.csv", lambda path: frame(target=["u"] * 57 + ["v"] * 3).write_csv(path), {}, ["'v' (3)", "5 rows"]),
@@ -119,7 +204,7 @@ def unreadable(path):
         ("t.parquet", lambda path: frame(a=[[1.0]] * 60).write_parquet(path), {}, ["'a'", "List", "not a number"]),
         ("t.csv", lambda path: frame(a=[1] * 60, b=["x"] * 60).write_csv(path), {}, ["no feature that varies"]),
     ],
-)
+)  # fmt: skip
 def test_bad_data_is_told(name, write, arguments, words, tmp_path):
     path = tmp_path / name
     write(path)
@@ -132,44 +217,28 @@ def test_a_built_in_set_has_its_own_target():
         load_data("iris", target="species")
 
 
-def test_dates_are_numbers(tmp_path):
-    days = [datetime.date(2026, 1, 1) + datetime.timedelta(days=k) for k in range(60)]
-    frame(a=days).write_parquet(tmp_path / "t.parquet")
-    column = load_data(str(tmp_path / "t.parquet"), target="target").features["a"]
-    np.testing.assert_array_equal(np.diff(column.to_numpy()), 1)
-
-
-@pytest.mark.parametrize("kind", [pl.Int8, pl.UInt64, pl.Float32, pl.Decimal(12, 3), pl.Boolean, pl.Categorical, pl.Datetime, pl.Duration])  # fmt: skip
-def test_columns_of_every_kind_are_numbers_or_categories(kind, tmp_path):
-    counts = pl.Series("a", [k % 7 for k in range(60)])
-    column = {
-        pl.Boolean: lambda: counts > 3,
-        pl.Categorical: lambda: counts.cast(pl.String).cast(kind),
-        pl.Duration: lambda: counts.cast(kind("us")),
-        pl.Datetime: lambda: counts.cast(kind("us")),
-    }.get(kind, lambda: counts.cast(kind))()
-    frame().with_columns(column.alias("a")).write_parquet(tmp_path / "t.parquet")
-    data = load_data(str(tmp_path / "t.parquet"), target="target")
-    categories = {pl.Boolean: 2, pl.Categorical: 7}.get(kind)
-    assert data.features["a"].dtype == (pl.String if categories else pl.Float64)
-    assert data.fold(0).x_train.shape[1] == (categories or 1) + 3
-    if not categories:
-        np.testing.assert_allclose(data.features["a"], counts)
-
-
 def test_a_digest_is_of_every_value_name_and_place():
     table = frame()
-    features, target = table.drop("target"), table["target"].to_numpy()
-    other_target = target.copy()
-    other_target[-1] = np.nextafter(target[-1], np.inf)
-    other_cell = features.with_columns(a=pl.when(pl.int_range(pl.len()) == 59).then(0.25).otherwise("a"))
+    x, y = table.drop("target"), table["target"].to_numpy()
+    other_target = y.copy()
+    other_target[-1] = np.nextafter(y[-1], np.inf)
+    other_cell = x.with_columns(a=pl.when(pl.int_range(pl.len()) == 59).then(0.25).otherwise("a"))
+    arrays = {"a": x["a"].to_numpy(), "b": np.arange(60)}
     others = [
-        (features, other_target),
-        (other_cell, target),
-        (features.rename({"a": "c"}), target),
-        (features.select("b", "a"), target),
-        (features[::-1], target),
+        (x, y, {}),
+        (x, other_target, {}),
+        (other_cell, y, {}),
+        (x.rename({"a": "c"}), y, {}),
+        (x.select("b", "a"), y, {}),
+        (x[::-1], y, {}),
+        (x, y, {"groups": np.arange(60) // 3}),
+        (x, y, {"sample_weight": np.ones(60)}),
+        (x, y, {"sample_weight": 2 * np.ones(60)}),
+        (arrays, y, {}),
+        ({"a": arrays["b"], "b": arrays["a"]}, y, {}),
+        (arrays["b"][:, None], y, {}),
+        (arrays["b"][:, None].astype("int32"), y, {}),
     ]
-    digests = [Data("t", "regression", x, y, (), "").digest() for x, y in ((features, target), *others)]
+    digests = [array_data(x, y, **arguments).digest() for x, y, arguments in others]
     assert len(set(digests)) == len(digests)
-    assert Data("t", "regression", features.clone(), target.copy(), (), "").digest() == digests[0]
+    assert array_data(x.clone(), y.copy()).digest() == digests[0]

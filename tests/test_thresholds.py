@@ -57,8 +57,8 @@ def test_the_threshold_is_at_the_sweeps_optimum(make, arguments, random):
     s = special.expit(random.normal(size=y.shape) + 2 * y - 1.8).astype("float32")
     loss = make(loss="binary_crossentropy", **arguments)
     trainer = minimand.Trainer(identity())
-    trainer.compile(keras.optimizers.Adam(0.01), loss, steps_per_execution=steps(32))
-    trainer.fit(s, y, batch_size=256, epochs=12, verbose=0)
+    trainer.compile(keras.optimizers.Adam(0.02), loss, steps_per_execution=steps(32))
+    trainer.fit(s, y, batch_size=256, epochs=6, verbose=0)
     grid = np.append(np.linspace(0.01, 0.99, 197), loss.threshold)
     decisions = s >= grid
     tp, fp, p = (decisions * y).mean(axis=0), (decisions * (1 - y)).mean(axis=0), y.mean()

@@ -123,9 +123,9 @@ def fitted(x, y, monkeypatch, **arguments):
     transform = VariationalWeightNoise(samples=4, antithetic=True, init=0.1, kl_weight=1 / len(x), **arguments)
     model = dense(x.shape[1], use_bias=False)
     trainer = minimand.Trainer(model)
-    rate = keras.optimizers.schedules.CosineDecay(0.05, 250)
+    rate = keras.optimizers.schedules.CosineDecay(0.1, 150)
     trainer.compile(keras.optimizers.Adam(rate), HALF_SQUARED, transforms=[transform])
-    trainer.fit(np.tile(x, (250, 1)), np.tile(y, (250, 1)), batch_size=len(x), shuffle=False, verbose=0)
+    trainer.fit(np.tile(x, (150, 1)), np.tile(y, (150, 1)), batch_size=len(x), shuffle=False, verbose=0)
     (log_stddev,) = log_stddevs(transform)
     return model.get_weights()[0][:, 0], np.exp(numpy(log_stddev))[:, 0]
 

@@ -5,9 +5,10 @@ import numpy as np
 import polars as pl
 import pytest
 
-from minimand.study import Candidate, Part, Settings, _vectorized, default_candidates, load_data, mlp
+from minimand.study import Candidate, Part, _vectorized, default_candidates, load_data, mlp
 from minimand.study._engines import divided, train
 from minimand.study._problem import Problem
+from minimand.study._settings import Settings
 from minimand.study._training import Work, train_in_a_loop
 from minimand.study._vectorized import judge_of, trace
 
@@ -66,11 +67,11 @@ def test_at_once_is_one_by_one_in_classification():
     compare(Problem(load_data("iris"), mlp, Settings(epochs=2, batch_size=25)), default_candidates()[:1])
 
 
-def layered(features, outputs):
+def layered(input_shape, outputs):
     layers = keras.layers
     return keras.Sequential(
         [
-            keras.Input((features,)),
+            keras.Input(input_shape),
             layers.Dense(12, use_bias=False),
             layers.BatchNormalization(),
             layers.Reshape((4, 3)),
@@ -146,7 +147,7 @@ def test_runs_that_end_early():
 
 
 def test_many_rows_are_predicted_in_parts(monkeypatch):
-    monkeypatch.setattr(_vectorized, "_ROWS", 7)
+    monkeypatch.setattr(_vectorized, "ROWS", 7)
     compare(Problem(load_data("iris"), mlp, Settings(epochs=2)), default_candidates()[:1])
 
 
@@ -154,9 +155,12 @@ def test_seeds_are_divided_where_memory_is_short(monkeypatch):
     problem = Problem(load_data("iris"), mlp, Settings(epochs=2))
     candidates = default_candidates()[:2]
     whole = at_once(problem, candidates, range(3))
+    memory = _vectorized._memory(problem)
     weights = sum(values.nbytes for values in problem.weights(0))
-    rows = 150 * (4 + 3) * 4
-    monkeypatch.setattr(_vectorized, "_MEMORY", 2 * (8 * weights + rows))
+    # Inputs depend on the fold, by its mean and deviation, and targets do not.
+    assert memory.shared == 150 * 3 * 4
+    assert memory.run >= 8 * weights + 150 * 4 * 4
+    monkeypatch.setattr(_vectorized, "_MEMORY", memory.shared + 3 * memory.run - 1)
     works = divided(problem, candidates, range(3))
     assert [work.seeds for work in works] == [(0, 1), (2,)] * 2
     for part in train(problem, works, silent):

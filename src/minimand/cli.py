@@ -20,18 +20,18 @@ try:
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
     from rich.markup import escape
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeElapsedColumn, TimeRemainingColumn
     from rich.table import Table
     from typer import Argument, Option, Typer
 except ImportError as error:  # pragma: no cover - a test runs this in an environment without the extra
     sys.exit(f"The command needs the package {error.name!r}. Install the extra: pip install 'minimand[study]'")
 
 import minimand
-from minimand.study import BUILT_IN, Results, Study, load_data, load_results, mlp, write_page
+from minimand.study import BUILT_IN, Results, Study, load_data, load_results, write_page
 from minimand.study._candidates import choose, default_candidates, read_candidates
-from minimand.study._comparison import counted
 from minimand.study._engines import engine_named
-from minimand.study._settings import Settings, StudyError, Tuning, wilcoxon_pruner
+from minimand.study._settings import StudyError, Tuning, counted, wilcoxon_pruner
+from minimand.study._study import progress
+from minimand.study._tables import inspection, read_table, typed
 
 app = Typer(
     no_args_is_help=True,
@@ -55,17 +55,34 @@ def main() -> None:
 
 @app.command()
 def study(
-    data: Annotated[str, Argument(help="Built-in data set (see `minimand list`), or CSV, Parquet, Arrow or NPZ file.")],
-    target: Annotated[str | None, Option(help="Column to predict; required for files.")] = None,
-    task: Annotated[str | None, Option(help="regression or classification; by default inferred.")] = None,
+    data: Annotated[
+        str, Argument(help="Built-in data set (see `minimand list`), table, NPZ file or folder of images.")
+    ],
+    target: Annotated[str | None, Option(help="Column to predict, or several: a,b. Required for tables.")] = None,
+    task: Annotated[
+        str | None, Option(help="regression, binary, multiclass or multilabel; by default inferred.")
+    ] = None,
+    groups: Annotated[str | None, Option(help="Column of groups; none is in two parts of a split.")] = None,
+    time: Annotated[str | None, Option(help="Column of times; test rows come last, in windows that expand.")] = None,
+    test: Annotated[str | None, Option(help="File or folder with the test set.")] = None,
+    weights: Annotated[str | None, Option(help="Column of weights of rows.")] = None,
+    labels: Annotated[
+        Path | None, Option(help="CSV file of image names and labels, if no folders are classes.")
+    ] = None,
+    image_size: Annotated[int | None, Option(help="Height and width to which images are resized.")] = None,
+    augment: Annotated[bool, Option("--augment", help="Flip and shift training images at random.")] = False,
     seeds: Annotated[int, Option(help="Number of train/validation/test splits.")] = 10,
+    repeats: Annotated[int, Option(help="Trainings on each split.")] = 1,
     epochs: Annotated[int, Option(help="Epochs of each training.")] = 60,
     batch_size: Annotated[int, Option(help="Examples per step.")] = 32,
     candidates: Annotated[str | None, Option(help="Names to compare, separated by commas; by default all.")] = None,
     candidates_file: Annotated[Path | None, Option(help="TOML file with your own candidates.")] = None,
-    model: Annotated[str | None, Option(help="module:function(features, outputs) that returns a Keras model.")] = None,
+    model: Annotated[
+        str | None, Option(help="module:function(input_shape, outputs) that returns a Keras model.")
+    ] = None,
     corrupt_targets: Annotated[float, Option(help="Fraction of the training targets to corrupt.")] = 0.0,
-    metric: Annotated[str | None, Option(help="Metric of the verdict: mae, rmse, accuracy, ...")] = None,
+    metric: Annotated[str | None, Option(help="Metric of the verdict: mae, roc_auc, pinball_0.9, ...")] = None,
+    select: Annotated[str | None, Option(help="Metric on validation rows that selects the epoch.")] = None,
     patience: Annotated[int | None, Option(help="Epochs without improvement that end a training.")] = None,
     tune: Annotated[int | None, Option(help="Hyperparameter trials of each candidate, on validation rows.")] = None,
     prune: Annotated[bool, Option("--prune", help="End trials that are likely worse (Wilcoxon's test).")] = False,
@@ -81,32 +98,67 @@ def study(
     """
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     minimand.backend.keep_compiled_programs(cache / "minimand")
-    settings = Settings(seeds, epochs, batch_size, corrupt_targets, metric, patience)
-    training, tuning = engine_named(engine, workers), _tuning(tune, prune, storage)
     # A candidate of the file replaces the default one of its name.
     available = default_candidates()
     if candidates_file is not None:
         available += read_candidates(candidates_file)
     names = [name.strip() for name in candidates.split(",") if name.strip()] if candidates is not None else None
     compared = choose(names, available)
-    table = load_data(data, target=target, task=task)
-    folder = out or Path("studies") / (table.name + (f"-corrupt-{corrupt_targets:g}" if corrupt_targets else ""))
+    training, tuning = engine_named(engine, workers), _tuning(tune, prune, storage)
+    read = load_data(
+        data,
+        target=target,
+        task=task,
+        groups=groups,
+        time=time,
+        test=test,
+        weights=weights,
+        labels=labels,
+        image_size=image_size,
+    )
+    folder = out or Path("studies") / (read.name + (f"-corrupt-{corrupt_targets:g}" if corrupt_targets else ""))
     console = Console(stderr=as_json, highlight=False)
-    comparing = Study(model or mlp, table, compared, settings, folder=folder, engine=training, tuning=tuning)
+    comparing = Study(
+        model,
+        read,
+        candidates=compared,
+        metric=metric,
+        select=select,
+        seeds=seeds,
+        repeats=repeats,
+        epochs=epochs,
+        batch_size=batch_size,
+        patience=patience,
+        corrupt_targets=corrupt_targets,
+        augment=augment,
+        folder=folder,
+        engine=training,
+        tuning=tuning,
+    )
     console.print(
-        f"[bold]{escape(table.name)}[/]: {table.task}, {len(table.target)} rows, "
-        + counted(table.features.width, "feature")
-        + (f", {len(table.classes)} classes" if table.classes else "")
-        + f"; {counted(len(comparing.candidates), 'candidate')} x {counted(seeds, 'seed')} x {counted(epochs, 'epoch')}"
+        f"[bold]{escape(read.name)}[/]: {read.task}, {counted(read.rows, 'row')}, {comparing.problem.inputs}; "
+        f"{counted(len(comparing.candidates), 'candidate')} x {counted(seeds, 'seed')} x {counted(epochs, 'epoch')}"
         + (
             f", after {counted(tuning.trials, 'trial')} each on {counted(tuning.splits, 'other split')}"
             if tuning
             else ""
         )
     )
-    for note in (*table.notes, *(f"{name} is left out: {why}" for name, why in comparing.left_out.items())):
+    for note in (*comparing.notes, *(f"{name} is left out: {why}" for name, why in comparing.left_out.items())):
         console.print(f"note: {escape(note)}")
-    _show(_train(comparing, console), folder, console, as_json)
+    with progress(comparing, Console(stderr=True)) as callbacks:
+        results = comparing.run(*callbacks, command=shlex.join(["minimand", *sys.argv[1:]]))
+    _show(results, folder, console, as_json)
+
+
+@app.command()
+def inspect(data: Annotated[str, Argument(help="Table.")]) -> None:
+    """Show what a study makes of each column of a table."""
+    found = inspection(typed(read_table(Path(data))))
+    table = Table(*found.columns, title=data, title_justify="left")
+    for row in found.iter_rows():
+        table.add_row(*(escape(str(cell)) for cell in row))
+    Console(highlight=False).print(table)
 
 
 @app.command()
@@ -121,21 +173,6 @@ def _tuning(trials: int | None, prune: bool, storage: str | None) -> Tuning | No
     if prune or storage is not None:
         raise StudyError(f"{'--prune' if prune else '--storage'} needs the trials of --tune. Give --tune N too.")
     return None
-
-
-def _train(comparing: Study, console: Console) -> Results:
-    times = TimeElapsedColumn(), "elapsed,", TimeRemainingColumn(), "left"
-    columns = "{task.description:<25}", BarColumn(), MofNCompleteColumn(), "epochs", *times
-    tuning = comparing.tuning
-    runs = comparing.settings.seeds + (tuning.trials * tuning.splits if tuning else 0)
-    total = len(comparing.candidates) * runs * comparing.settings.epochs
-    with Progress(*columns, console=Console(stderr=True), speed_estimate_period=600) as progress:
-        bar = progress.add_task(comparing.candidates[0].name, total=total)
-        return comparing.run(
-            lambda name, epochs: progress.update(bar, advance=epochs, description=name),
-            lambda: console.print("Another process works on this study. Waiting for it ..."),
-            command=shlex.join(["minimand", *sys.argv[1:]]),
-        )
 
 
 def _show(results: Results, folder: Path, console: Console, as_json: bool = False) -> None:
@@ -166,13 +203,19 @@ def _show(results: Results, folder: Path, console: Console, as_json: bool = Fals
         table.add_column(title, justify="right", no_wrap=True)
     for index, row in enumerate(results.comparison.rows):
         d = row.differences[results.metric.key]
-        cells = [f"{mean:.3f}" if abs(mean) < 1 else f"{mean:.4g}" for mean in row.means.values()]
+        cells = [_number(row.means[metric.key]) for metric in results.metrics]
         half = f" ± {d.high - d.mean:.2g}" if math.isfinite(d.high) else ""
         cells += [f"{d.mean:+.2g}{half}", f"{d.p_value:.2g}"] if index else ["", ""]
         style = "bold green" if row in results.comparison.better else ""
         table.add_row(row.candidate.name, *cells, f"x{row.cost:.2f}", style=style)
+    for name, means in results.references.items():
+        table.add_row(name, *(_number(means[metric.key]) for metric in results.metrics), "", "", "", style="dim")
     console.print(table)
     console.print(f"\n{escape(results.verdict)}\n\nReport: {page}", soft_wrap=True)
+
+
+def _number(mean: float) -> str:
+    return f"{mean:.3f}" if abs(mean) < 1 else f"{mean:.4g}"
 
 
 @app.command(name="list")

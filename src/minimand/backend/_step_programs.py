@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import keras
@@ -120,17 +120,82 @@ class LiftedStep:
         return self._lifted.numbers([step.jaxpr for step in steps])
 
     def epoch(
-        self, state: Any, numbers: Sequence[Tensor], batches: Tensor, fetch: Callable[[Tensor], Any]
+        self,
+        state: Any,
+        numbers: Sequence[Tensor],
+        batches: Tensor,
+        fetch: Callable[[Tensor], Any],
+        *,
+        ragged: bool = False,
     ) -> tuple[Any, dict[str, Tensor]]:
-        """The state and the logs after a step on `fetch(batch)` for each entry of `batches`; for use in a program."""
+        """The state and the logs after a step on `fetch(batch)` for each entry of `batches`; for use in a program.
+
+        If `ragged`, an entry that begins with -1 changes nothing.
+        """
 
         def step(carried: Any, batch: Tensor) -> Any:
             arguments = jax.tree.leaves((carried[1], fetch(batch)))
-            return jax.tree.unflatten(self.step.structure, self._lifted(numbers, *arguments)), None
+            after = jax.tree.unflatten(self.step.structure, self._lifted(numbers, *arguments))
+            if ragged:
+                after = jax.tree.map(lambda new, old: jnp.where(batch[0] >= 0, new, old), after, carried)
+            return after, None
 
         no_logs = {name: jnp.zeros((), "float32") for name in self.step.log_names}
         (logs, after), _ = lax.scan(step, (no_logs, self.step.begin_epoch(state)), batches)
         return after, logs
+
+
+# Memory.
+
+
+class LiveBytes(NamedTuple):
+    """Bytes of the results of all operations of a function, and of those that are needed at the same time."""
+
+    total: int
+    peak: int
+
+
+def live_bytes(model: keras.Model, x: Any) -> LiveBytes:
+    """The bytes that a model computes for a batch, before XLA fuses operations, which makes them fewer."""
+    state = [v.value for v in model.trainable_variables], [v.value for v in model.non_trainable_variables]
+    return _live_bytes(jax.make_jaxpr(lambda *network: outputs_of(model, network, x, training=True))(*state).jaxpr)
+
+
+def outputs_of(model: keras.Model, network: Sequence[Sequence[Tensor]], x: Any, *, training: bool) -> Any:
+    """The outputs of a model with these values of its trainable variables and of all others."""
+    variables = [*model.trainable_variables, *model.non_trainable_variables]
+    # `stateless_call` would pass `training` on to a `call` that does not take it.
+    with keras.StatelessScope(list(zip(variables, [*network[0], *network[1]], strict=True))):
+        return model(x, training=training)
+
+
+def _live_bytes(jaxpr: core.Jaxpr) -> LiveBytes:
+    made = {variable for equation in jaxpr.eqns for variable in equation.outvars}
+    # The last equation that uses each result; those of the function itself stay.
+    last = {
+        atom: number
+        for number, equation in enumerate(jaxpr.eqns)
+        for atom in equation.invars
+        if not isinstance(atom, core.Literal) and atom in made
+    }
+    last |= {atom: len(jaxpr.eqns) for atom in jaxpr.outvars if not isinstance(atom, core.Literal)}
+    ends: dict[int, int] = {}
+    total = peak = live = 0
+    for number, equation in enumerate(jaxpr.eqns):
+        inner = [_live_bytes(getattr(called, "jaxpr", called)) for called in core.jaxprs_in_params(equation.params)]
+        results = sum(map(_bytes, equation.outvars))
+        total += max([results, *(each.total for each in inner)])
+        peak = max([peak, live + results, *(live + each.peak for each in inner)])
+        for variable in equation.outvars:
+            end = last.get(variable, number)
+            ends[end] = ends.get(end, 0) + _bytes(variable)
+        live += results - ends.pop(number, 0)
+    return LiveBytes(total, peak)
+
+
+def _bytes(variable: Any) -> int:
+    shape, dtype = variable.aval.shape, variable.aval.dtype
+    return int(np.prod(shape, dtype="int64")) * getattr(dtype, "itemsize", 8)
 
 
 # Comparison of traced functions.

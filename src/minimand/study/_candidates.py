@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import importlib
+import inspect
 import math
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 
 import minimand
 from minimand.study._settings import StudyError
@@ -24,6 +27,7 @@ _NAMESPACES = {
     "keras.losses": keras.losses,
     "keras.regularizers": keras.regularizers,
     "keras.optimizers": keras.optimizers,
+    "keras.optimizers.schedules": keras.optimizers.schedules,
 }
 
 
@@ -31,11 +35,14 @@ _NAMESPACES = {
 class Part:
     """The name of a class and its arguments, which may be parts themselves.
 
-    Use parts to describe the loss, the transforms and the optimizer of a `Candidate`.
+    Use parts to describe the loss, the transforms and the optimizer of a `Candidate` without making them. A candidate
+    also takes the objects themselves and describes them by their `get_config`.
 
     Args:
-        type: name of the class; Minimand's classes are looked up first, then Keras's.
+        type: name of a class. Minimand's classes are looked up first, then Keras's, then registered ones
+            (`package>Name`), then `module.Name`.
         arguments: arguments by name.
+        origin: the class or function itself, where no name leads to it.
 
     Examples:
         >>> from minimand.study import Part
@@ -45,44 +52,173 @@ class Part:
 
     type: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
+    origin: Any = field(default=None, compare=False, repr=False)
 
-    def qualified_name(self) -> str:
-        """The name with its module, such as `minimand.losses.GeneralRobust` for `GeneralRobust`."""
+    def found(self) -> tuple[str, Any]:
+        """The name with its module, such as `minimand.losses.GeneralRobust` for `GeneralRobust`, and the class."""
         for namespace, module in _NAMESPACES.items():
-            if isinstance(getattr(module, self.type, None), type):
-                return f"{namespace}.{self.type}"
-        names = [name for m in _NAMESPACES.values() for name in dir(m) if isinstance(getattr(m, name), type)]
-        raise StudyError(f"There is no component {self.type!r}.{_nearest(self.type, names)}")
+            if isinstance(found := getattr(module, self.type, None), type):
+                return f"{namespace}.{self.type}", found
+        found = self.origin or keras.saving.get_registered_object(self.type)
+        if found is None and "." in self.type:
+            module_name, _, name = self.type.rpartition(".")
+            with contextlib.suppress(ImportError):
+                found = getattr(importlib.import_module(module_name), name, None)
+        if found is None:
+            names = [name for m in _NAMESPACES.values() for name in dir(m) if isinstance(getattr(m, name), type)]
+            raise StudyError(f"There is no component {self.type!r}.{_nearest(self.type, names)}")
+        return f"{found.__module__}.{found.__qualname__}", found
 
     def build(self) -> Any:
         """The object that the part describes."""
-        namespace, _, name = self.qualified_name().rpartition(".")
-        arguments = {key: v.build() if isinstance(v, Part) else v for key, v in self.arguments.items()}
+        _, found = self.found()
+        if not isinstance(found, type):
+            return found
         try:
-            return getattr(_NAMESPACES[namespace], name)(**arguments)
+            return found(**{key: built(value) for key, value in self.arguments.items()})
         except (TypeError, ValueError) as error:
             raise StudyError(f"{self.type}: {error}") from error
 
     def code(self) -> str:
         """The expression that makes the object."""
-        arguments = (f"{k}={v.code() if isinstance(v, Part) else repr(v)}" for k, v in self.arguments.items())
-        return f"{self.qualified_name()}({', '.join(arguments)})"
+        try:
+            name, found = self.found()
+        # The class of a stored study need not be at hand.
+        except StudyError:
+            name, found = self.type.replace(">", "."), type
+        if not isinstance(found, type):
+            return name
+        return f"{name}({', '.join(f'{key}={_code(value)}' for key, value in self.arguments.items())})"
 
     def to_dict(self) -> dict[str, Any]:
         """The part as a table of a TOML file."""
-        arguments = {key: v.to_dict() if isinstance(v, Part) else v for key, v in self.arguments.items()}
-        return {"type": self.type, **arguments}
+        return {"type": self.type, **{key: table_of(value) for key, value in self.arguments.items()}}
 
     @classmethod
-    def from_dict(cls, value: Any) -> Part:
-        """The part that a table with the key `type` describes; a string is a type without arguments."""
+    def from_dict(cls, value: Any, *, check: bool = True) -> Part:
+        """The part that a table with the key `type` describes; a string is a type without arguments.
+
+        With `check`, the class must exist.
+        """
         table = {"type": value} if isinstance(value, str) else value
         if not isinstance(table, Mapping) or not isinstance(table.get("type"), str):
             raise StudyError(f"A component must be a name or a table with the key `type`. Received: {value!r}")
-        arguments = {k: cls.from_dict(v) if isinstance(v, Mapping) else v for k, v in table.items() if k != "type"}
+        arguments = {key: _from_table(each, check) for key, each in table.items() if key != "type"}
         part = cls(table["type"], arguments)
-        part.qualified_name()
+        if check:
+            part.found()
         return part
+
+    @classmethod
+    def of(cls, made: Any) -> Part:
+        """The part that describes an object with `get_config`, or a function.
+
+        Arguments that the object would have anyway are left out.
+        """
+        if isinstance(made, Part):
+            return made
+        if not hasattr(made, "get_config"):
+            if callable(made) and hasattr(made, "__qualname__"):
+                return cls(f"{made.__module__}.{made.__qualname__}", origin=made)
+            raise StudyError(f"A component must be an object with `get_config`, or a function. Received: {made!r}")
+        # On PyTorch, Keras makes optimizers of subclasses that have no public name.
+        hidden = type(made).__module__.startswith("keras.src.backend.")
+        kind = next(filter(_is_named, type(made).__mro__), type(made)) if hidden else type(made)
+        named = _is_named(kind)
+        registered = keras.saving.get_registered_name(kind)
+        name = kind.__name__ if named else registered if ">" in registered else f"{kind.__module__}.{kind.__qualname__}"
+        try:
+            config = _config(made)
+            part = cls(name, config, origin=kind)
+            part.build()
+        except (NotImplementedError, StudyError) as error:
+            raise StudyError(
+                f"{kind.__name__} cannot be made again from its `get_config`, which must return the arguments of its "
+                f"constructor. {error}"
+            ) from error
+        for key in config:
+            shorter = replace(part, arguments={k: v for k, v in part.arguments.items() if k != key})
+            with contextlib.suppress(StudyError):
+                if _config(shorter.build()) == config:
+                    part = shorter
+        return part
+
+
+Loss = Part | Mapping[str, Part] | Sequence[Part]
+"""A loss, or one for each output."""
+
+
+def built(description: Any) -> Any:
+    """The structure with each part built."""
+    if isinstance(description, Part):
+        return description.build()
+    if isinstance(description, Mapping):
+        return {key: built(value) for key, value in description.items()}
+    if isinstance(description, (list, tuple)):
+        return type(description)(map(built, description))
+    return description
+
+
+def _code(description: Any) -> str:
+    if isinstance(description, Part):
+        return description.code()
+    if isinstance(description, Mapping):
+        return f"{{{', '.join(f'{key!r}: {_code(value)}' for key, value in description.items())}}}"
+    if isinstance(description, (list, tuple)):
+        return f"[{', '.join(map(_code, description))}]"
+    return repr(description)
+
+
+def table_of(description: Any) -> Any:
+    """Parts as tables, and values as JSON has them."""
+    if isinstance(description, Part):
+        return description.to_dict()
+    if isinstance(description, Mapping):
+        return {key: table_of(value) for key, value in description.items()}
+    if isinstance(description, (list, tuple)):
+        return [table_of(value) for value in description]
+    return description
+
+
+def _from_table(value: Any, check: bool) -> Any:
+    if isinstance(value, Mapping):
+        if isinstance(value.get("type"), str):
+            return Part.from_dict(value, check=check)
+        return {key: _from_table(each, check) for key, each in value.items()}
+    return [_from_table(each, check) for each in value] if isinstance(value, list) else value
+
+
+def _is_named(kind: type) -> bool:
+    return any(getattr(module, kind.__name__, None) is kind for module in _NAMESPACES.values())
+
+
+def _config(made: Any) -> dict[str, Any]:
+    """The arguments of an object's constructor, with objects as parts."""
+    # The `get_config` of Keras's `Huber` and `CosineSimilarity` leaves out arguments of their functions.
+    accepted, own = inspect.signature(type(made)).parameters, getattr(made, "_fn_kwargs", {})
+    config = {**made.get_config(), **{key: value for key, value in own.items() if key in accepted}}
+    if isinstance(made, keras.optimizers.Optimizer):
+        # Keras numbers the names of optimizers.
+        config.pop("name", None)
+    return {key: _described(value) for key, value in config.items()}
+
+
+def _described(value: Any) -> Any:
+    """A value of a configuration, with serialised objects as parts."""
+    if isinstance(value, Mapping):
+        if "class_name" in value and "config" in value:
+            return Part.of(keras.saving.deserialize_keras_object(value))
+        return {key: _described(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(_described, value))
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    if isinstance(value, float) and math.isfinite(value) and float(np.float32(value)) == value:
+        # Keras keeps numbers in single precision, of which 0.002 is the shortest form.
+        return float(str(np.float32(value)))
+    return (
+        Part.of(value) if hasattr(value, "get_config") or (callable(value) and not isinstance(value, type)) else value
+    )
 
 
 _ADAM = Part("Adam", {"learning_rate": 0.002})
@@ -92,14 +228,16 @@ _ADAM = Part("Adam", {"learning_rate": 0.002})
 class Candidate:
     """An objective to compare: a loss, transforms and an optimizer.
 
-    Give only what differs from the baseline; the defaults are the baseline's.
+    Give only what differs from the baseline; the defaults are the baseline's. A study makes the objects anew for each
+    training from their `get_config`.
 
     Args:
         name: letters, digits, `-` and `_`.
         summary: a few words about the objective.
-        loss: by default squared error or cross-entropy.
+        loss: loss, name of a loss, or `Part`; a dictionary by output, or a list, for several outputs. By default the
+            usual loss of the task. Targets of classes are one-hot, and targets of regression are scaled.
         transforms: as in `Trainer.compile`.
-        optimizer: by default Adam.
+        optimizer: optimizer, name of an optimizer, or `Part`; by default Adam.
         loss_learning_rate: as in `Trainer.compile`.
         search: ranges (low, high) that tuning searches, besides those of the optimizer's learning rate and weight
             decay. Keys are paths such as `"loss.alpha"` and `"transforms.0.stddev"`. The scale is logarithmic if
@@ -107,29 +245,45 @@ class Candidate:
         optional: a study leaves the candidate out, with the reason, if its parts do not suit the network; otherwise
             that is an error.
 
+    Raises:
+        StudyError: an object has no `get_config` from which it can be made again.
+
     Examples:
-        >>> from minimand.study import Candidate, Part
-        >>> huber = Candidate("huber", loss=Part("Huber", {"delta": 0.5}), search={"loss.delta": (0.1, 2.0)})
-        >>> huber.loss_for("regression").code()
+        >>> import keras
+        >>> from minimand.study import Candidate
+        >>> huber = Candidate("huber", loss=keras.losses.Huber(0.5), search={"loss.delta": (0.1, 2.0)})
+        >>> huber.loss.code()
         'keras.losses.Huber(delta=0.5)'
     """
 
     name: str
     summary: str = ""
-    loss: Part | None = None
-    transforms: tuple[Part, ...] = ()
-    optimizer: Part = _ADAM
+    loss: Any = None
+    transforms: Sequence[Any] = ()
+    optimizer: Any = _ADAM
     loss_learning_rate: float | None = None
     search: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     optional: bool = False
 
-    def loss_for(self, task: str) -> Part:
-        """The candidate's loss, or the usual one of the task."""
-        return self.loss or Part("MeanSquaredError" if task == "regression" else "CategoricalCrossentropy")
+    def __post_init__(self) -> None:
+        try:
+            parts = {
+                "loss": _parts(self.loss, keras.losses.get),
+                "transforms": tuple(map(Part.of, self.transforms)),
+                "optimizer": _parts(self.optimizer, keras.optimizers.get),
+            }
+        except (StudyError, ValueError, TypeError) as error:
+            raise StudyError(f"candidate {self.name!r}: {error}") from error
+        for key, value in parts.items():
+            object.__setattr__(self, key, value)
 
-    def code(self, task: str) -> str:
+    def loss_for(self, usual: Loss) -> Loss:
+        """The candidate's loss, or the usual one of the task."""
+        return usual if self.loss is None else self.loss
+
+    def code(self, usual_loss: Loss) -> str:
         """The Python code that compiles a trainer for this candidate."""
-        lines = [f"    optimizer={self.optimizer.code()},", f"    loss={self.loss_for(task).code()},"]
+        lines = [f"    optimizer={self.optimizer.code()},", f"    loss={_code(self.loss_for(usual_loss))},"]
         if self.transforms:
             lines.append(f"    transforms=[{', '.join(t.code() for t in self.transforms)}],")
         if self.loss_learning_rate is not None:
@@ -139,15 +293,18 @@ class Candidate:
     def to_dict(self) -> dict[str, Any]:
         """Everything that determines the results."""
         return {
-            "loss": self.loss and self.loss.to_dict(),
+            "loss": table_of(self.loss),
             "transforms": [transform.to_dict() for transform in self.transforms],
             "optimizer": self.optimizer.to_dict(),
             "loss_learning_rate": self.loss_learning_rate,
         }
 
     @classmethod
-    def from_dict(cls, name: str, table: Any) -> Candidate:
-        """The candidate that a table describes; each key is a field, and all keys may be left out."""
+    def from_dict(cls, name: str, table: Any, *, check: bool = True) -> Candidate:
+        """The candidate that a table describes; each key is a field, and all keys may be left out.
+
+        With `check`, the classes must exist.
+        """
         known = [key for key in cls.__dataclass_fields__ if key != "name"]
         unknown = [key for key in table if key not in known] if isinstance(table, Mapping) else ["(no table)"]
         if unknown:
@@ -157,11 +314,30 @@ class Candidate:
         for key, kind, rule in _KINDS:
             if key in fields and not isinstance(fields[key], kind):
                 raise StudyError(f"`{key}` must be {rule}. Received: {fields[key]!r}")
-        for key in ("loss", "optimizer"):
-            if fields.get(key) is not None:
-                fields[key] = Part.from_dict(fields[key])
-        fields["transforms"] = tuple(map(Part.from_dict, fields.get("transforms", ())))
+        if fields.get("loss") is not None:
+            fields["loss"] = loss_from_table(fields["loss"], check=check)
+        if fields.get("optimizer") is not None:
+            fields["optimizer"] = Part.from_dict(fields["optimizer"], check=check)
+        fields["transforms"] = tuple(Part.from_dict(each, check=check) for each in fields.get("transforms", ()))
         return cls(name, **fields)
+
+
+def loss_from_table(table: Any, *, check: bool = True) -> Loss:
+    """The loss that a table describes, or the losses of several outputs in a table by output or in a list."""
+    if isinstance(table, list):
+        return [Part.from_dict(each, check=check) for each in table]
+    if isinstance(table, Mapping) and not isinstance(table.get("type"), str):
+        return {key: Part.from_dict(each, check=check) for key, each in table.items()}
+    return Part.from_dict(table, check=check)
+
+
+def _parts(given: Any, named: Callable[[str], Any]) -> Any:
+    """Objects and names as parts, in the structure in which they are given."""
+    if isinstance(given, Mapping):
+        return {key: _parts(each, named) for key, each in given.items()}
+    if isinstance(given, (list, tuple)):
+        return [_parts(each, named) for each in given]
+    return None if given is None else Part.of(named(given) if isinstance(given, str) else given)
 
 
 _KINDS: tuple[tuple[str, Any, str], ...] = (
@@ -291,8 +467,7 @@ def read_candidates(path: Path) -> tuple[Candidate, ...]:
             candidate = Candidate.from_dict(name, table)
             candidates.append(candidate)
             # An argument that a part refuses is an error now, not after an hour of training.
-            for part in (candidate.loss_for("regression"), *candidate.transforms, candidate.optimizer):
-                part.build()
+            built([candidate.loss, *candidate.transforms, candidate.optimizer])
         except StudyError as error:
             raise StudyError(f"{path}, candidate {name!r}: {error}") from error
     return tuple(candidates)
@@ -313,6 +488,38 @@ def choose(names: Iterable[str] | None, available: Iterable[Candidate]) -> tuple
     if len(chosen) == 1:
         raise StudyError(f"Name a candidate to compare, besides the baseline. Known: {', '.join(by_name)}.")
     return tuple(by_name[name] if names is None else replace(by_name[name], optional=False) for name in chosen)
+
+
+def resolved(given: Iterable[Candidate | str] | None) -> tuple[Candidate, ...]:
+    """Candidates, of which names are default ones; None for all default ones. The baseline is added and comes first.
+
+    Raises:
+        StudyError: a name is unknown, or two candidates have the same name.
+    """
+    if isinstance(given, (str, Candidate)):
+        raise StudyError(f"`candidates` must be a list. Received: {given!r}. Put it into brackets.")
+    if given is None:
+        return default_candidates()
+    own, seen = list(given), set()
+    for each in own:
+        if not isinstance(each, (str, Candidate)):
+            raise StudyError(f"`candidates` must hold names and Candidates. Received: {each!r}")
+        name = each if isinstance(each, str) else each.name
+        check_name(name)
+        # Some file systems do not distinguish cases.
+        if name.casefold() in seen:
+            raise StudyError(f"candidate {name!r}: there is another of this name. Rename one.")
+        seen.add(name.casefold())
+    by_name = {each.name: each for each in own if isinstance(each, Candidate)}
+    names = [each if isinstance(each, str) else each.name for each in own]
+    available = {each.name: each for each in _CANDIDATES} | by_name
+    ordered = ["baseline", *(name for name in names if name != "baseline")]
+    for name in ordered:
+        if name not in available:
+            raise StudyError(
+                f"There is no candidate {name!r}.{_nearest(name, available)} Known: {', '.join(available)}."
+            )
+    return tuple(available[name] for name in ordered)
 
 
 # Search: the numbers of a candidate by their paths, and the ranges that tuning searches.
@@ -359,36 +566,55 @@ def _optimizer_ranges(candidate: Candidate) -> dict[str, tuple[float, float]]:
 
 def number_at(candidate: Candidate, path: str) -> float | None:
     """The candidate's number at this path; None where the candidate leaves it to the default."""
-    component, key = _place(candidate, candidate.to_dict(), path)
-    return float(component[key]) if _is_number(component.get(key)) else None
+    if path == "loss_learning_rate":
+        number = candidate.loss_learning_rate
+    else:
+        *keys, last = path.split(".")
+        component: Any = candidate
+        for key in keys:
+            component = _inner(component, key)
+        if not isinstance(component, Part):
+            raise StudyError(
+                f"candidate {candidate.name!r}: the search path {path!r} leads to no component. Give "
+                "loss_learning_rate, or a path from loss, transforms.NUMBER (from 0) or optimizer to an argument: "
+                "transforms.0.stddev."
+            )
+        number = component.arguments.get(last)
+    return float(number) if number is not None and _is_number(number) else None
+
+
+def _inner(component: Any, key: str) -> Any:
+    """The component at a key of a candidate, a part, a dictionary or a list; None if there is none."""
+    if isinstance(component, Candidate):
+        return getattr(component, key) if key in ("loss", "transforms", "optimizer") else None
+    if isinstance(component, Part):
+        return component.arguments.get(key)
+    if isinstance(component, Mapping):
+        return component.get(key)
+    inside = isinstance(component, (list, tuple)) and key.isdigit() and int(key) < len(component)
+    return component[int(key)] if inside else None
 
 
 def with_numbers(candidate: Candidate, numbers: Mapping[str, float]) -> Candidate:
     """The candidate with other numbers at these paths."""
-    table = candidate.to_dict()
     for path, number in numbers.items():
-        component, key = _place(candidate, table, path)
-        component[key] = number
-    others = {"summary": candidate.summary, "search": candidate.search, "optional": candidate.optional}
-    return Candidate.from_dict(candidate.name, {**table, **others})
+        # Raises an error if the path leads nowhere.
+        number_at(candidate, path)
+        candidate = _with_number(candidate, path.split("."), number)
+    return candidate
 
 
-def _place(candidate: Candidate, table: dict[str, Any], path: str) -> tuple[dict[str, Any], str]:
-    """The component's table in a candidate's table, and the key in it that the path leads to."""
-    *keys, last = path.split(".")
-    component: Any = table
-    for key in keys:
-        if isinstance(component, list):
-            component = component[int(key)] if key.isdigit() and int(key) < len(component) else None
-        else:
-            component = component.get(key) if isinstance(component, dict) else None
-    found = isinstance(component, dict) and "type" in component and last != "type"
-    if not found and path != "loss_learning_rate":
-        raise StudyError(
-            f"candidate {candidate.name!r}: the search path {path!r} leads to no component. Give loss_learning_rate, "
-            "or a path from loss, transforms.NUMBER (from 0) or optimizer to an argument: transforms.0.stddev."
-        )
-    return component, last
+def _with_number(component: Any, keys: Sequence[str], number: float) -> Any:
+    key, *others = keys
+    inner = _with_number(_inner(component, key), others, number) if others else number
+    if isinstance(component, Candidate):
+        fields: dict[str, Any] = {key: inner}
+        return replace(component, **fields)
+    if isinstance(component, Part):
+        return replace(component, arguments={**component.arguments, key: inner})
+    if isinstance(component, Mapping):
+        return {**component, key: inner}
+    return [*component[: int(key)], inner, *component[int(key) + 1 :]]
 
 
 def _is_number(value: Any) -> bool:

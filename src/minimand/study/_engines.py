@@ -48,7 +48,7 @@ class Engine(Protocol):
 
 def divided(problem: Problem, candidates: Iterable[Candidate], seeds: Sequence[int]) -> list[Work]:
     """The runs of these candidates and seeds as pieces of work, each with as many seeds as can train at once."""
-    size = 1 if backend.step_programs is None else runs_at_once(problem)
+    size = 1 if backend.step_programs is None or problem.data.stream is not None else runs_at_once(problem)
     parts = [tuple(seeds[first : first + size]) for first in range(0, len(seeds), size)]
     return [Work(candidate, part) for candidate in candidates for part in parts]
 
@@ -58,7 +58,7 @@ def divided(problem: Problem, candidates: Iterable[Candidate], seeds: Sequence[i
 
 def train(problem: Problem, works: Sequence[Work], on_epochs: OnEpochs) -> Iterator[list[Run]]:
     """The runs of these works, some at a time: trained at once on JAX, else one after the other."""
-    if backend.step_programs is None:
+    if backend.step_programs is None or problem.data.stream is not None:
         rest = [(work, "") for work in works]
     else:
         rest = yield from train_at_once(problem, works, on_epochs)
@@ -77,9 +77,8 @@ class LocalEngine:
     Use it on JAX, where all seeds of a candidate train at once.
 
     Examples:
-        >>> from minimand.study import Candidate, LocalEngine, Settings, Study, mlp
-        >>> settings = Settings(seeds=2, epochs=1)
-        >>> study = Study(mlp, "iris", [Candidate("baseline")], settings, engine=LocalEngine())
+        >>> from minimand.study import LocalEngine, Study, mlp
+        >>> study = Study(mlp, "iris", candidates=["weight-noise"], seeds=2, epochs=1, engine=LocalEngine())
     """
 
     @contextlib.contextmanager

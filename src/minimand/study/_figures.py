@@ -6,16 +6,18 @@ import io
 import math
 import re
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import matplotlib as mpl
 import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.rcsetup import cycler
 
-from minimand.study._metrics import selection_metric
-from minimand.study._results import Results
+from minimand.study._comparison import mean_of_splits
 from minimand.study._settings import StudyError
+
+if TYPE_CHECKING:
+    from minimand.study._results import Results
 
 # The palette of Okabe and Ito, which colour-blind readers can tell apart; the baseline is grey. Matplotlib calls the
 # colours C0, C1 and so on, and begins again after the last one.
@@ -38,7 +40,7 @@ _STYLE = {
 class Svg(str):
     """The text of a figure, which notebooks show as the figure.
 
-    `results_figure` returns it. Write it to a file, or put it into a page of your own.
+    `Results.figure` returns it. Write it to a file, or put it into a page of your own.
 
     Args:
         text: an SVG document.
@@ -57,30 +59,7 @@ class Svg(str):
 
 
 def results_figure(results: Results, name: str, candidate: str | None = None) -> Svg:
-    """A figure of the page, which notebooks show.
-
-    Use it to look at a study without its page.
-
-    Args:
-        results: from `Study.run` or `load_results`.
-        name: `"differences"`, `"cost"` or `"curves"`. With a candidate, `"logs"` (its logs by epoch, such as a learned
-            shape) or `"sensitivity"` (the trials' scores by each number that was searched).
-        candidate: name of the candidate that the figure is about.
-
-    Returns:
-        The text of an SVG; empty if there is nothing to draw.
-
-    Raises:
-        StudyError: there is no such figure or candidate.
-
-    Examples:
-        >>> import tempfile
-        >>> from minimand.study import Candidate, Settings, Study, mlp, results_figure
-        >>> arguments = [Candidate("baseline")], Settings(seeds=2, epochs=1)
-        >>> study = Study(mlp, "iris", *arguments, folder=tempfile.mkdtemp(), engine="local")
-        >>> results_figure(study.run(), "curves")[:4]
-        '<svg'
-    """
+    """As `Results.figure`."""
     names = [each.name for each in results.candidates]
     drawings: dict[str, Callable[..., None]] = _FIGURES if candidate is None else _FIGURES_OF_CANDIDATES
     if name not in drawings or candidate not in (None, *names):
@@ -102,10 +81,13 @@ def _differences(figure: Figure, results: Results) -> None:
     baseline, *others = results.comparison.rows
     figure.set_figheight(1.0 + 0.42 * max(len(others), 1))
     axes = figure.subplots()
-    scores = {(run.candidate, run.seed): run.test[metric.key] for run in results.runs}
-    for index, row in enumerate(others):
-        name, d, colour = row.candidate.name, row.differences[metric.key], f"C{index + 1}"
-        dots = [scores[name, s] - scores[baseline.candidate.name, s] for s in range(results.settings.seeds)]
+    splits = np.array([run.split for run in results.runs if run.candidate == baseline.candidate.name])
+    names = [row.candidate.name for row in results.comparison.rows]
+    scores = np.array([[run.test[metric.key] for run in results.runs if run.candidate == name] for name in names])
+    for index, (row, differences) in enumerate(zip(others, scores[1:] - scores[0], strict=True)):
+        d, colour = row.differences[metric.key], f"C{index + 1}"
+        known = np.isfinite(differences)
+        dots = mean_of_splits(differences[known], splits[known])
         # Matplotlib draws nothing for NaN.
         axes.plot(dots, [index] * len(dots), "o", color=colour, alpha=0.35, markersize=4)
         axes.plot([d.low, d.high], [index, index], color=colour, linewidth=2.5, solid_capstyle="butt")
@@ -138,7 +120,7 @@ def _difference_label(results: Results, greater: str, less: str) -> str:
 
 def _learning_curves(figure: Figure, results: Results) -> None:
     """The validation metric by epoch: the median over seeds, and the band between the quartiles."""
-    metric = selection_metric(results.task)
+    metric = results.selection
     axes = figure.subplots()
     for index, candidate in enumerate(results.candidates):
         curves = _curves(results, candidate.name, metric.key)
@@ -153,7 +135,7 @@ def _learning_curves(figure: Figure, results: Results) -> None:
 
 def _logs(figure: Figure, results: Results, index: int) -> None:
     """A candidate's losses by epoch and everything else that it logs, such as shapes or noise scales."""
-    name, validation = results.candidates[index].name, selection_metric(results.task)
+    name, validation = results.candidates[index].name, results.selection
     first = next(run.epochs[0] for run in results.runs if run.candidate == name)
     titles = {validation.key: f"validation {validation.title}", "loss": "training objective"}
     titles |= {key: key for key in first if key not in ("epoch", *titles)}
@@ -177,7 +159,7 @@ def _sensitivity(figure: Figure, results: Results, index: int) -> None:
         if low > 0:
             axes.set_xscale("log")
         axes.set_xlabel(path)
-        axes.set_ylabel(f"validation {selection_metric(results.task).title}")
+        axes.set_ylabel(f"validation {results.selection.title}")
 
 
 _FIGURES = {"differences": _differences, "cost": _cost, "curves": _learning_curves}
@@ -197,8 +179,9 @@ def _panels(figure: Figure, items: Iterable[Any], sharey: bool = False) -> list[
 
 def _curves(results: Results, candidate: str, key: str) -> np.ndarray:
     """(seeds, epochs) values of a log, NaN after the end of a run."""
-    curves = np.full((results.settings.seeds, results.settings.epochs), np.nan)
-    for index, run in enumerate(run for run in results.runs if run.candidate == candidate):
+    own = [run for run in results.runs if run.candidate == candidate]
+    curves = np.full((len(own), results.settings.epochs), np.nan)
+    for index, run in enumerate(own):
         curves[index, : len(run.epochs)] = [row.get(key, math.nan) for row in run.epochs]
     return curves
 

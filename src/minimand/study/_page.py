@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from pathlib import Path
 
 import jinja2
 
 from minimand.study._candidates import Candidate
-from minimand.study._comparison import counted
-from minimand.study._figures import results_figure
-from minimand.study._metrics import selection_metric
 from minimand.study._results import Results, whole_file
+from minimand.study._settings import counted
 from minimand.study._training import DIVERGED
 
 _TEMPLATES = jinja2.Environment(
@@ -40,10 +37,9 @@ def write_page(results: Results, folder: Path) -> Path:
 
     Examples:
         >>> import pathlib, tempfile
-        >>> from minimand.study import Candidate, Settings, Study, mlp, write_page
+        >>> from minimand.study import Study, mlp, write_page
         >>> folder = pathlib.Path(tempfile.mkdtemp())
-        >>> arguments = [Candidate("baseline")], Settings(seeds=2, epochs=1)
-        >>> study = Study(mlp, "iris", *arguments, folder=folder, engine="local")
+        >>> study = Study(mlp, "iris", candidates=[], seeds=2, epochs=1, folder=folder, engine="local")
         >>> write_page(study.run(), folder).name
         'index.html'
     """
@@ -51,9 +47,9 @@ def write_page(results: Results, folder: Path) -> Path:
         results=results,
         comparison=results.comparison,
         code=code_for(results.comparison.winner, results),
-        figure=partial(results_figure, results),
+        figure=results.figure,
         left_out=_left_out(results),
-        validation=selection_metric(results.task).title,
+        validation=results.selection.title,
     )
     page = folder / "index.html"
     with whole_file(page) as temporary:

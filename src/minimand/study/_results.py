@@ -19,9 +19,10 @@ import polars as pl
 from filelock import FileLock, Timeout
 
 import minimand
-from minimand.study._candidates import Candidate
+from minimand.study._candidates import Candidate, loss_from_table
 from minimand.study._comparison import Comparison
-from minimand.study._metrics import metric_of, metrics_of
+from minimand.study._figures import Svg, results_figure
+from minimand.study._metrics import Measure
 from minimand.study._settings import Settings, StudyError
 from minimand.study._training import Run
 
@@ -29,7 +30,7 @@ from minimand.study._training import Run
 class Results:
     """The runs of a study and their comparison.
 
-    `Study.run` and `load_results` return them; `results_table`, `results_figure` and `write_page` show them.
+    `compare`, `Study.run` and `load_results` return them. Notebooks show the verdict, the table and two figures.
 
     Args:
         description: data, settings, model, candidates, command and versions, as stored in `results.json`.
@@ -41,15 +42,16 @@ class Results:
         settings: the study's `Settings`.
         candidates: the compared candidates, with the numbers that tuning chose.
         tuning: ranges, trials and the chosen trial of each candidate by name; empty if nothing was tuned.
+        references: mean test metrics of models without a network on the same splits, by name; tables have some.
         left_out: reasons why optional candidates were not trained, by name.
 
     Examples:
         >>> import tempfile
-        >>> from minimand.study import Candidate, Settings, Study, mlp
-        >>> arguments = [Candidate("baseline")], Settings(seeds=2, epochs=1)
-        >>> study = Study(mlp, "iris", *arguments, folder=tempfile.mkdtemp(), engine="local")
-        >>> len(study.run().runs)
-        2
+        >>> from minimand.study import Study, mlp
+        >>> study = Study(mlp, "iris", candidates=[], seeds=2, epochs=1, folder=tempfile.mkdtemp(), engine="local")
+        >>> results = study.run()
+        >>> len(results.runs), results.table()["candidate"].to_list(), results.figure("curves")[:4]
+        (2, ['baseline'], '<svg')
     """
 
     def __init__(self, description: Mapping[str, Any], runs: Sequence[Run]) -> None:
@@ -59,44 +61,55 @@ class Results:
         self.settings = Settings(**description["settings"])
         self.tuning: Mapping[str, Any] = description["tuning"] or {}
         self.left_out: Mapping[str, str] = description["left_out"]
-        self.candidates = tuple(Candidate.from_dict(*each) for each in description["candidates"].items())
-        self.metrics = metrics_of(self.task)
-        self.metric = metric_of(self.task, self.settings.metric)
-        self.comparison = Comparison(self.candidates, self.runs, self.metric, description["test_over_train"])
+        self.references: Mapping[str, Mapping[str, float]] = description["references"]
+        self.candidates = tuple(
+            Candidate.from_dict(name, table, check=False) for name, table in description["candidates"].items()
+        )
+        self.usual_loss = loss_from_table(description["usual_loss"])
+        measures = {key: Measure(key, **words) for key, words in description["metrics"].items()}
+        self.metrics = [measures[key] for key in description["shown"]]
+        self.metric, self.selection = measures[self.settings.metric], measures[self.settings.select]
+        overlap, units = description["test_over_train"], description["test_units"]
+        self.comparison = Comparison(self.candidates, self.runs, self.metric, overlap, units)
         self.verdict = self.comparison.verdict
 
+    def table(self) -> pl.DataFrame:
+        """A table with a row for each candidate.
+
+        Returns:
+            Means of the test metrics, the difference to the baseline in the metric of the verdict with its 95 %
+            interval and p-value, the cost, and the numbers of runs and of diverged runs.
+        """
+        rows = []
+        for row in self.comparison.rows:
+            difference = dataclasses.asdict(row.differences[self.metric.key])
+            counts = {"cost": row.cost, "runs": row.runs, "diverged": row.diverged}
+            rows.append({"candidate": row.candidate.name, **row.means, **difference, **counts})
+        return pl.DataFrame(rows).rename({"mean": "difference"}).drop("pairs")
+
+    def figure(self, name: str, candidate: str | None = None) -> Svg:
+        """A figure of the page, which notebooks show.
+
+        Args:
+            name: `"differences"`, `"cost"` or `"curves"`. With a candidate, `"logs"` (its logs by epoch, such as a
+                learned shape) or `"sensitivity"` (the trials' scores by each number that was searched).
+            candidate: name of the candidate that the figure is about.
+
+        Returns:
+            The text of an SVG; empty if there is nothing to draw.
+
+        Raises:
+            StudyError: there is no such figure or candidate.
+        """
+        return results_figure(self, name, candidate)
+
     def _repr_html_(self) -> str:
-        """The verdict, the table and the reasons of candidates that were left out, for notebooks."""
+        """The verdict, the table, two figures and the reasons of what was left out, for notebooks."""
         left_out = [f"<p>{html.escape(f'{name} was left out: {why}')}</p>" for name, why in self.left_out.items()]
-        return f"<p>{html.escape(self.verdict)}</p>{results_table(self)._repr_html_()}{''.join(left_out)}"
-
-
-def results_table(results: Results) -> pl.DataFrame:
-    """A table with a row for each candidate.
-
-    Use it to work with the numbers of the verdict.
-
-    Args:
-        results: from `Study.run` or `load_results`.
-
-    Returns:
-        Means of the test metrics, the difference to the baseline in the metric of the verdict with its 95 % interval
-        and p-value, the cost, and the numbers of runs and of diverged runs.
-
-    Examples:
-        >>> import tempfile
-        >>> from minimand.study import Candidate, Settings, Study, mlp, results_table
-        >>> arguments = [Candidate("baseline")], Settings(seeds=2, epochs=1)
-        >>> study = Study(mlp, "iris", *arguments, folder=tempfile.mkdtemp(), engine="local")
-        >>> results_table(study.run())["candidate"].to_list()
-        ['baseline']
-    """
-    rows = []
-    for row in results.comparison.rows:
-        difference = dataclasses.asdict(row.differences[results.metric.key])
-        counts = {"cost": row.cost, "runs": row.runs, "diverged": row.diverged}
-        rows.append({"candidate": row.candidate.name, **row.means, **difference, **counts})
-    return pl.DataFrame(rows).rename({"mean": "difference"}).drop("pairs")
+        notes = [f"<p>{html.escape(note)}</p>" for note in self.data["notes"]]
+        figures = [self.figure(name) for name in ("differences", "curves")] if len(self.candidates) > 1 else []
+        parts = [f"<p>{html.escape(self.verdict)}</p>", self.table()._repr_html_(), *figures, *left_out, *notes]
+        return "".join(parts)
 
 
 def versions() -> dict[str, str]:
@@ -212,17 +225,16 @@ def load_results(folder: Path) -> Results:
 
     Examples:
         >>> import pathlib, tempfile
-        >>> from minimand.study import Candidate, Settings, Study, load_results, mlp
+        >>> from minimand.study import Study, load_results, mlp
         >>> folder = pathlib.Path(tempfile.mkdtemp())
-        >>> arguments = [Candidate("baseline")], Settings(seeds=2, epochs=1)
-        >>> found = Study(mlp, "iris", *arguments, folder=folder, engine="local").run()
+        >>> found = Study(mlp, "iris", candidates=[], seeds=2, epochs=1, folder=folder, engine="local").run()
         >>> load_results(folder).verdict == found.verdict
         True
     """
     described = folder / _DESCRIPTION
     try:
         description = json.loads(described.read_text())
-        seeds = range(description["settings"]["seeds"])
+        seeds = range(description["settings"]["seeds"] * description["settings"]["repeats"])
         runs = [_read_run(_run_path(folder, name, seed)) for name in description["candidates"] for seed in seeds]
         return Results(description, runs)
     except OSError as error:

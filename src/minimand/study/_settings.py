@@ -10,9 +10,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import optuna
 
+    from minimand.study._metrics import Metric
+
 
 class StudyError(ValueError):
     """A mistake in the input of a study, with what to correct; the command prints it and ends with exit code 2."""
+
+
+def counted(number: int, noun: str) -> str:
+    """The number and the noun, in the plural unless the number is 1."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def check_count(option: str, value: Any, minimum: int = 1) -> int:
@@ -24,36 +31,35 @@ def check_count(option: str, value: Any, minimum: int = 1) -> int:
 
 @dataclass(frozen=True)
 class Settings:
-    """Number of splits, length of a training, and the metric of the verdict.
-
-    Pass it to `Study` to change the defaults.
+    """Number of splits, length of a training, and the metric of the verdict, as `Study` takes them.
 
     Args:
         seeds: number of splits, each with its own initial weights and batch order; at least 2.
+        repeats: trainings on each split, with other initial weights and batch orders; their results are averaged.
         epochs: epochs of each training; a run is judged at the epoch that is best on the validation rows.
         batch_size: examples per step.
         corrupt_targets: fraction in [0, 1) of the training targets to corrupt.
-        metric: key of the metric that the verdict is about; None for the first one of the task.
+        metric: key of the metric that the verdict is about, or a `Metric`; None for the first one of the task.
+        select: key of the metric on validation rows that selects the epoch, or a `Metric`; None for one that changes
+            smoothly: MAE or log loss.
         patience: a training ends after this many epochs without a better one; None to train all epochs.
 
     Raises:
         StudyError: a number is out of its range.
-
-    Examples:
-        >>> from minimand.study import Settings
-        >>> Settings(seeds=20, epochs=30).batch_size
-        32
     """
 
     seeds: int = 10
     epochs: int = 60
     batch_size: int = 32
     corrupt_targets: float = 0.0
-    metric: str | None = None
+    metric: str | Metric | None = None
+    select: str | Metric | None = None
     patience: int | None = None
+    repeats: int = 1
 
     def __post_init__(self) -> None:
         check_count("--seeds", self.seeds, 2)
+        check_count("--repeats", self.repeats)
         check_count("--epochs", self.epochs)
         check_count("--batch-size", self.batch_size)
         if self.patience is not None:

@@ -26,16 +26,13 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from minimand.study._candidates import Candidate, number_at, search_ranges, with_numbers
 from minimand.study._engines import Train, divided
-from minimand.study._metrics import selection_metric
-from minimand.study._problem import Problem
+from minimand.study._problem import TUNING_SPLIT, Problem
 from minimand.study._results import Storage
 from minimand.study._settings import StudyError, Tuning
 from minimand.study._training import FINISHED, OnEpochs
 
 # Trials are asked for in this many rounds; those of a round train together, and do not know of each other's scores.
 _ROUNDS = 4
-# The seed of the first split that scores trials; no study judges on it.
-_SEED = 10**9
 # Seconds between looks for the end of other processes' trials.
 _LOOK = 1.0
 # Seconds between signs of life, and seconds without one after which others take over.
@@ -91,10 +88,11 @@ def _train(
     problem: Problem, asked: Sequence[tuple[Trials, Trial]], tuning: Tuning, train: Train, on_epochs: OnEpochs
 ) -> None:
     """Train the trials that were asked for on all splits, and store their scores."""
-    key, epochs = selection_metric(problem.data.task).key, problem.settings.epochs
+    selection, settings = problem.metrics.selection, problem.settings
+    epochs = settings.epochs
     going = {f"{of.candidate.name}, trial {trial.number}": (of, trial) for of, trial in asked}
     scores: dict[str, list[float]] = {name: [] for name in going}
-    seeds = tuple(range(_SEED, _SEED + tuning.splits))
+    seeds = tuple((TUNING_SPLIT + split) * settings.repeats for split in range(tuning.splits))
     # A pruner may end a trial after each split, so that splits train one after the other.
     for some in [(seed,) for seed in seeds] if tuning.pruner else [seeds]:
         named = [dataclasses.replace(of.candidate_of(trial), name=name) for name, (of, trial) in going.items()]
@@ -102,9 +100,10 @@ def _train(
         for runs in train(works, lambda name, n: on_epochs(going[name][0].candidate.name, n)):
             for run in runs:
                 of, trial = going[run.candidate]
-                score = float(run.epochs[run.best_epoch][key]) if run.status == FINISHED else math.inf
+                finished = run.status == FINISHED
+                score = selection.sign * float(run.epochs[run.best_epoch][selection.key]) if finished else math.inf
                 scores[run.candidate].append(score)
-                of.report(trial, run.seed - _SEED, score)
+                of.report(trial, seeds.index(run.seed), score)
                 on_epochs(of.candidate.name, epochs - len(run.epochs))
                 if len(scores[run.candidate]) == len(seeds):
                     of.tell(trial, scores[run.candidate])

@@ -17,56 +17,98 @@ from keras import ops
 
 from minimand import backend
 from minimand.backend import Tensor
-from minimand.study._metrics import selection_score
+from minimand.study._data import Fold, take
 from minimand.study._problem import Problem
-from minimand.study._training import OnEpochs, Run, Work, epoch_record, run_of
+from minimand.study._training import ROWS, OnEpochs, Run, Work, epoch_record, run_of, validation_score
 
 # Bytes for the data, weights, gradients and so on of the runs that train at once.
-_MEMORY = 2**30
+_MEMORY = 2**31
 # Progress is reported this many times in a training.
 _REPORTS = 10
-# A network predicts for at most this many rows at a time.
-_ROWS = 4096
 # A program of more floating-point operations (seconds of a core) is worth a thorough compilation.
 _LONG = 1e11
 
 
+class _Memory(NamedTuple):
+    """Bytes that training needs: for what all runs share, for a run, and for a row of a run's predictions."""
+
+    shared: int
+    run: int
+    row: int
+
+
+def _memory(problem: Problem) -> _Memory:
+    if "memory" not in problem.programs:
+        fold, other = problem.fold(0), problem.fold(problem.settings.repeats)
+        weights = sum(values.nbytes for values in problem.weights(0))
+        network, rows = problem.network(0), problem.order(0, 0)[0]
+        try:
+            step = backend.step_programs.live_bytes(network, take(fold.x, rows))
+        # A user's network may fail in any way when JAX traces it. Its seeds cannot train at once then.
+        except Exception:
+            step = None
+        # The weights, their gradients, Adam's two moments, the best epoch's weights, and the same again for a step. The
+        # gradient keeps what the network computes.
+        run = 8 * weights + (2 * step.total if step else 0)
+        shared = 0
+        for own, others in ((fold.x, other.x), (fold.y, other.y)):
+            pairs = zip(keras.tree.flatten(own), keras.tree.flatten(others), strict=True)
+            for values, of_other in pairs:
+                if values is of_other:
+                    shared += values.nbytes
+                else:
+                    run += values.nbytes
+        problem.programs["memory"] = _Memory(shared, run, (step.peak if step else 0) // len(rows) + 1)
+    return problem.programs["memory"]
+
+
 def runs_at_once(problem: Problem) -> int:
     """The number of runs that memory allows to train at once."""
-    weights = sum(values.nbytes for values in problem.weights(0))
-    rows = sum(values.nbytes for values in vars(problem.fold(0)).values() if isinstance(values, np.ndarray))
-    # The weights, their gradients, Adam's two moments, the best epoch's weights, and the same again for a step.
-    return max(1, _MEMORY // (8 * weights + rows))
+    memory = _memory(problem)
+    return max(1, (_MEMORY - memory.shared) // memory.run)
+
+
+def note_on_memory(problem: Problem) -> str:
+    """A sentence if memory does not allow all seeds of the study to train at once."""
+    limit, seeds, memory = runs_at_once(problem), problem.settings.seeds * problem.settings.repeats, _memory(problem)
+    if limit >= seeds:
+        return ""
+    needed = (memory.shared + seeds * memory.run) / 2**30
+    how = f"{limit} at a time" if limit > 1 else "one after the other"
+    return f"seeds train {how}, because all {seeds} at once would need up to {needed:.1f} GiB"
 
 
 def train_at_once(
     problem: Problem, works: Sequence[Work], on_epochs: OnEpochs
 ) -> Generator[list[Run], None, list[tuple[Work, str]]]:
     """Yields the runs of works, some at a time; returns works that JAX cannot train at once, with a note of why."""
-    programs: list[tuple[list[_Traced], _Runs, Future[None]]] = []
     rest: list[tuple[Work, BaseException]] = []
-    # Other threads compile while this one traces the next program. No program runs beside a compiler, because its time
-    # would then say nothing about the cost of a candidate.
-    with ThreadPoolExecutor(max_workers=2) as compilers:
-        for group in _groups(problem, works, rest):
-            try:
-                runs = _Runs(problem, group)
-            except Exception as error:
-                rest += [(traced.work, error) for traced in group]
+    groups = _groups(problem, works, rest)
+    # Programs wait for each other with their runs' weights, unless memory is scarce.
+    for some in ([group] for group in groups) if note_on_memory(problem) else (groups,):
+        programs: list[tuple[list[_Traced], _Runs, Future[None]]] = []
+        # Other threads compile while this one traces the next program. No program runs beside a compiler, because its
+        # time would then say nothing about the cost of a candidate.
+        with ThreadPoolExecutor(max_workers=2) as compilers:
+            for group in some:
+                try:
+                    runs = _Runs(problem, group)
+                except Exception as error:
+                    rest += [(traced.work, error) for traced in group]
+                else:
+                    programs.append((group, runs, compilers.submit(runs.compile)))
+        for group, runs, compiling in programs:
+            failure = compiling.exception()
+            if failure is None:
+                yield list(runs.train(on_epochs))
             else:
-                programs.append((group, runs, compilers.submit(runs.compile)))
-    for group, runs, compiling in programs:
-        failure = compiling.exception()
-        if failure is None:
-            yield list(runs.train(on_epochs))
-        else:
-            rest += [(traced.work, failure) for traced in group]
+                rest += [(traced.work, failure) for traced in group]
     reasons = [(work, (str(error).strip() or type(error).__name__).splitlines()[0]) for work, error in rest]
     return [(work, f"JAX cannot train its seeds at once: {reason}") for work, reason in reasons]
 
 
 class _Traced(NamedTuple):
-    """A piece of work whose folds have equal numbers of features, its `TracedStep`, and its runs' initial values."""
+    """A piece of work whose folds are alike, its `TracedStep`, and its runs' initial values."""
 
     work: Work
     step: Any
@@ -76,8 +118,8 @@ class _Traced(NamedTuple):
 def trace(problem: Problem, work: Work) -> _Traced:
     """Trace the training step of a candidate; raises whatever JAX raises if it cannot."""
     trainer, states = problem.beginnings(work.candidate, work.seeds)
-    data, rows = judge_of(problem, work.seeds).data, problem.order(work.seeds[0], 0).shape[1]
-    batch = data["x_train"][0, :rows], data["y_train"][0, :rows]
+    seed = work.seeds[0]
+    batch = problem.batch(seed, problem.sample(seed))
     return _Traced(work, backend.step_programs.TracedStep(trainer, batch), states)
 
 
@@ -127,38 +169,69 @@ class Judge:
 
     Args:
         problem: data, network and settings.
-        seeds: seeds of folds with equal numbers of features.
+        seeds: seeds of folds that are alike.
+
+    Attributes:
+        data: the arrays of the folds as tensors. `x` and `y` have all rows of each fold, or of one if all are equal;
+            `weights` are those of all rows for each output, or None; `validation` and `test` are row numbers, filled up
+            to equal lengths, and `mask` is 1 for validation rows that count.
+        places: index of each seed's fold in the data.
     """
 
     def __init__(self, problem: Problem, seeds: tuple[int, ...]) -> None:
-        folds = [problem.fold(seed) for seed in seeds]
-        # Tensors (folds, rows, ...) by the names that a `Fold` has for them.
-        names = ("x_train", "y_train", "x_validation", "y_validation", "x_test")
-        self.data = {name: ops.convert_to_tensor(np.stack([getattr(f, name) for f in folds])) for name in names}
-        # (trainings, lifted step, program of an epoch)
-        self.epoch_programs: list[tuple[int, Any, Any]] = []
+        self._problem = problem
+        splits = list(dict.fromkeys(problem.split(seed) for seed in seeds))
+        folds = {problem.split(seed): problem.fold(seed) for seed in seeds}
+        self.places = {seed: splits.index(problem.split(seed)) for seed in seeds}
+        self.data = _data(problem, [folds[split] for split in splits])
+        # The data are arguments of the programs, because XLA copies constants into a program. So other seeds can use
+        # the programs, if their data have equal shapes.
+        form = str(keras.tree.map_structure(lambda values: (values.shape, values.dtype), self.data, none_is_leaf=False))
+        # (trainings, lifted step, program of an epoch), and programs that judge by the number of trainings.
+        shared: tuple[list[tuple[int, Any, Any]], dict[int, _JudgingPrograms]] = ([], {})
+        self.epoch_programs, self._programs = problem.programs.setdefault(form, shared)
         self._model, self._patience = problem.network(seeds[0]), problem.settings.patience
-        self._score = selection_score(problem.data.task)
-        self._programs: dict[int, tuple[Any, Any]] = {}
+        self._selection = problem.metrics.selection
 
-    def programs(self, best: Best, fold: Tensor) -> tuple[Any, Any]:
+    def programs(self, best: Best, fold: Tensor) -> _JudgingPrograms:
         """The programs that judge and that test so many networks."""
         if len(fold) not in self._programs:
-            program = backend.step_programs.Program
-            # The data are an argument, because XLA copies constants into the program.
-            judging = program(self._judge, best, best.network, fold, best.score, 0, self.data, donate=(0,))
-            self._programs[len(fold)] = judging, program(self._test, best.network, fold, self.data["x_test"])
+            program, data = backend.step_programs.Program, self.data
+            self._rows = max(1, min(ROWS, _MEMORY // (_memory(self._problem).row * len(fold))))
+            testing = program(self._test, best.network, fold, data)
+            if self._selection.losses:
+                judging = program(self._judge, best, best.network, fold, best.score, 0, data, donate=(0,))
+                self._programs[len(fold)] = _JudgingPrograms(judging, None, testing)
+            else:
+                judging = program(self._update, best, best.network, best.score, best.score, 0, donate=(0,))
+                validating = program(self._validate, best.network, fold, data)
+                self._programs[len(fold)] = _JudgingPrograms(judging, validating, testing)
         return self._programs[len(fold)]
 
     def _judge(
-        self, best: Best, network: Any, fold: Tensor, loss: Tensor, epoch: Tensor, data: dict[str, Tensor]
+        self, best: Best, network: Any, fold: Tensor, loss: Tensor, epoch: Tensor, data: dict[str, Any]
+    ) -> tuple[Best, dict[str, Tensor]]:
+        """As `_update`, with the scores of the validation rows."""
+
+        def score(run: tuple[Any, Tensor]) -> Tensor:
+            network, fold = run
+            rows, mask = data["validation"][fold], data["mask"]
+            weights = [None if values is None else values[rows] for values in data["weights"]]
+            if mask is not None:
+                own = mask[fold]
+                weights = [own if w is None else w * _alongside(own, w) for w in weights]
+            y = [_of_fold(values, fold, rows) for values in data["y"]]
+            return self._selection.score(y, self._predict(network, fold, rows, data), weights)
+
+        return self._update(best, network, ops.vectorized_map(score, (network, fold)), loss, epoch)
+
+    def _update(
+        self, best: Best, network: Any, score: Tensor, loss: Tensor, epoch: Tensor
     ) -> tuple[Best, dict[str, Tensor]]:
         """The best of each run after an epoch of this loss; its score, and whether the run had not ended before."""
 
-        def judge(run: tuple[Best, Any, Tensor, Tensor]) -> tuple[Best, dict[str, Tensor]]:
-            best, network, fold, loss = run
-            predicted = self._predict(network, data["x_validation"][fold])
-            score = self._score(data["y_validation"][fold], predicted)
+        def update(run: tuple[Best, Any, Tensor, Tensor]) -> tuple[Best, dict[str, Tensor]]:
+            best, network, score, loss = run
             better = best.active & (score < best.score)
             number = ops.where(better, epoch, best.epoch)
             active = best.active & ops.isfinite(loss)
@@ -168,21 +241,77 @@ class Judge:
             judged = Best(kept, ops.where(better, score, best.score), number, active)
             return judged, {"score": score, "counts": best.active}
 
-        return ops.vectorized_map(judge, (best, network, fold, loss))
+        return ops.vectorized_map(update, (best, network, score, loss))
 
-    def _test(self, network: Any, fold: Tensor, x: Tensor) -> Tensor:
-        """(runs, rows, ...) predictions for the test inputs."""
-        return ops.vectorized_map(lambda run: self._predict(run[0], x[run[1]]), (network, fold))
+    def _validate(self, network: Any, fold: Tensor, data: dict[str, Any]) -> list[Tensor]:
+        """For each output, (runs, rows, ...) predictions for the validation rows."""
+        predict = lambda run: self._predict(run[0], run[1], data["validation"][run[1]], data)  # noqa: E731
+        return ops.vectorized_map(predict, (network, fold))
 
-    def _predict(self, network: Any, x: Tensor) -> Tensor:
-        def outputs(rows: Tensor) -> Tensor:
-            return self._model.stateless_call(*network, rows, training=False)[0]
+    def _test(self, network: Any, fold: Tensor, data: dict[str, Any]) -> list[Tensor]:
+        """For each output, (runs, rows, ...) predictions for the test rows."""
+        predict = lambda run: self._predict(run[0], run[1], data["test"][run[1]], data)  # noqa: E731
+        return ops.vectorized_map(predict, (network, fold))
 
-        if len(x) <= _ROWS:
-            return outputs(x)
-        whole = (len(x) - 1) // _ROWS * _ROWS
-        parts = ops.map(outputs, ops.reshape(x[:whole], (-1, _ROWS, *x.shape[1:])))
-        return ops.concatenate([ops.reshape(parts, (-1, *parts.shape[2:])), outputs(x[whole:])])
+    def _predict(self, network: Any, fold: Tensor, rows: Tensor, data: dict[str, Any]) -> list[Tensor]:
+        """Each output's predictions for these rows, some at a time."""
+
+        def outputs(rows: Tensor) -> list[Tensor]:
+            x = keras.tree.map_structure(lambda values: _of_fold(values, fold, rows), data["x"])
+            return keras.tree.flatten(backend.step_programs.outputs_of(self._model, network, x, training=False))
+
+        if len(rows) <= self._rows:
+            return outputs(rows)
+        whole = (len(rows) - 1) // self._rows * self._rows
+        parts = ops.map(outputs, ops.reshape(rows[:whole], (-1, self._rows)))
+        pairs = zip(parts, outputs(rows[whole:]), strict=True)
+        return [ops.concatenate([ops.reshape(part, (-1, *part.shape[2:])), last]) for part, last in pairs]
+
+
+class _JudgingPrograms(NamedTuple):
+    """Programs that judge and test, and one that predicts for validation rows if the score is computed outside."""
+
+    judging: Any
+    validating: Any
+    testing: Any
+
+
+def _data(problem: Problem, folds: Sequence[Fold]) -> dict[str, Any]:
+    """The `data` of a `Judge`."""
+    shared = problem.programs.setdefault("shared", {})
+
+    def stacked(*values: np.ndarray) -> Tensor:
+        if any(each is not values[0] for each in values):
+            return ops.convert_to_tensor(np.stack(values))
+        # The problem keeps the array, so that no other one gets its id.
+        if id(values[0]) not in shared:
+            shared[id(values[0])] = ops.convert_to_tensor(values[0][None])
+        return shared[id(values[0])]
+
+    def filled(name: str) -> np.ndarray:
+        every = [getattr(fold.split, name) for fold in folds]
+        longest = max(map(len, every))
+        return np.stack([np.pad(rows, (0, longest - len(rows)), mode="edge") for rows in every]).astype("int32")
+
+    counts = np.array([len(fold.split.validation) for fold in folds])
+    mask = (np.arange(counts.max()) < counts[:, None]).astype("float32")
+    return {
+        "x": keras.tree.map_structure(stacked, *(fold.x for fold in folds)),
+        "y": [stacked(*values) for values in zip(*(fold.y for fold in folds), strict=True)],
+        "weights": [None if values is None else ops.convert_to_tensor(values) for values in folds[0].weights],
+        "validation": filled("validation"),
+        "mask": None if mask.all() else mask,
+        "test": filled("test"),
+    }
+
+
+def _of_fold(values: Tensor, fold: Tensor, rows: Tensor) -> Tensor:
+    """Rows of a fold's array, or of the array that all folds share."""
+    return values[0][rows] if len(values) == 1 else values[fold, rows]
+
+
+def _alongside(mask: Tensor, weights: Tensor) -> Tensor:
+    return ops.reshape(mask, (*mask.shape, *(1 for _ in weights.shape[1:])))
 
 
 def judge_of(problem: Problem, seeds: tuple[int, ...]) -> Judge:
@@ -211,14 +340,17 @@ class _Runs:
         self._problem, self._seeds = problem, group[0].work.seeds
         self._judge = judge_of(problem, self._seeds)
         self._runs = [(traced.work.candidate, seed) for traced in group for seed in self._seeds]
-        self._fold = ops.convert_to_tensor(np.tile(np.arange(len(self._seeds), dtype="int32"), len(group)))
+        places = np.array([self._judge.places[seed] for seed in self._seeds], "int32")
+        self._fold = ops.convert_to_tensor(np.tile(places, len(group)))
+        # The run's place among the seeds, which have a batch order each.
+        self._lane = ops.convert_to_tensor(np.tile(np.arange(len(self._seeds), dtype="int32"), len(group)))
         states = [traced.step.state(values) for traced in group for values in traced.states]
         self._state = keras.tree.map_structure(lambda *values: np.stack(values), *states)
         self._lifted, self._numbers, self._program = self._programmed([traced.step for traced in group])
         count = len(self._runs)
         scores, epochs = np.full(count, np.inf, "float32"), np.full(count, -1, "int32")
         self._best = Best(self._lifted.step.network(self._state), scores, epochs, np.full(count, True))
-        self._judging, self._testing = self._judge.programs(self._best, self._fold)
+        self._programs = self._judge.programs(self._best, self._fold)
 
     def _programmed(self, steps: Sequence[Any]) -> tuple[Any, list[Tensor], Any]:
         """The lifted step, its numbers for these runs, and the program of an epoch: an earlier one if it suits."""
@@ -228,21 +360,36 @@ class _Runs:
                     return lifted, self._numbers_of(lifted, steps), program
         lifted = backend.step_programs.LiftedStep(steps)
 
-        def epoch(state: Any, fold: Tensor, numbers: Any, data: dict[str, Tensor], order: Tensor) -> Any:
+        order = self._order(0)
+        ragged = bool((order < 0).any())
+
+        def epoch(state: Any, runs: Any, numbers: Any, data: dict[str, Any], order: Tensor) -> Any:
             """The states of all runs after an epoch, and its logs."""
 
-            def of_run(run: tuple[Any, Tensor, Any]) -> Any:
-                state, fold, numbers = run
-                x, y = data["x_train"], data["y_train"]
-                return lifted.epoch(state, numbers, order[fold], lambda rows: (x[fold, rows], y[fold, rows]))
+            def of_run(run: tuple[Any, Any, Any]) -> Any:
+                state, (fold, lane), numbers = run
 
-            return ops.vectorized_map(of_run, (state, fold, numbers))
+                def batch(rows: Tensor) -> tuple[Any, ...]:
+                    x = keras.tree.map_structure(lambda values: _of_fold(values, fold, rows), data["x"])
+                    y = [_of_fold(values, fold, rows) for values in data["y"]]
+                    weights = [None if values is None else values[rows] for values in data["weights"]]
+                    return x, *self._problem.packed(y, weights)
 
-        numbers, order = self._numbers_of(lifted, steps), np.stack([self._problem.order(s, 0) for s in self._seeds])
-        arguments = self._state, self._fold, numbers, self._judge.data, order
+                return lifted.epoch(state, numbers, order[lane], batch, ragged=ragged)
+
+            return ops.vectorized_map(of_run, (state, runs, numbers))
+
+        numbers = self._numbers_of(lifted, steps)
+        arguments = self._state, (self._fold, self._lane), numbers, self._judge.data, order
         program = backend.step_programs.Program(epoch, *arguments, donate=(0,))
         self._judge.epoch_programs.append((len(self._runs), lifted, program))
         return lifted, numbers, program
+
+    def _order(self, epoch: int) -> np.ndarray:
+        """(seeds, steps, batch) training rows of an epoch, with -1 for the steps that a smaller fold does not have."""
+        orders = [self._problem.order(seed, epoch) for seed in self._seeds]
+        steps = max(map(len, orders))
+        return np.stack([np.pad(o, ((0, steps - len(o)), (0, 0)), constant_values=-1) for o in orders])
 
     def _numbers_of(self, lifted: Any, steps: Sequence[Any]) -> list[Tensor]:
         return [ops.convert_to_tensor(values.repeat(len(self._seeds), axis=0)) for values in lifted.numbers(steps)]
@@ -252,8 +399,9 @@ class _Runs:
         settings, weights = self._problem.settings, sum(values.size for values in self._state[0])
         examples = settings.epochs * self._problem.order(self._seeds[0], 0).size
         self._program.compile(quick=6.0 * weights * examples < _LONG)
-        self._judging.compile()
-        self._testing.compile()
+        for program in self._programs:
+            if program is not None:
+                program.compile()
 
     def train(self, on_epochs: OnEpochs) -> Iterator[Run]:
         """The trained runs; `on_epochs` is called several times in a training."""
@@ -262,7 +410,7 @@ class _Runs:
         block = math.ceil(count / _REPORTS)
         for first in range(0, count, block):
             epochs = range(first, min(first + block, count))
-            orders = [np.stack([self._problem.order(seed, epoch) for seed in self._seeds]) for epoch in epochs]
+            orders = [self._order(epoch) for epoch in epochs]
             started = time.perf_counter()
             every = [self._train_epoch(epoch, order) for epoch, order in zip(epochs, orders, strict=True)]
             every = keras.tree.map_structure(np.asarray, every)
@@ -279,15 +427,30 @@ class _Runs:
                 break
         weights = [np.asarray(values).reshape(len(self._runs), -1) for values in self._best.network[0]]
         zeros = (np.concatenate(weights, axis=1) == 0).mean(axis=1)
-        predictions = np.asarray(self._testing(self._best.network, self._fold, self._judge.data["x_test"]))
+        predictions = [
+            np.asarray(each) for each in self._programs.testing(self._best.network, self._fold, self._judge.data)
+        ]
         best, per_epoch = np.asarray(self._best.epoch), float(np.median(seconds))
         for lane, (candidate, seed) in enumerate(self._runs):
-            measured = {"seconds_per_epoch": per_epoch, "zeros": float(zeros[lane])}
-            yield run_of(self._problem, candidate, seed, records[lane], int(best[lane]), predictions[lane], **measured)
+            count = len(self._problem.fold(seed).split.test)
+            predicted = [values[lane, :count] for values in predictions]
+            measured: dict[str, Any] = {"seconds_per_epoch": per_epoch, "zeros": float(zeros[lane])}
+            measured["note"] = note_on_memory(self._problem)
+            yield run_of(self._problem, candidate, seed, records[lane], int(best[lane]), predicted, **measured)
 
     def _train_epoch(self, epoch: int, order: np.ndarray) -> dict[str, Tensor]:
         """The logs of an epoch, its score, and whether it counts."""
-        self._state, logs = self._program(self._state, self._fold, self._numbers, self._judge.data, order)
+        runs, data = (self._fold, self._lane), self._judge.data
+        self._state, logs = self._program(self._state, runs, self._numbers, data, order)
         network = self._lifted.step.network(self._state)
-        self._best, judged = self._judging(self._best, network, self._fold, logs["loss"], epoch, self._judge.data)
+        if self._programs.validating is None:
+            self._best, judged = self._programs.judging(self._best, network, self._fold, logs["loss"], epoch, data)
+        else:
+            predictions = [np.asarray(each) for each in self._programs.validating(network, self._fold, data)]
+            scores = []
+            for lane, (_, seed) in enumerate(self._runs):
+                count = len(self._problem.fold(seed).split.validation)
+                scores.append(validation_score(self._problem, seed, [values[lane, :count] for values in predictions]))
+            arguments = self._best, network, np.array(scores, "float32"), logs["loss"], epoch
+            self._best, judged = self._programs.judging(*arguments)
         return {**logs, **judged}
