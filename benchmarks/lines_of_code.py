@@ -118,6 +118,7 @@ def lines(function):
 
 
 def main():
+    keras.utils.disable_interactive_logging()
     random = np.random.default_rng(0)
     groups = np.repeat(np.arange(30), 10)
     x = random.normal(size=(300, 6)) + random.normal(size=(30, 6))[groups]

@@ -84,7 +84,7 @@ TABLES = {
     "huge": table(target=1e12 * np.linspace(0, 1, 40) ** 2),
     "hardly-varies": table(target=1e9 + np.linspace(0, 1, 40)),
     "mostly-one-number": table(target=[0.0] * 38 + [1.0, 2.0]),
-    "a-category-a-row": {"c": [f"c{k}" for k in range(40)], "target": np.linspace(0, 1, 40)},
+    "a-category-a-row": table(c=[f"c{k}" for k in range(40)]),
     "truths": table(target=[True, False] * 20),
     "few-of-a-class": table(205, target=["u"] * 200 + ["v"] * 5),
     "[red]brackets*": table(target=["<b>", "no", "[/]", "ä ö"] * 10),

@@ -202,7 +202,7 @@ def unreadable(path):
         ),
         ("t.csv", lambda path: frame().write_csv(path), {"task": "ranking"}, ["--task", "'ranking'"]),
         ("t.parquet", lambda path: frame(a=[[1.0]] * 60).write_parquet(path), {}, ["'a'", "List", "not a number"]),
-        ("t.csv", lambda path: frame(a=[1] * 60, b=["x"] * 60).write_csv(path), {}, ["no feature that varies"]),
+        ("t.csv", lambda path: frame(a=[1] * 60, b=["x"] * 60).write_csv(path), {}, ["no feature that varies", "identifier"]),
     ],
 )  # fmt: skip
 def test_bad_data_is_told(name, write, arguments, words, tmp_path):
