@@ -169,8 +169,8 @@ def minus_auc(counts, truth, predictions):
 
 
 def false_winners(studies):
-    """Of studies, each a list of the candidates' differences: the rates with one candidate and with all, the rate of
-    p < 0.05 with one, and how often its interval has zero."""
+    """The rates of false winners with one candidate and with all, the rate of p < 0.05 with one, and that of intervals
+    with zero. A study is a list of the candidates' differences."""
     studies = list(studies)
 
     def wrong(differences):

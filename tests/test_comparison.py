@@ -301,7 +301,7 @@ def test_groups_of_test_rows_are_resampled_whole(random):
 
 
 def test_a_difference_on_a_given_test_set_is_found(random):
-    """Of three standard errors, by five seeds, in most studies."""
+    """A difference of three standard errors is found by five seeds in most studies."""
     rows, seeds = 200, 5
     error = math.sqrt(1 / rows + 0.1**2 / seeds + 1 / (rows * seeds))
     resamples = counts(rows) / rows

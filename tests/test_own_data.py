@@ -14,6 +14,7 @@ from sklearn.preprocessing import MinMaxScaler
 
 import minimand
 from minimand.study import Candidate, LocalEngine, Metric, Study, StudyError, array_data, load_results, stream_data
+from minimand.study._engines import train
 from minimand.study._training import Work, measured, train_in_a_loop
 from tests.helpers import told
 from tests.small_networks import one_layer
@@ -26,7 +27,7 @@ def columns(random):
     return random.normal(2.0, 3.0, size=(ROWS, 4))
 
 
-# What a network sees.
+# The inputs that a network sees.
 
 
 @on_torch
@@ -202,6 +203,22 @@ def test_own_data_train_at_once_as_one_by_one(select, random, tmp_path):
             assert row == pytest.approx(same, rel=1e-4, abs=1e-5)
 
 
+@pytest.mark.slow
+def test_seeds_that_train_apart_may_have_other_numbers_of_steps(random, tmp_path):
+    """The two folds have as many validation rows, but two and three steps in an epoch."""
+    x, test = columns(random), np.arange(60, 90)
+    cv = [(np.arange(37), test), (np.arange(40), test)]
+    arguments = {"candidates": [], "epochs": 2, "batch_size": 10, "folder": tmp_path, "engine": LocalEngine()}
+    study = Study(one_layer, x, x[:, 0], cv=cv, **arguments)
+    assert [study.problem.order(seed, 0).shape for seed in (0, 1)] == [(2, 10), (3, 10)]
+    works = [Work(study.candidates[0], (seed,)) for seed in (0, 1)]
+    runs = [run for part in train(study.problem, works, lambda *_: None) for run in part]
+    for run, work in zip(runs, works, strict=True):
+        (expected,) = train_in_a_loop(study.problem, work, lambda *_: None)
+        assert (run.seed, run.note) == (expected.seed, "")
+        assert run.test == pytest.approx(expected.test, rel=1e-4, abs=1e-5)
+
+
 @on_torch
 def test_trainings_on_one_split_count_once(random, tmp_path):
     study = own_study(random, tmp_path / "s", metric="size.mae")
@@ -289,7 +306,7 @@ class Numbered(keras.utils.PyDataset):
     [(list, True), pytest.param(list, False, marks=on_torch), pytest.param(Numbered, True, marks=on_torch)],
 )
 def test_batches_train_as_arrays_do(kind, labels, random, tmp_path):
-    """Of a single batch in each epoch, whose order matters to nobody."""
+    """A single batch in each epoch has no order that could differ."""
     x = columns(random).astype("float32")
     y = np.where(x[:, 0] > 2, "high", "low") if labels else x[:, 0]
     parts = [slice(0, 40), slice(40, 60), slice(60, 90)]

@@ -43,7 +43,7 @@ def values_of(data):
 
 
 def rows_of(data, seed):
-    """Of which rows the parts of a fold consist, by an input that numbers them."""
+    """The rows of each part of a fold, by an input that numbers the rows."""
     fold = Data("numbers", np.arange(data.rows, dtype="float32"), data.targets, data.splits).fold(seed)
     parts = [fold.x_train.astype(int), fold.x_validation.astype(int), fold.x_test.astype(int)]
     for part, rows in zip(parts, data.fold(seed).split, strict=True):
@@ -152,7 +152,7 @@ def test_targets_are_in_units_of_their_spread(random):
 
 
 def test_rare_categories_are_merged(random):
-    """Of some 150 names, the 50 most frequent of the training rows, and one column for all others."""
+    """The 50 most frequent of some 150 names have a column each, and all other names share one."""
     names = np.array([f"name-{k}" for k in random.geometric(0.02, size=600) % 200])
     data = array_data(pl.DataFrame({"name": names}), random.normal(size=600))
     fold = data.fold(0)

@@ -148,15 +148,20 @@ Loss = Part | Mapping[str, Part] | Sequence[Part]
 """A loss, or one for each output."""
 
 
+def _mapped(function: Callable[[Part], Any], description: Any) -> Any:
+    """The structure with the function's value in place of each part."""
+    if isinstance(description, Part):
+        return function(description)
+    if isinstance(description, Mapping):
+        return {key: _mapped(function, value) for key, value in description.items()}
+    if isinstance(description, (list, tuple)):
+        return type(description)(_mapped(function, value) for value in description)
+    return description
+
+
 def built(description: Any) -> Any:
     """The structure with each part built."""
-    if isinstance(description, Part):
-        return description.build()
-    if isinstance(description, Mapping):
-        return {key: built(value) for key, value in description.items()}
-    if isinstance(description, (list, tuple)):
-        return type(description)(map(built, description))
-    return description
+    return _mapped(Part.build, description)
 
 
 def _code(description: Any) -> str:
@@ -170,14 +175,8 @@ def _code(description: Any) -> str:
 
 
 def table_of(description: Any) -> Any:
-    """Parts as tables, and values as JSON has them."""
-    if isinstance(description, Part):
-        return description.to_dict()
-    if isinstance(description, Mapping):
-        return {key: table_of(value) for key, value in description.items()}
-    if isinstance(description, (list, tuple)):
-        return [table_of(value) for value in description]
-    return description
+    """The structure with each part as a table."""
+    return _mapped(Part.to_dict, description)
 
 
 def _from_table(value: Any, check: bool) -> Any:
@@ -185,7 +184,7 @@ def _from_table(value: Any, check: bool) -> Any:
         if isinstance(value.get("type"), str):
             return Part.from_dict(value, check=check)
         return {key: _from_table(each, check) for key, each in value.items()}
-    return [_from_table(each, check) for each in value] if isinstance(value, list) else value
+    return type(value)(_from_table(each, check) for each in value) if isinstance(value, (list, tuple)) else value
 
 
 def _is_named(kind: type) -> bool:

@@ -110,6 +110,11 @@ def take(structure: Any, rows: Any) -> Any:
     return keras.tree.map_structure(lambda values: values[rows], structure)
 
 
+def concatenated(*structures: Any) -> Any:
+    """The rows of all structures of arrays."""
+    return keras.tree.map_structure(lambda *parts: np.concatenate(parts), *structures)
+
+
 class Data:
     """Inputs and targets of a study, and how they are split.
 
@@ -122,7 +127,7 @@ class Data:
         splits: splits of the rows.
         prepare: a transformer of scikit-learn, a function, a structure of these as `x`, or None.
         sample_weight: (n,) weights of rows, or None.
-        stream: training batches that are no rows of x, or None.
+        stream: training batches that are not rows of x, or None.
         scaling: for each output, center and scale of its quantities if the stream determines them; otherwise None.
         source: file, built-in data set or "arrays".
         arguments: arguments of `load_data` that the page shows in its code.
@@ -168,7 +173,7 @@ class Data:
 
     @property
     def outputs(self) -> Any:
-        """Number of units that a network needs; a dictionary by output, or a list, if there are several outputs."""
+        """Number of units that a network needs; a dictionary by output if there are several."""
         if len(self.targets) == 1 and not self.targets[0].name:
             return self.targets[0].units
         return {target.name: target.units for target in self.targets}
@@ -396,19 +401,19 @@ def array_data(
         >>> array_data(np.random.rand(30, 8, 8, 1), np.arange(30) % 3).task
         '3 classes'
     """
-    x = _inputs(x)
+    x, y = _inputs(x), _outputs(y)
     given_test = None
     rows = len(keras.tree.flatten(x)[0])
     if test is not None:
         if not isinstance(test, tuple) or len(test) != 2:
             raise StudyError(f"`test` must be a pair of inputs and targets (x, y). Received: {type(test).__name__}")
-        given, x, y = rows, _joined(x, _inputs(test[0]), "x"), _joined(_outputs(y), _outputs(test[1]), "y")
+        given, x, y = rows, _joined(x, _inputs(test[0]), "x"), _joined(y, _outputs(test[1]), "y")
         rows = len(keras.tree.flatten(x)[0])
         given_test = np.arange(rows) >= given
     for values in keras.tree.flatten(x):
         if len(values) != rows:
             raise StudyError(f"All inputs must have the same number of rows. Received: {rows} and {len(values)}")
-    targets = targets_of(_outputs(y), task, ignore_class)
+    targets = targets_of(y, task, ignore_class)
     for target in targets:
         if len(target.values) != rows:
             raise StudyError(f"x and y must have the same number of rows. Received: {rows} and {len(target.values)}")
@@ -505,7 +510,7 @@ def _joined(first: Any, second: Any, name: str) -> Any:
         return pl.concat([first, second.select(first.columns)], how="vertical_relaxed")
     try:
         keras.tree.assert_same_structure(first, second)
-        return keras.tree.map_structure(lambda a, b: np.concatenate([a, b]), first, second)
+        return concatenated(first, second)
     except (ValueError, TypeError) as error:
         raise StudyError(f"`test` must have {name} of the same form as the training data. {error}") from error
 
@@ -548,7 +553,7 @@ def _warnings_of(columns: Sequence[Column]) -> list[str]:
 
 
 def _usual_preparation(x: np.ndarray) -> Any:
-    """What an array usually needs: floats in columns are standardised, and pixels are scaled to [0, 1]."""
+    """The usual preparation of an array, which standardises floats in columns and scales pixels to [0, 1]."""
     if x.ndim == 2 and x.dtype.kind == "f":
         return make_pipeline(SimpleImputer(strategy="median", keep_empty_features=True), StandardScaler())
     return unit_interval if x.dtype == np.uint8 and x.ndim >= 3 else None

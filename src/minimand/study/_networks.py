@@ -51,8 +51,8 @@ def convnet(input_shape: tuple[int, ...], outputs: int, activation: str | None =
 
     Use it for images of 8 x 8 to 256 x 256 pixels in [0, 1]. Convolutions of stride 2 bring the image to at most
     8 x 8 positions first. A stage is one block `x -> relu(x + conv(relu(conv(x))))` of 3 x 3 convolutions, and each
-    stage has half the height and width of the stage before it. The mean over positions and dropout 0.1 follow. There
-    is no normalisation: each block begins close to the identity.
+    stage has half the height and width of the stage before it. The mean over positions and dropout 0.1 follow. The
+    network does not normalise, because each block begins close to the identity.
 
     Args:
         input_shape: (height, width, channels).

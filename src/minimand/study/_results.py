@@ -99,7 +99,7 @@ class Results:
             The text of an SVG; empty if there is nothing to draw.
 
         Raises:
-            StudyError: there is no such figure or candidate.
+            StudyError: the figure or the candidate does not exist.
         """
         return results_figure(self, name, candidate)
 

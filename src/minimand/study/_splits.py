@@ -18,7 +18,7 @@ from sklearn.model_selection import (
 
 from minimand.study._settings import StudyError
 
-# Of the rows that a run learns from, this fraction chooses the epoch.
+# The fraction of the rows that a run learns from that are validation rows.
 _VALIDATION = 0.25
 _TEST = 0.2
 
@@ -175,7 +175,7 @@ class Splits:
     def _parts(self, number: int, count: int) -> Split:
         every = np.arange(self.rows)
         if self.kind == "time":
-            # Of `count + 2` blocks of equal length, validation and test are one each. Equal times stay together.
+            # The rows are `count + 2` blocks; one block validates and the next one tests. Equal times stay together.
             edges = np.quantile(self._ranks, np.linspace(0, 1, count + 3)[1:-1])
             block = np.searchsorted(edges, self._ranks, side="left")
             return Split(*(every[where] for where in (block <= number, block == number + 1, block == number + 2)))

@@ -8,7 +8,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from minimand.study._data import Data, targets_of
+from minimand.study._data import Data, concatenated, targets_of
 from minimand.study._settings import StudyError
 from minimand.study._splits import Split, Splits
 
@@ -26,7 +26,7 @@ class Stream:
         y: the targets of each batch.
 
     Raises:
-        StudyError: `batches` can be read once only, or its batches are no pairs.
+        StudyError: `batches` can be read once only, or its batches are not pairs.
     """
 
     def __init__(self, batches: Any, name: str = "train") -> None:
@@ -63,9 +63,7 @@ def _array(values: Any) -> np.ndarray:
 def _joined(stream: Stream) -> tuple[Any, Any, np.ndarray | None]:
     """All inputs, targets and weights of a stream."""
     x, y, weights = zip(*stream, strict=True)
-    join = lambda *parts: np.concatenate(parts)  # noqa: E731
-    given = None if weights[0] is None else np.concatenate(weights)
-    return keras.tree.map_structure(join, *x), keras.tree.map_structure(join, *y), given
+    return concatenated(*x), concatenated(*y), None if weights[0] is None else np.concatenate(weights)
 
 
 class _StreamSplits(Splits):
@@ -127,10 +125,9 @@ def stream_data(
     """
     stream = Stream(train)
     parts = [_joined(Stream(validation, "validation")), _joined(Stream(test, "test"))]
-    join = lambda *values: np.concatenate(values)  # noqa: E731
     try:
-        x, y = (keras.tree.map_structure(join, parts[0][k], parts[1][k]) for k in (0, 1))
-        every = targets_of(keras.tree.map_structure(join, *stream.y, y), task, ignore_class)
+        x, y = (concatenated(parts[0][k], parts[1][k]) for k in (0, 1))
+        every = targets_of(concatenated(*stream.y, y), task, ignore_class)
     except ValueError as error:
         raise StudyError(f"`train`, `validation` and `test` must have batches of the same form. {error}") from error
     # The targets of training rows fix classes and scales, and are not rows of the data.

@@ -402,7 +402,7 @@ def _items(values: pl.Series | None) -> list[str]:
 
 
 def _step(kind: str) -> Any:
-    """What encodes the columns of a kind, or one column that is a date, a text or a list."""
+    """The encoder of the columns of a kind, or of one column that is a date, a text or a list."""
     if kind in ("number", "date"):
         imputer = SimpleImputer(strategy="median", add_indicator=kind == "number", keep_empty_features=True)
         numbers = make_pipeline(imputer, StandardScaler())

@@ -80,7 +80,7 @@ class Target:
         return int(self.distinct[-1]) if np.array_equal(self.distinct, np.floor(self.distinct)) else None
 
     def widened(self, units: int) -> Target:
-        """The target for a network with a unit for each whole number, of which some are no class of the data."""
+        """The target for a network with a unit for each whole number, some of which are not classes of the data."""
         if self.largest is None or self.distinct is None or units <= len(self.classes):
             return self
         # The last one is for ignored values.

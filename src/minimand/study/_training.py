@@ -91,17 +91,16 @@ def measured(
     keys: Collection[str] | None = None,
 ) -> dict[str, float]:
     """Metrics of the predictions for these rows, by key; by default all."""
-    fold, metrics = problem.fold(seed), problem.metrics
-    judged = [
-        target.judged(rows, predicted, *scaling)
-        for target, predicted, scaling in zip(problem.targets, predictions, fold.scaling, strict=True)
-    ]
-    weights = problem.data.sample_weight
+    scaling, weights = problem.fold(seed).scaling, problem.data.sample_weight
+    wanted = {key: of for key, of in problem.metrics.every.items() if keys is None or key in keys}
+    judged = {
+        output: problem.targets[output].judged(rows, predictions[output], *scaling[output])
+        for output in {of.output for of in wanted.values()}
+    }
     found = {}
-    for key, of in metrics.every.items():
-        if keys is None or key in keys:
-            truth, predicted, index = judged[of.output]
-            found[key] = of.metric.function(truth, predicted, None if weights is None else weights[rows][index])
+    for key, of in wanted.items():
+        truth, predicted, index = judged[of.output]
+        found[key] = of.metric.function(truth, predicted, None if weights is None else weights[rows][index])
     return found
 
 

@@ -9,6 +9,7 @@ import re
 import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import keras
@@ -187,8 +188,8 @@ class Judge:
         # The data are arguments of the programs, because XLA copies constants into a program. So other seeds can use
         # the programs, if their data have equal shapes.
         form = str(keras.tree.map_structure(lambda values: (values.shape, values.dtype), self.data, none_is_leaf=False))
-        # (trainings, lifted step, program of an epoch), and programs that judge by the number of trainings.
-        shared: tuple[list[tuple[int, Any, Any]], dict[int, _JudgingPrograms]] = ([], {})
+        # (form of trainings, lifted step, program of an epoch), and programs that judge by the number of trainings.
+        shared: tuple[list[tuple[Any, Any, Any]], dict[int, _JudgingPrograms]] = ([], {})
         self.epoch_programs, self._programs = problem.programs.setdefault(form, shared)
         self._model, self._patience = problem.network(seeds[0]), problem.settings.patience
         self._selection = problem.metrics.selection
@@ -198,13 +199,13 @@ class Judge:
         if len(fold) not in self._programs:
             program, data = backend.step_programs.Program, self.data
             self._rows = max(1, min(ROWS, _MEMORY // (_memory(self._problem).row * len(fold))))
-            testing = program(self._test, best.network, fold, data)
+            testing = program(partial(self._predictions, "test"), best.network, fold, data)
             if self._selection.losses:
                 judging = program(self._judge, best, best.network, fold, best.score, 0, data, donate=(0,))
                 self._programs[len(fold)] = _JudgingPrograms(judging, None, testing)
             else:
                 judging = program(self._update, best, best.network, best.score, best.score, 0, donate=(0,))
-                validating = program(self._validate, best.network, fold, data)
+                validating = program(partial(self._predictions, "validation"), best.network, fold, data)
                 self._programs[len(fold)] = _JudgingPrograms(judging, validating, testing)
         return self._programs[len(fold)]
 
@@ -243,14 +244,13 @@ class Judge:
 
         return ops.vectorized_map(update, (best, network, score, loss))
 
-    def _validate(self, network: Any, fold: Tensor, data: dict[str, Any]) -> list[Tensor]:
-        """For each output, (runs, rows, ...) predictions for the validation rows."""
-        predict = lambda run: self._predict(run[0], run[1], data["validation"][run[1]], data)  # noqa: E731
-        return ops.vectorized_map(predict, (network, fold))
+    def _predictions(self, part: str, network: Any, fold: Tensor, data: dict[str, Any]) -> list[Tensor]:
+        """For each output, (runs, rows, ...) predictions for the rows of a part, `"validation"` or `"test"`."""
 
-    def _test(self, network: Any, fold: Tensor, data: dict[str, Any]) -> list[Tensor]:
-        """For each output, (runs, rows, ...) predictions for the test rows."""
-        predict = lambda run: self._predict(run[0], run[1], data["test"][run[1]], data)  # noqa: E731
+        def predict(run: tuple[Any, Tensor]) -> list[Tensor]:
+            network, fold = run
+            return self._predict(network, fold, data[part][fold], data)
+
         return ops.vectorized_map(predict, (network, fold))
 
     def _predict(self, network: Any, fold: Tensor, rows: Tensor, data: dict[str, Any]) -> list[Tensor]:
@@ -354,14 +354,15 @@ class _Runs:
 
     def _programmed(self, steps: Sequence[Any]) -> tuple[Any, list[Tensor], Any]:
         """The lifted step, its numbers for these runs, and the program of an epoch: an earlier one if it suits."""
-        for count, lifted, program in self._judge.epoch_programs:
-            if count == len(self._runs):
+        order = self._order(0)
+        ragged = bool((order < 0).any())
+        # Other seeds may have as many rows to validate on, but another number of steps.
+        form = len(self._runs), order.shape, ragged
+        for other, lifted, program in self._judge.epoch_programs:
+            if other == form:
                 with contextlib.suppress(ValueError):
                     return lifted, self._numbers_of(lifted, steps), program
         lifted = backend.step_programs.LiftedStep(steps)
-
-        order = self._order(0)
-        ragged = bool((order < 0).any())
 
         def epoch(state: Any, runs: Any, numbers: Any, data: dict[str, Any], order: Tensor) -> Any:
             """The states of all runs after an epoch, and its logs."""
@@ -382,7 +383,7 @@ class _Runs:
         numbers = self._numbers_of(lifted, steps)
         arguments = self._state, (self._fold, self._lane), numbers, self._judge.data, order
         program = backend.step_programs.Program(epoch, *arguments, donate=(0,))
-        self._judge.epoch_programs.append((len(self._runs), lifted, program))
+        self._judge.epoch_programs.append((form, lifted, program))
         return lifted, numbers, program
 
     def _order(self, epoch: int) -> np.ndarray:
