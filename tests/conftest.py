@@ -87,8 +87,7 @@ _SLOW_TESTS = {
     "jax": {
         "callbacks", "cli", "compatibility", "conformance", "distribution", "documentation", "endurance", "engines",
         "gradient_measures", "ivon", "keras_callbacks", "own_data", "page", "reliability", "sampling", "sparsity", "study",
-        "study_models", "trainable_losses", "trainer", "trainer_equals_fit", "tuning", "variational_weight_noise",
-        "vectorized",
+        "study_models", "trainable_losses", "trainer", "trainer_equals_fit", "variational_weight_noise", "vectorized",
     },
     "tensorflow": {"compatibility", "conformance", "distribution", "trainer_equals_fit"},
 }  # fmt: skip

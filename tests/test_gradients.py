@@ -43,6 +43,17 @@ def _conv1d():
     return keras.Sequential([keras.Input((7, 2)), *parts, layers.Flatten(), layers.Dense(2, use_bias=False)])
 
 
+def _einsum():
+    parts = [
+        layers.EinsumDense("ab,bc->abc", (5, 3), bias_axes="bc", activation="tanh"),
+        layers.EinsumDense("abc,bcd->adb", (2, 5), bias_axes="db", activation="tanh"),
+        # These use a weight several times for an example, and share a bias between outputs.
+        layers.EinsumDense("adb,bc->adc", (2, 3), bias_axes="c"),
+        layers.EinsumDense("adc,dce->ade", (2, 3), bias_axes="d"),
+    ]
+    return keras.Sequential([keras.Input((5,)), *parts, layers.Flatten(), layers.Dense(2)])
+
+
 def _conv3d():
     return keras.Sequential(
         [keras.Input((3, 4, 3, 2)), layers.Conv3D(2, 2), layers.GlobalAveragePooling3D(), layers.Dense(2)]
@@ -98,6 +109,7 @@ MODELS = {
     "dense_and_dropout": (_dense, (5,)),
     "conv2d": (_conv2d, (9, 8, 2)),
     "conv1d_and_layer_normalisation": (_conv1d, (7, 2)),
+    "einsum": (_einsum, (5,)),
     "conv3d": (_conv3d, (3, 4, 3, 2)),
     "depthwise": (_depthwise, (6, 5, 2)),
     "embedding_and_lstm": (_lstm, None),

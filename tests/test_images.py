@@ -71,9 +71,16 @@ def test_pixels_of_each_kind(tmp_path):
     np.testing.assert_array_equal(images.x[0, :, :, 0], [[0, 1, 0], [255, 128, 1]])
     np.testing.assert_array_equal(images.x[1, 0], [[255, 255, 255], [10, 20, 30], [204, 204, 204]])
     np.testing.assert_array_equal(images.x[2, :, :, 1], [[0, 255, 0], [255, 0, 0]])
+    assert images.notes == ()
     # Orientation 6 is shown after a quarter turn clockwise.
     np.testing.assert_array_equal(images.x[3], np.rot90(rgb, -1))
-    assert images.notes == ()
+
+
+def test_images_that_use_few_of_their_bits_are_told(tmp_path):
+    for index in range(2):
+        _save(tmp_path / "ab"[index] / "12.png", np.array([[0, 4095, 8 * index]], "uint16"))
+    (note,) = read_images(tmp_path).notes
+    assert note.startswith("the brightest pixel is 16 of 255")
 
 
 def test_sizes_are_unified_about_the_centre(pets):

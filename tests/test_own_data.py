@@ -83,6 +83,11 @@ def test_a_transformer_may_treat_its_training_rows_apart(random):
     train = y[fold.split.train]
     np.testing.assert_allclose(fold.x_train[:, 0], (train.sum() - train) / (len(train) - 1), rtol=1e-5, atol=1e-6)
     np.testing.assert_allclose(fold.x_test, train.mean(), rtol=1e-5)
+    # It sees the training targets as the network does: corrupted, if that is asked for.
+    wrong = array_data(columns(random), y, prepare=LeaveOneOut()).fold(0, corrupt_targets=0.5)
+    ((centre, scale),) = wrong.scaling
+    np.testing.assert_allclose(wrong.x_test, (wrong.y_train * scale + centre).mean(), rtol=1e-4)
+    assert abs(wrong.x_test[0, 0] - train.mean()) > 0.1
 
 
 @on_torch
@@ -213,7 +218,7 @@ def test_seeds_that_train_apart_may_have_other_numbers_of_steps(random, tmp_path
     assert [study.problem.order(seed, 0).shape for seed in (0, 1)] == [(2, 10), (3, 10)]
     works = [Work(study.candidates[0], (seed,)) for seed in (0, 1)]
     runs = [run for part in train(study.problem, works, lambda *_: None) for run in part]
-    for run, work in zip(runs, works, strict=True):
+    for run, work in zip(sorted(runs, key=lambda run: run.seed), works, strict=True):
         (expected,) = train_in_a_loop(study.problem, work, lambda *_: None)
         assert (run.seed, run.note) == (expected.seed, "")
         assert run.test == pytest.approx(expected.test, rel=1e-4, abs=1e-5)

@@ -1,12 +1,16 @@
 """The page of a study, in a browser as readers have it."""
 
+import contextlib
 import dataclasses
 import math
 import re
 import shutil
 
 import keras
+import numpy as np
+import polars as pl
 import pytest
+from PIL import Image
 
 from minimand.study import (
     Candidate,
@@ -15,6 +19,7 @@ from minimand.study import (
     Results,
     Study,
     Tuning,
+    load_data,
     load_results,
     mlp,
     write_page,
@@ -54,9 +59,9 @@ def browser():
         browser.close()
 
 
-@pytest.fixture
-def page(browser, folder):
-    """The page, opened; whatever the browser complains of, or would fetch, fails the test."""
+@contextlib.contextmanager
+def opened(browser, folder):
+    """The page of a study; whatever the browser complains of, or would fetch, fails the test."""
     complaints = []
     page = browser.new_page()
     page.on("console", lambda message: complaints.append(message.text))
@@ -66,6 +71,12 @@ def page(browser, folder):
     yield page
     page.close()
     assert [text for text in complaints if not text.startswith("data:")] == []
+
+
+@pytest.fixture
+def page(browser, folder):
+    with opened(browser, folder) as page:
+        yield page
 
 
 def column(page, index):
@@ -134,6 +145,43 @@ def contrast(page, selector):
 
     high, low = sorted(map(luminance, colours), reverse=True)
     return (high + 0.05) / (low + 0.05)
+
+
+def flat(input_shape, outputs):
+    layers = [keras.layers.Flatten(), keras.layers.Dense(outputs, "softmax")]
+    return keras.Sequential([keras.Input(input_shape), *layers])
+
+
+@pytest.fixture(params=["images", "texts"])
+def other_folder(request, tmp_path):
+    """The study of a folder of images, or of a table with texts."""
+    random = np.random.default_rng(0)
+    if request.param == "images":
+        for index in range(30):
+            path = tmp_path / "photos" / "ab"[index % 2] / f"{index}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (8, 8, 3)).astype("uint8")).save(path)
+        data = load_data(tmp_path / "photos")
+    else:
+        texts = [" ".join(random.choice(["good", "bad", "film", "plot", "actor"], 6)) for _ in range(60)]
+        pl.DataFrame({"text": texts, "y": ["yes", "no"] * 30}).write_csv(tmp_path / "reviews.csv")
+        data = load_data(tmp_path / "reviews.csv", target="y")
+    arguments = {"candidates": ["weight-noise"], "seeds": 2, "epochs": 1, "engine": "local"}
+    study = Study(flat, data, folder=tmp_path / "study", **arguments)
+    write_page(study.run(command=f"minimand study {data.name}"), tmp_path / "study")
+    return request.param, tmp_path / "study"
+
+
+def test_studies_of_images_and_texts_have_pages(browser, other_folder):
+    kind, folder = other_folder
+    with opened(browser, folder) as page:
+        text = page.inner_text("body")
+        assert {"images": "30 rows, 8 x 8 x 3", "texts": "60 rows"}[kind] in text
+        # Trees are a reference for tables.
+        assert ("gradient boosting" in text) == (kind == "texts")
+        page.set_viewport_size({"width": 360, "height": 800})
+        page.evaluate("document.querySelectorAll('details').forEach(each => each.open = true)")
+        assert page.evaluate("document.documentElement.scrollWidth") <= 360
 
 
 def test_printed_all_details_are_open(page):

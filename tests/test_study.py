@@ -22,6 +22,7 @@ from minimand.study import (
 )
 from minimand.study._engines import train
 from minimand.study._problem import Problem
+from minimand.study._results import Storage
 from minimand.study._settings import Settings
 from minimand.study._training import FINISHED, Work, train_in_a_loop
 from tests.helpers import told
@@ -118,21 +119,21 @@ def finished(finished_folder, tmp_path):
 
 
 @pytest.mark.slow
-def test_an_interrupted_study_resumes_with_the_same_numbers(finished, tmp_path):
-
+def test_an_interrupted_study_resumes_with_the_same_numbers(finished, tmp_path, monkeypatch):
     class Killed(Exception):
         pass
 
-    count = 0
+    save = Storage.save
 
-    def killed(name, epochs):
-        nonlocal count
-        count += 1
-        if count == 8:
+    def killed(storage, run):
+        if len(list((storage.folder / "runs").iterdir())) == 2:
             raise Killed
+        save(storage, run)
 
-    with pytest.raises(Killed):
-        small(tmp_path / "parts").run(killed)
+    with monkeypatch.context() as patch:
+        patch.setattr(Storage, "save", killed)
+        with pytest.raises(Killed):
+            small(tmp_path / "parts").run()
     (tmp_path / "parts" / "runs" / "everything-0.999.tmp").write_text("{half a fi")
     trained = []
     resumed = small(tmp_path / "parts")
@@ -315,6 +316,7 @@ def test_a_folder_of_something_else_is_refused(tmp_path):
         small(tmp_path / "file" / "s")
 
 
+@pytest.mark.slow
 def test_the_page_is_self_contained_and_its_code_runs(finished, tmp_path, monkeypatch):
     from minimand.study import write_page
     from minimand.study._page import code_for
@@ -376,6 +378,7 @@ def test_a_study_in_a_notebook(finished):
     assert stored.table().equals(table)
     assert stored.figure("curves") == results.figure("curves")
     assert results._repr_html_().startswith("<p>")
+    assert repr(results).startswith(results.verdict)
 
 
 def test_a_folder_without_results_is_told(finished, tmp_path):

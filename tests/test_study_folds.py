@@ -79,8 +79,8 @@ def test_splits_are_partitions_with_their_share_of_all_classes(table):
 @given(TABLES)
 @by_property
 def test_columns_become_what_is_documented(table):
-    """By hand: the training median where a number is missing, and a column that marks it, all standardised; a column for
-    each training category, or a single one for two of them.
+    """By hand: the training median where a number is missing, and a column that marks it, all standardised and clipped
+    smoothly at 3; a column for each training category, or a single one for two of them.
     """
     data, seed = table_of(**table), table["seed"]
     parts, fold = rows_of(data, seed), data.fold(seed)
@@ -93,6 +93,7 @@ def test_columns_become_what_is_documented(table):
             missing = np.isnan(values)
     numbers += [missing.astype(float)] * bool(missing[train].any())
     columns = [(values - values[train].mean()) / (values[train].std() or 1.0) for values in numbers]
+    columns = [values / np.hypot(1.0, values / 3.0) for values in columns]
     kinds = data.x["kind"].to_numpy().astype(str)
     learned = np.unique(kinds[train])
     columns += [(kinds == kind).astype(float) for kind in (learned[1:] if len(learned) == 2 else learned)]
@@ -172,7 +173,10 @@ def test_folds_are_disjoint_reproducible_and_standardised_by_training_rows():
     assert not np.array_equal(fold.y_test, data.fold(2).y_test)
     rows = np.concatenate([fold.x_train, fold.x_validation, fold.x_test])
     assert len(np.unique(rows, axis=0)) == 442
-    np.testing.assert_allclose(fold.x_train.mean(axis=0), 0, atol=1e-5)
+    # Before outliers are clipped.
+    scores = fold.x_train / np.sqrt(1 - (fold.x_train / 3) ** 2)
+    np.testing.assert_allclose(scores.mean(axis=0), 0, atol=1e-5)
+    np.testing.assert_allclose(scores.std(axis=0), 1, atol=1e-5)
     assert set(np.round(in_units(fold, fold.y_test).ravel())) <= set(values_of(data))
 
 

@@ -273,9 +273,9 @@ def test_columns_that_are_left_out_are_told(values, kind, words):
 @pytest.mark.parametrize(
     ("values", "treatment"),
     [
-        ([1.5, None, 2.0], "standardised; missing values become the median, with an indicator"),
-        ([2, 1, 0], "standardised"),
-        ([5.0, 5.0, None], "standardised; missing values become the median, with an indicator"),
+        ([1.5, None, 2.0], "standardised, outliers clipped; missing values become the median, with an indicator"),
+        ([2, 1, 0], "standardised, outliers clipped"),
+        ([5.0, 5.0, None], "standardised, outliers clipped; missing values become the median, with an indicator"),
         ([True, False, True], "0 for 'false', 1 for 'true'"),
         (["yes", "no", "yes"], "0 for 'no', 1 for 'yes'"),
         (["yes", None, "yes"], "0 for '(missing)', 1 for 'yes'"),
@@ -311,6 +311,10 @@ def test_texts_categories_and_identifiers_are_told_apart():
     assert column(["Bad business day", "Very good day", "Not so good"] * 20).kind == "category"
     assert column(["猫が好きです" + text[1:3] for text in texts[:50]]).kind == "text"
     assert not column([f"{k:08x}-0f0f-4a4a" for k in range(50)]).used
+    nearly = column([f"n{k // 2 if k < 20 else k}" for k in range(100)])
+    assert nearly.used
+    assert nearly.note == "90 of 100 values differ; remove the column if it is an identifier"
+    assert not column([f"n{k % 50}" for k in range(100)]).note
 
 
 @pytest.mark.parametrize(
@@ -342,12 +346,19 @@ def test_categories_of_numbers_remain_categories(kind):
     assert column(pl.Series("a", ["0", "1", "2"] * 5).cast(kind)).kind == "category"
 
 
-def test_numbers_are_standardised_by_the_training_rows():
+def clipped(scores):
+    return scores / np.hypot(1.0, np.divide(scores, 3.0))
+
+
+def test_numbers_are_standardised_by_the_training_rows_and_clipped_smoothly_at_3():
     train = {"a": [1.0, 2.0, None, 6.0], "b": [3.0, 4.0, 5.0, 6.0]}
     encoder, x = encoded(train, {"a": [2.0, None], "b": [None, 4.5]}, a="number", b="number")
     # The median of a's training rows is 2, and only a has an indicator.
     a, indicator = np.array([1, 2, 2, 6]), np.array([0, 0, 1, 0])
-    score = lambda value, of: (value - of.mean()) / of.std()  # noqa: E731
+
+    def score(value, of):
+        return clipped((value - of.mean()) / of.std())
+
     b = np.array(train["b"])
     np.testing.assert_allclose(
         x,
@@ -358,11 +369,23 @@ def test_numbers_are_standardised_by_the_training_rows():
     assert list(encoder.get_feature_names_out()) == ["a", "b", "missingindicator_a"]
 
 
+def test_outliers_are_clipped_and_other_numbers_hardly_change():
+    random = np.random.default_rng(0)
+    values = np.append(random.normal(size=5000), 1e9)
+    _, x = encoded({"a": values[:-1]}, {"a": values}, a="number")
+    z = (values[:-1] - values[:-1].mean()) / values[:-1].std()
+    assert x[-1] == pytest.approx(3.0)
+    # 1 - 1 / sqrt(1 + 1 / 9) is 5.1 %.
+    small = np.abs(z) < 1
+    np.testing.assert_allclose(x[:-1, 0][small], z[small], rtol=0.052)
+    assert (np.diff(x[:-1, 0][np.argsort(z)]) >= 0).all()
+
+
 def test_numbers_that_training_rows_lack_are_finite():
     training = {"a": pl.Series([None, None], dtype=pl.Float64), "b": [1.0, 3.0]}
     _, x = encoded(training, {"a": [5.0, None], "b": [None, 1.0]}, a="number", b="number")
     assert np.isfinite(x).all()
-    np.testing.assert_allclose(x[:, 1], [0, -1])
+    np.testing.assert_allclose(x[:, 1], [0, clipped(-1)], rtol=1e-6)
 
 
 def test_two_categories_are_one_column_and_more_are_one_hot():
@@ -395,7 +418,7 @@ def test_dates_are_cycles_and_elapsed_time():
         expected |= {f"{name} as {f}": getattr(np, f)(2 * np.pi * np.array(turn)) for f in ("sin", "cos")}
     assert names == list(expected)
     table = np.array(list(expected.values())).T
-    np.testing.assert_allclose(x, (table - table.mean(0)) / table.std(0), atol=1e-5)
+    np.testing.assert_allclose(x, clipped((table - table.mean(0)) / table.std(0)), atol=1e-5)
 
 
 def test_parts_of_dates_that_do_not_vary_in_training_rows_are_dropped():
@@ -406,7 +429,7 @@ def test_parts_of_dates_that_do_not_vary_in_training_rows_are_dropped():
     assert x.shape == (4, 4)
     # The median of the training rows is the date at 13 January.
     np.testing.assert_allclose(
-        x[1], [0, np.sqrt(3), *encoded({"a": days}, {"a": [days[1]]}, a="date")[1][0, 2:]], atol=1e-6
+        x[1], [0, clipped(np.sqrt(3)), *encoded({"a": days}, {"a": [days[1]]}, a="date")[1][0, 2:]], atol=1e-6
     )
     assert np.isfinite(x).all()
     # Nothing varies: what is left is a column of zeros.

@@ -25,7 +25,7 @@ from minimand.gradients._examples import ExampleGradients
 # Layers with a closed form: one backward pass of the batch gives the sums of squares of the examples' gradients.
 
 _CONVOLUTIONS = (keras.layers.Conv1D, keras.layers.Conv2D, keras.layers.Conv3D)
-_KNOWN = {kind.call for kind in (keras.layers.Dense, *_CONVOLUTIONS)}
+_KNOWN = {kind.call for kind in (keras.layers.Dense, keras.layers.EinsumDense, *_CONVOLUTIONS)}
 # Number of entries of single examples' gradients that are held at once.
 CHUNK = 2**22
 
@@ -60,8 +60,9 @@ def with_own_weights(layers: Iterable[Any], model: keras.Model, mask: Sequence[b
 def tapped_layers(model: keras.Model, mask: Sequence[bool]) -> list[LayerWeights]:
     """The layers with a closed form among those that hold selected weights.
 
-    They are Dense layers and convolutions that a functional or Sequential model calls once. Another caller may call a
-    layer in a loop, whose steps would be mistaken for different examples.
+    They are Dense layers, EinsumDense layers whose weights are used once for each example, and convolutions that a
+    functional or Sequential model calls once. Another caller may call a layer in a loop, whose steps would be mistaken
+    for different examples.
     """
     layers = [
         layer
@@ -70,8 +71,34 @@ def tapped_layers(model: keras.Model, mask: Sequence[bool]) -> list[LayerWeights
         and getattr(layer, "groups", 1) == 1
         and getattr(layer, "quantization_mode", None) is None
         and getattr(layer, "data_format", None) != "channels_first"
+        and (not isinstance(layer, keras.layers.EinsumDense) or _once_each(layer))
     ]
     return with_own_weights(layers, model, mask)
+
+
+def einsum_labels(layer: Any) -> tuple[str, str, str]:
+    """The labels of inputs, kernel and outputs in an EinsumDense's equation; those of a Dense layer of vectors."""
+    if isinstance(layer, keras.layers.Dense):
+        return "ab", "bc", "ac"
+    operands, outputs = layer.equation.replace(" ", "").split("->")
+    inputs, kernel = operands.split(",")
+    return inputs, kernel, outputs
+
+
+def _once_each(layer: Any) -> bool:
+    """Tell whether an example uses each weight of an EinsumDense layer once, so that its gradient has no sum."""
+    inputs, kernel, outputs = einsum_labels(layer)
+    by_example = inputs[0] == outputs[0] and inputs[0] not in kernel
+    return by_example and set(inputs[1:] + outputs[1:]) == set(kernel) and whole_bias(layer)
+
+
+def whole_bias(layer: Any) -> bool:
+    """Tell whether each output has a bias of its own: the bias has all axes that the kernel adds to the outputs."""
+    if not isinstance(layer, keras.layers.EinsumDense) or layer.bias is None:
+        return True
+    _, kernel, outputs = einsum_labels(layer)
+    sizes = [size for label, size in zip(kernel, layer.kernel.shape, strict=True) if label in outputs]
+    return math.prod(layer.bias.shape) == math.prod(sizes)
 
 
 def _called_once(model: keras.Model) -> Iterator[Any]:
@@ -117,13 +144,18 @@ def _sums(
     """For kernel and bias, and each power, the sum over the examples of each group of g^power."""
     inputs, members = held
     layer = part.layer
-    inputs, gradient = at_least_float32(inputs), at_least_float32(gradient)
-    members = ops.cast(members, gradient.dtype)
-    if isinstance(layer, keras.layers.Dense) and len(inputs.shape) == 2:
-        found = []
-        for power in powers:
-            by_group = [gradient**power * members[:, e : e + 1] for e in range(members.shape[1])]
-            found.append(ops.stack([ops.matmul(ops.transpose(inputs**power), d) for d in by_group]))
+    gradient = at_least_float32(gradient)
+    inputs, members = ops.cast(inputs, gradient.dtype), ops.cast(members, gradient.dtype)
+    if isinstance(layer, keras.layers.EinsumDense) or (
+        isinstance(layer, keras.layers.Dense) and len(inputs.shape) == 2
+    ):
+        of_inputs, of_kernel, of_outputs = einsum_labels(layer)
+        equation = f"{of_inputs},{of_outputs}->{of_kernel}"
+        shares = [ops.reshape(members[:, e], (-1, *(1 for _ in shape[1:]))) for e in range(members.shape[1])]
+        found = [
+            ops.stack([ops.einsum(equation, inputs**power, gradient**power * share) for share in shares])
+            for power in powers
+        ]
         of_bias = gradient
     else:
         rows = ops.shape(gradient)[0]
@@ -133,7 +165,8 @@ def _sums(
         found = [ops.reshape(total, kernel_shape) for total in sums]
         of_bias = ops.sum(outputs, axis=1)
     if part.bias is not None:
-        found += [_grouped(members, of_bias**power) for power in powers]
+        rows = ops.reshape(of_bias, (ops.shape(of_bias)[0], -1))
+        found += [ops.reshape(_grouped(members, rows**power), (-1, *layer.bias.shape)) for power in powers]
     return found
 
 

@@ -144,8 +144,9 @@ def gradient_moments(
     g_i is n times the contribution of example i to the gradient of the compiled loss, with its sample weight, mask and
     reduction. Penalties (`add_loss`, regularizers, transforms) are left out. The estimators of V are
 
-    - `"exact"`: V itself. Dense layers and convolutions that a functional or Sequential model calls once take one
-      backward pass for all examples; other weights take a pass for each example.
+    - `"exact"`: V itself. Dense layers, EinsumDense layers that use each weight once for an example, and convolutions
+      that a functional or Sequential model calls once take one backward pass for all examples; other weights take a
+      pass for each example.
     - `"probe"`: from S extra backward passes, v = sum_i (s_i - mean s) g_i with random signs s_i: E[v^2] = (n - 1) V,
       for all layers. The relative standard error is at most sqrt(2 / S) for each weight, and far less for the trace.
     - `"micro_batch"`: b / (K - 1) sum_k (G_k - mean G)^2 from the gradients G_k of K random parts of b examples. Each

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # Names of columns whose values are likely those of persons or places with several rows each.
 _SHARED = "id|ids|uuid|patient|subject|person|participant|user|customer|client|household|session"
-_IDENTIFIERS = rf"(^|[_ .-])({_SHARED})($|[_ .-])|[a-z]I[dD]$"
+_IDENTIFIERS = rf"(^|[_ .-])({_SHARED})([_ .-]?(id|no|nr|number|code|key|name))?$|[a-z]I[dD]$"
 _MIN_ROWS = 20
 _MIN_ROWS_A_CLASS = 5
 
@@ -221,7 +221,12 @@ class Data:
             for index, (target, number, scales) in enumerate(zip(targets, units, scaling, strict=True))
         )
         return Fold(
-            self._prepared(parts.train), y, self._weights, parts, tuple(scaling), tuple(t.name for t in targets)
+            self._prepared(parts.train, targets[0].values),
+            y,
+            self._weights,
+            parts,
+            tuple(scaling),
+            tuple(t.name for t in targets),
         )
 
     def _encoded(self, index: int, units: int) -> np.ndarray:
@@ -240,31 +245,30 @@ class Data:
         every = [each for each in keras.tree.flatten(self.prepare) if each is not None]
         if any(hasattr(each, "transform") for each in every):
             return None
-        return self._prepared_by(None)
+        return self._prepared_by(None, None)
 
-    def _prepared(self, train: np.ndarray) -> Any:
-        return self._prepared_by(train) if self._same_for_all is None else self._same_for_all
+    def _prepared(self, train: np.ndarray, y: np.ndarray) -> Any:
+        return self._prepared_by(train, y) if self._same_for_all is None else self._same_for_all
 
-    def _prepared_by(self, train: Any) -> Any:
-        prepared = keras.tree.map_structure(finished, self._applied(self.prepare, self.x, train))
+    def _prepared_by(self, train: Any, y: Any) -> Any:
+        prepared = keras.tree.map_structure(finished, self._applied(self.prepare, self.x, train, y))
         for array in keras.tree.flatten(prepared):
             if array.ndim == 0 or len(array) != self.rows:
                 raise StudyError(f"x must have {self.rows} rows after `prepare`. Received: shape {array.shape}")
         return prepared
 
-    def _applied(self, prepare: Any, x: Any, train: Any) -> Any:
+    def _applied(self, prepare: Any, x: Any, train: Any, y: Any) -> Any:
         if prepare is None:
             return x
         if isinstance(prepare, dict):
-            return {key: self._applied(prepare.get(key), values, train) for key, values in x.items()}
+            return {key: self._applied(prepare.get(key), values, train, y) for key, values in x.items()}
         if isinstance(prepare, (list, tuple)):
-            return type(x)(self._applied(each, values, train) for each, values in zip(prepare, x, strict=True))
+            return type(x)(self._applied(each, values, train, y) for each, values in zip(prepare, x, strict=True))
         try:
             if not hasattr(prepare, "transform"):
                 return prepare(x)
             fitted, others = clone(prepare), np.setdiff1d(np.arange(self.rows), train)
             # Some transformers treat the rows that they are fitted on in a way of their own.
-            y = self.targets[0].values
             y = y[:, 0] if y.shape[1:] == (1,) else y
             first = _dense(fitted.fit_transform(x[train], y[train]))
             result = np.empty((self.rows, *first.shape[1:]), first.dtype)

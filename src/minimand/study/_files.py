@@ -27,14 +27,14 @@ BUILT_IN = {
 
 
 def load_data(
-    source: str,
+    source: Path | str,
     *,
     target: str | None = None,
     task: str | None = None,
     groups: str | None = None,
     time: str | None = None,
     weights: str | None = None,
-    test: str | None = None,
+    test: Path | str | None = None,
     labels: Path | str | None = None,
     image_size: int | None = None,
 ) -> Data:
@@ -66,6 +66,8 @@ def load_data(
         >>> load_data("diabetes").task
         'regression'
     """
+    # The page shows the arguments, and a file of results holds them.
+    source, test = str(source), None if test is None else str(test)
     columns = {"--groups": groups, "--time": time, "--weights": weights}
     if source in BUILT_IN:
         given = [option for option, each in {"--target": target, "--test": test, **columns}.items() if each is not None]

@@ -22,6 +22,8 @@ _GREY = {"1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N"}
 _MAX_SIDE = 256
 _DEFAULT_SIDE = 64
 _MAX_BYTES = 4 * 2**30
+# Images whose brightest pixel is darker than this, of 255, are likely stored in fewer bits than their files hold.
+_DARK = 17
 
 
 @dataclass(frozen=True)
@@ -203,7 +205,7 @@ def _read_labels(
 def _read(
     folder: Path, files: list[PurePosixPath], image_size: int | tuple[int, int] | None, colour: bool | None
 ) -> tuple[np.ndarray, list[str]]:
-    """The pixels of all images, and a note if their sizes differ from the size asked for."""
+    """The pixels of all images, and notes if their sizes differ from the size asked for or they are dark."""
     failures: dict[PurePosixPath, Exception] = {}
 
     def header(file: PurePosixPath) -> tuple[tuple[int, int], bool] | None:
@@ -245,10 +247,15 @@ def _read(
             f"{len(failures)} of {len(files)} images cannot be read: {_some(failures)}. Remove or replace them. The "
             f"error of the first is {type(failures[first]).__name__}: {failures[first]}"
         )
+    notes = []
+    if (brightest := x.max()) < _DARK:
+        notes.append(
+            f"the brightest pixel is {brightest} of 255. If 10 or 12 bits are stored in 16, scale the images to 16 bits"
+        )
     if set(sizes) == {(height, width)}:
-        return x, []
+        return x, notes
     before = f"{len(sizes)} sizes" if len(sizes) > 1 else "{} x {}".format(*min(sizes))
-    return x, [f"images of {before} are resized to {height} x {width}; --image-size changes that"]
+    return x, [f"images of {before} are resized to {height} x {width}; --image-size changes that", *notes]
 
 
 def _size(sizes: Counter[tuple[int, int]], image_size: int | tuple[int, int] | None) -> tuple[int, int]:

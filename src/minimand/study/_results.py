@@ -30,7 +30,8 @@ from minimand.study._training import Run
 class Results:
     """The runs of a study and their comparison.
 
-    `compare`, `Study.run` and `load_results` return them. Notebooks show the verdict, the table and two figures.
+    `compare`, `Study.run` and `load_results` return them. Notebooks show the verdict, the table and two figures;
+    consoles show the verdict and the main columns of the table.
 
     Args:
         description: data, settings, model, candidates, command and versions, as stored in `results.json`.
@@ -102,6 +103,12 @@ class Results:
             StudyError: the figure or the candidate does not exist.
         """
         return results_figure(self, name, candidate)
+
+    def __repr__(self) -> str:
+        """The verdict, and the columns of the table that lead to it, for consoles."""
+        columns = ["candidate", self.metric.key, "difference", "low", "high", "p_value", "cost"]
+        with pl.Config(tbl_hide_dataframe_shape=True, tbl_hide_column_data_types=True, tbl_rows=-1, tbl_cols=-1):
+            return f"{self.verdict}\n{self.table().select(columns)}"
 
     def _repr_html_(self) -> str:
         """The verdict, the table, two figures and the reasons of what was left out, for notebooks."""

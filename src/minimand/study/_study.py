@@ -45,7 +45,8 @@ class Study:
         build_model: a function without arguments, or of `(input_shape, outputs)`, that returns a Keras model; a built
             model, of which each training gets a copy; or `"module:function"`. None for the usual network of the inputs:
             `mlp`, `convnet` or `convnet_1d`.
-        x: inputs as for `array_data`, the result of `load_data` or `array_data`, or the name of a built-in data set.
+        x: inputs as for `array_data`, the result of `load_data` or `array_data`, or the name of a built-in data set or
+            path of a folder of images or an NPZ file.
         y: targets, as for `target_of`.
         candidates: candidates and names of default candidates; all default ones if None. The one that is named
             `"baseline"` is the baseline, and the usual loss with Adam if there is none. An `optional` candidate that
@@ -105,13 +106,13 @@ class Study:
         tuning: Tuning | None = None,
         **data: Any,
     ) -> None:
-        if isinstance(x, (Data, str)):
+        if isinstance(x, (Data, Path, str)):
             if y is not None or data:
                 raise StudyError(
                     f"Leave out {'y' if y is not None else next(iter(data))!r}: x holds everything about the data. "
                     "Give the argument to load_data or array_data."
                 )
-            self.data = load_data(x) if isinstance(x, str) else x
+            self.data = x if isinstance(x, Data) else load_data(x)
         elif x is None and y is None and "train" in data:
             self.data = stream_data(**data)
         elif x is None or y is None:

@@ -22,7 +22,7 @@ from sklearn.decomposition import TruncatedSVD
 from sklearn.feature_extraction.text import CountVectorizer, TfidfVectorizer
 from sklearn.impute import SimpleImputer
 from sklearn.pipeline import FeatureUnion, make_pipeline
-from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder, StandardScaler
 
 from minimand.study._settings import StudyError
 
@@ -196,6 +196,8 @@ def _column(series: pl.Series, semicolons: bool) -> Column:
     elif kind == "number" and any(np.array_equal(values, np.arange(k, k + len(values))) for k in (0, 1)):
         treatment, reason = "numbers the rows", "the values number the rows"
     else:
+        if kind == "category" and distinct > max(_CATEGORIES, present / 2):
+            note = _joined(note, f"{distinct} of {present} values differ; remove the column if it is an identifier")
         return Column(series.name, kind, values, missing, _treatment(kind, values), note, used=True)
     note = _joined(note, f"{reason}, so the column is left out")
     return Column(series.name, kind, values, missing, f"left out: {treatment}", note, used=False)
@@ -211,7 +213,7 @@ def _treatment(kind: str, values: pl.Series) -> str:
         most = f"the {_CATEGORIES} most frequent of " if categories > _CATEGORIES else ""
         gaps = " and one for missing values" if values.null_count() else ""
         return f"{'one' if kind == 'category' else 'multi'}-hot, {most}{categories} categories{gaps}"
-    treatment = "standardised"
+    treatment = "standardised, outliers clipped"
     if kind == "date":
         parts = [name for name in _varying(_date_parts(values)) if name != "missing"]
         cycles = dict.fromkeys(name.partition(" as ")[0] for name in parts if " as " in name)
@@ -401,16 +403,28 @@ def _items(values: pl.Series | None) -> list[str]:
     return ["(missing)"] if values is None else values.drop_nulls().to_list() or ["(none)"]
 
 
+def _clipped(numbers: np.ndarray) -> np.ndarray:
+    """The numbers, with those far beyond 3 brought smoothly to 3, so that no outlier rules a network."""
+    return numbers / np.sqrt(1 + (numbers / 3) ** 2)
+
+
 def _step(kind: str) -> Any:
     """The encoder of the columns of a kind, or of one column that is a date, a text or a list."""
     if kind in ("number", "date"):
         imputer = SimpleImputer(strategy="median", add_indicator=kind == "number", keep_empty_features=True)
-        numbers = make_pipeline(imputer, StandardScaler())
+        clipping = FunctionTransformer(_clipped, feature_names_out="one-to-one")
+        numbers = make_pipeline(imputer, StandardScaler(), clipping)
         return make_pipeline(_Dates(), numbers) if kind == "date" else numbers
     if kind == "list":
         return CountVectorizer(analyzer=_items, binary=True, max_features=_CATEGORIES)
     if kind == "text":
-        shared: dict[str, Any] = {"preprocessor": _lower, "sublinear_tf": True, "max_features": 20_000}
+        # In single precision, the SVD takes half the time.
+        shared: dict[str, Any] = {
+            "preprocessor": _lower,
+            "sublinear_tf": True,
+            "max_features": 20_000,
+            "dtype": np.float32,
+        }
         counts = {"words": TfidfVectorizer(**shared)}
         counts["characters"] = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), **shared)
         # A common factor keeps the weights of the topics, which standardisation would lose; a text has length 6 twice.

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import math
+import os
 import re
+import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,6 +28,8 @@ from minimand.study._training import ROWS, OnEpochs, Run, Work, epoch_record, ru
 _MEMORY = 2**31
 # Progress is reported this many times in a training.
 _REPORTS = 10
+# So many epochs are timed when nothing else runs.
+_TIMED_EPOCHS = 5
 # A program of more floating-point operations (seconds of a core) is worth a thorough compilation.
 _LONG = 1e11
 
@@ -87,23 +91,40 @@ def train_at_once(
     groups = _groups(problem, works, rest)
     # Programs wait for each other with their runs' weights, unless memory is scarce.
     for some in ([group] for group in groups) if note_on_memory(problem) else (groups,):
-        programs: list[tuple[list[_Traced], _Runs, Future[None]]] = []
-        # Other threads compile while this one traces the next program. No program runs beside a compiler, because its
-        # time would then say nothing about the cost of a candidate.
-        with ThreadPoolExecutor(max_workers=2) as compilers:
-            for group in some:
-                try:
-                    runs = _Runs(problem, group)
-                except Exception as error:
-                    rest += [(traced.work, error) for traced in group]
-                else:
-                    programs.append((group, runs, compilers.submit(runs.compile)))
-        for group, runs, compiling in programs:
-            failure = compiling.exception()
-            if failure is None:
-                yield list(runs.train(on_epochs))
-            else:
-                rest += [(traced.work, failure) for traced in group]
+        programs: list[tuple[list[_Traced], _Runs, Future[None], Future[None]]] = []
+        # Nothing is traced or compiled any more; nobody waits for runs any more.
+        quiet, over = threading.Event(), threading.Event()
+        # Other threads compile and train while this one traces the next program.
+        with ThreadPoolExecutor(os.cpu_count()) as compilers, ThreadPoolExecutor(max_workers=1) as trainer:
+            try:
+                for group in some:
+                    try:
+                        runs = _Runs(problem, group)
+                    except Exception as error:
+                        rest += [(traced.work, error) for traced in group]
+                    else:
+                        compiling = compilers.submit(runs.compile)
+                        training = trainer.submit(runs.train, compiling, on_epochs, quiet, over)
+                        programs.append((group, runs, compiling, training))
+                compilers.shutdown()
+                quiet.set()
+                untimed = []
+                for group, runs, compiling, training in programs:
+                    failure = compiling.exception()
+                    if failure is not None:
+                        rest += [(traced.work, failure) for traced in group]
+                        continue
+                    training.result()
+                    # The time of an epoch beside a compiler says nothing about the cost of a candidate. Runs that have
+                    # no other time measure it when all are trained.
+                    if runs.seconds:
+                        yield list(runs.results())
+                    else:
+                        untimed.append(runs)
+                for runs in untimed:
+                    yield list(runs.results())
+            finally:
+                over.set()
     reasons = [(work, (str(error).strip() or type(error).__name__).splitlines()[0]) for work, error in rest]
     return [(work, f"JAX cannot train its seeds at once: {reason}") for work, reason in reasons]
 
@@ -351,6 +372,8 @@ class _Runs:
         scores, epochs = np.full(count, np.inf, "float32"), np.full(count, -1, "int32")
         self._best = Best(self._lifted.step.network(self._state), scores, epochs, np.full(count, True))
         self._programs = self._judge.programs(self._best, self._fold)
+        self._records: list[list[dict[str, Any]]] = [[] for _ in self._runs]
+        self.seconds: list[float] = []
 
     def _programmed(self, steps: Sequence[Any]) -> tuple[Any, list[Tensor], Any]:
         """The lifted step, its numbers for these runs, and the program of an epoch: an earlier one if it suits."""
@@ -404,45 +427,60 @@ class _Runs:
             if program is not None:
                 program.compile()
 
-    def train(self, on_epochs: OnEpochs) -> Iterator[Run]:
-        """The trained runs; `on_epochs` is called several times in a training."""
-        records: list[list[dict[str, Any]]] = [[] for _ in self._runs]
-        seconds, count = [], self._problem.settings.epochs
+    def train(
+        self, compiling: Future[None], on_epochs: OnEpochs, quiet: threading.Event, over: threading.Event
+    ) -> None:
+        """Train when the programs are compiled; `on_epochs` is called several times.
+
+        Epochs are timed when it is quiet, and training ends when the study is over.
+        """
+        compiling.result()
+        count = self._problem.settings.epochs
         block = math.ceil(count / _REPORTS)
         for first in range(0, count, block):
+            if over.is_set():
+                break
+            timed = quiet.is_set()
             epochs = range(first, min(first + block, count))
-            orders = [self._order(epoch) for epoch in epochs]
             started = time.perf_counter()
-            every = [self._train_epoch(epoch, order) for epoch, order in zip(epochs, orders, strict=True)]
-            every = keras.tree.map_structure(np.asarray, every)
-            seconds.append((time.perf_counter() - started) / len(epochs) / len(self._runs))
+            every = keras.tree.map_structure(np.asarray, [self._train_epoch(epoch) for epoch in epochs])
+            if timed:
+                self.seconds.append((time.perf_counter() - started) / len(epochs))
             for lane, (candidate, seed) in enumerate(self._runs):
-                before = len(records[lane])
+                records = self._records[lane]
+                before = len(records)
                 for epoch, of_epoch in zip(epochs, every, strict=True):
                     logs = {name: values[lane] for name, values in of_epoch.items()}
                     score = float(logs.pop("score"))
                     if logs.pop("counts"):
-                        records[lane].append(epoch_record(self._problem, seed, epoch, logs, score))
-                on_epochs(candidate.name, len(records[lane]) - before)
+                        records.append(epoch_record(self._problem, seed, epoch, logs, score))
+                on_epochs(candidate.name, len(records) - before)
             if not np.any(self._best.active):
                 break
-        weights = [np.asarray(values).reshape(len(self._runs), -1) for values in self._best.network[0]]
+
+    def results(self) -> Iterator[Run]:
+        """The trained runs."""
+        network, best = self._best.network, np.asarray(self._best.epoch)
+        weights = [np.asarray(values).reshape(len(self._runs), -1) for values in network[0]]
         zeros = (np.concatenate(weights, axis=1) == 0).mean(axis=1)
-        predictions = [
-            np.asarray(each) for each in self._programs.testing(self._best.network, self._fold, self._judge.data)
-        ]
-        best, per_epoch = np.asarray(self._best.epoch), float(np.median(seconds))
+        predictions = [np.asarray(each) for each in self._programs.testing(network, self._fold, self._judge.data)]
+        for _ in range(0 if self.seconds else _TIMED_EPOCHS):
+            started = time.perf_counter()
+            keras.tree.map_structure(np.asarray, self._train_epoch(0))
+            self.seconds.append(time.perf_counter() - started)
+        per_epoch = float(np.median(self.seconds)) / len(self._runs)
         for lane, (candidate, seed) in enumerate(self._runs):
             count = len(self._problem.fold(seed).split.test)
             predicted = [values[lane, :count] for values in predictions]
             measured: dict[str, Any] = {"seconds_per_epoch": per_epoch, "zeros": float(zeros[lane])}
             measured["note"] = note_on_memory(self._problem)
-            yield run_of(self._problem, candidate, seed, records[lane], int(best[lane]), predicted, **measured)
+            records = self._records[lane]
+            yield run_of(self._problem, candidate, seed, records, int(best[lane]), predicted, **measured)
 
-    def _train_epoch(self, epoch: int, order: np.ndarray) -> dict[str, Tensor]:
+    def _train_epoch(self, epoch: int) -> dict[str, Tensor]:
         """The logs of an epoch, its score, and whether it counts."""
         runs, data = (self._fold, self._lane), self._judge.data
-        self._state, logs = self._program(self._state, runs, self._numbers, data, order)
+        self._state, logs = self._program(self._state, runs, self._numbers, data, self._order(epoch))
         network = self._lifted.step.network(self._state)
         if self._programs.validating is None:
             self._best, judged = self._programs.judging(self._best, network, self._fold, logs["loss"], epoch, data)

@@ -16,7 +16,7 @@ from minimand._ops import at_least_float32, nonzero_sqrt
 from minimand._scope import changed_outputs, forked_scope, isolated
 from minimand._selection import shifted
 from minimand.backend import Tensor
-from minimand.gradients._exact import LayerWeights, with_own_weights
+from minimand.gradients._exact import LayerWeights, einsum_labels, whole_bias, with_own_weights
 from minimand.transforms._base import Batch, Objective, Weights
 
 # The mean of an objective over draws of the noise.
@@ -106,7 +106,7 @@ def _linear_layers(model: keras.Model, transform: Any) -> list[LayerWeights]:
             f"without LoRA among the weights that `select` chooses. Received: {[v.path for v in transform.selected]}. "
             'Use per="batch", which works for all weights.'
         )
-    return [part if _whole_bias(part.layer) else part._replace(bias=None) for part in found]
+    return [part if whole_bias(part.layer) else part._replace(bias=None) for part in found]
 
 
 def _with_example_noise(
@@ -215,7 +215,7 @@ def _axes(layer: Any, rank: int) -> tuple[list[int], list[int]]:
     if not isinstance(layer, keras.layers.EinsumDense):
         channels = 1 if getattr(layer, "data_format", None) == "channels_first" else rank - 1
         return [channels], [channels]
-    inputs, kernel, outputs = _labels(layer)
+    inputs, kernel, outputs = einsum_labels(layer)
     hidden = "." * (rank - len(inputs.replace("...", "")))
 
     def positions(labels: str) -> list[int]:
@@ -225,22 +225,6 @@ def _axes(layer: Any, rank: int) -> tuple[list[int], list[int]]:
     return positions(inputs), positions(outputs)
 
 
-def _labels(layer: Any) -> tuple[str, str, str]:
-    """The labels of inputs, kernel and outputs in an EinsumDense's equation."""
-    operands, outputs = layer.equation.replace(" ", "").split("->")
-    inputs, kernel = operands.split(",")
-    return inputs, kernel, outputs
-
-
 def _per_row(layer: Any) -> bool:
     """Tell whether the layer has different weights for different rows of a batch."""
-    return isinstance(layer, keras.layers.EinsumDense) and _labels(layer)[0][0] in _labels(layer)[1]
-
-
-def _whole_bias(layer: Any) -> bool:
-    """Tell whether each output has a bias of its own: the bias has all axes that the kernel adds to the outputs."""
-    if not isinstance(layer, keras.layers.EinsumDense) or layer.bias is None:
-        return True
-    _, kernel, outputs = _labels(layer)
-    sizes = [size for label, size in zip(kernel, layer.kernel.shape, strict=True) if label in outputs]
-    return math.prod(layer.bias.shape) == math.prod(sizes)
+    return isinstance(layer, keras.layers.EinsumDense) and einsum_labels(layer)[0][0] in einsum_labels(layer)[1]
