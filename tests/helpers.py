@@ -15,7 +15,7 @@ from minimand.testing._suite import compiled, dtype_policy, numpy
 
 KERAS = tuple(map(int, keras.__version__.split(".")[:2]))
 
-# What a script of a process of its own begins with.
+# The first lines of a script that a test runs in a new process.
 WITHOUT_TENSORFLOW = """
 import keras, sys
 

@@ -285,7 +285,7 @@ def test_optional_candidates_that_refuse_the_network_are_left_out(tmp_path):
     page = write_page(study.run(), tmp_path / "s").read_text()
     assert "gradient-variance-penalty: GradientVariancePenalty" in page[page.index("<h2>Left out") :]
     assert "<p>gradient-variance-penalty was left out: GradientVariancePenalty" in study.results._repr_html_()
-    # What a user names is not left out, and nor is a baseline.
+    # A candidate that the user names is not left out. The baseline is not left out, either.
     for named, words_of_name in (
         ([dataclasses.replace(penalty, optional=False), noise], ["candidate 'gradient-variance-penalty'", *words]),
         ([dataclasses.replace(penalty, name="baseline"), noise], ["candidate 'baseline'", *words]),

@@ -79,8 +79,10 @@ def test_splits_are_partitions_with_their_share_of_all_classes(table):
 @given(TABLES)
 @by_property
 def test_columns_become_what_is_documented(table):
-    """By hand: the training median where a number is missing, and a column that marks it, all standardised and clipped
-    smoothly at 3; a column for each training category, or a single one for two of them.
+    """Columns computed by hand equal those of the encoder.
+
+    A missing number is the median of the training rows, and another column marks the missing numbers. Both columns are
+    standardised and clipped smoothly at 3. Each training category has a column; two categories share one column.
     """
     data, seed = table_of(**table), table["seed"]
     parts, fold = rows_of(data, seed), data.fold(seed)

@@ -122,5 +122,5 @@ def test_a_fraction_of_the_training_rows_is_corrupted(y, random):
     assert np.isin(changed, train).all()
     if target.task == "regression":
         deviation = (values - target.values)[changed].std() / target.values[train].std()
-        # Of 30 draws with a deviation of 10; four standard errors.
+        # The noise of 30 targets has a standard deviation of 10. The bound is four standard errors.
         assert deviation == pytest.approx(10, abs=4 * 10 / np.sqrt(60))

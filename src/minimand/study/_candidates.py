@@ -66,7 +66,7 @@ class Part:
                 found = getattr(importlib.import_module(module_name), name, None)
         if found is None:
             names = [name for m in _NAMESPACES.values() for name in dir(m) if isinstance(getattr(m, name), type)]
-            raise StudyError(f"There is no component {self.type!r}.{_nearest(self.type, names)}")
+            raise StudyError(f"The component {self.type!r} does not exist.{_nearest(self.type, names)}")
         return f"{found.__module__}.{found.__qualname__}", found
 
     def build(self) -> Any:
@@ -481,12 +481,20 @@ def choose(names: Iterable[str] | None, available: Iterable[Candidate]) -> tuple
     by_name = {candidate.name: candidate for candidate in available}
     by_name.setdefault("baseline", _CANDIDATES[0])
     chosen = list(dict.fromkeys(["baseline", *(by_name if names is None else names)]))
-    for name in chosen:
-        if name not in by_name:
-            raise StudyError(f"There is no candidate {name!r}.{_nearest(name, by_name)} Known: {', '.join(by_name)}.")
+    found = _named(chosen, by_name)
     if len(chosen) == 1:
         raise StudyError(f"Name a candidate to compare, besides the baseline. Known: {', '.join(by_name)}.")
-    return tuple(by_name[name] if names is None else replace(by_name[name], optional=False) for name in chosen)
+    return found if names is None else tuple(replace(candidate, optional=False) for candidate in found)
+
+
+def _named(names: Sequence[str], available: Mapping[str, Candidate]) -> tuple[Candidate, ...]:
+    """The candidates of these names; raises a `StudyError` if a name is unknown."""
+    for name in names:
+        if name not in available:
+            raise StudyError(
+                f"The candidate {name!r} does not exist.{_nearest(name, available)} Known: {', '.join(available)}."
+            )
+    return tuple(available[name] for name in names)
 
 
 def resolved(given: Iterable[Candidate | str] | None) -> tuple[Candidate, ...]:
@@ -512,13 +520,7 @@ def resolved(given: Iterable[Candidate | str] | None) -> tuple[Candidate, ...]:
     by_name = {each.name: each for each in own if isinstance(each, Candidate)}
     names = [each if isinstance(each, str) else each.name for each in own]
     available = {each.name: each for each in _CANDIDATES} | by_name
-    ordered = ["baseline", *(name for name in names if name != "baseline")]
-    for name in ordered:
-        if name not in available:
-            raise StudyError(
-                f"There is no candidate {name!r}.{_nearest(name, available)} Known: {', '.join(available)}."
-            )
-    return tuple(available[name] for name in ordered)
+    return _named(["baseline", *(name for name in names if name != "baseline")], available)
 
 
 # Search: the numbers of a candidate by their paths, and the ranges that tuning searches.

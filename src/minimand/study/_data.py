@@ -446,7 +446,7 @@ def array_data(
         x = pl.DataFrame([column.values for column in columns if column.used])
         if x.width == 0:
             raise StudyError(
-                "There is no feature that varies and is not an identifier. Add one to predict the target from."
+                "The inputs have no feature that varies and is not an identifier. Add such a column to the table."
             )
         notes = list(dict.fromkeys([*notes, *(f"column {c.name!r}: {c.note}" for c in columns if c.note)]))
         automatic: Any = TableEncoder({column.name: column.kind for column in columns if column.used})

@@ -64,8 +64,9 @@ def results_figure(results: Results, name: str, candidate: str | None = None) ->
     drawings: dict[str, Callable[..., None]] = _FIGURES if candidate is None else _FIGURES_OF_CANDIDATES
     if name not in drawings or candidate not in (None, *names):
         raise StudyError(
-            f"There is no figure {name!r}{f' of {candidate!r}' if candidate else ''}. Figures: {', '.join(_FIGURES)}; "
-            f"of a candidate: {', '.join(_FIGURES_OF_CANDIDATES)}. Candidates: {', '.join(names)}."
+            f"The figure {name!r}{f' of {candidate!r}' if candidate else ''} does not exist. "
+            f"Figures: {', '.join(_FIGURES)}; of a candidate: {', '.join(_FIGURES_OF_CANDIDATES)}. "
+            f"Candidates: {', '.join(names)}."
         )
     if name == "sensitivity" and candidate not in results.tuning:
         return Svg("")

@@ -307,7 +307,7 @@ def _from_arrays(
             k: v[..., None] if v.ndim == 3 and v.dtype == np.uint8 else v for k, v in of.items() if k not in left_out
         }
         if not inputs:
-            raise StudyError(f"There is no array besides the target {name!r}. Save the inputs as `x`.")
+            raise StudyError(f"The file has no array besides the target {name!r}. Save the inputs as `x`.")
         return next(iter(inputs.values())) if len(inputs) == 1 else inputs, of[name]
 
     special = {
