@@ -57,6 +57,17 @@ def test_a_study_that_is_stored_is_printed_again(tmp_path, monkeypatch, capsys):
     assert len(tables) == 1
 
 
+def test_inspect_fits_into_80_columns(tmp_path, monkeypatch, capsys):
+    names = ["a long name of a column in a file", "same", "other"]
+    pl.DataFrame({name: [k * (name != "same") + 0.5 for k in range(9)] for name in names}).write_csv(tmp_path / "t.csv")
+    run(monkeypatch, tmp_path, "inspect", "t.csv")
+    text = capsys.readouterr().out
+    assert max(map(len, text.splitlines())) <= 80
+    assert "…" not in text
+    words = text.split()
+    assert (words.count("standardised,"), words.count("left")) == (2, 1)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -433,6 +433,11 @@ def test_one_candidate_is_in_the_singular():
     assert [counted(number, "split") for number in (0, 1, 2)] == ["0 splits", "1 split", "2 splits"]
 
 
+def test_a_baseline_alone_is_compared_with_nothing():
+    comparison, _ = compare(0, baseline={"shift": 0.0})
+    assert comparison.verdict == "Only the baseline was trained."
+
+
 def test_what_diverges_more_often_than_the_baseline_is_not_better():
     good = {"shift": -2.0}
     comparison, _ = compare(0, baseline={"shift": 0.0}, good=good, flaky={"shift": -3.0, "diverged": 2})

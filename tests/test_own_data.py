@@ -1,5 +1,6 @@
 """A study of the user's own arrays, network and splits: what a network sees, and how its predictions are judged."""
 
+import dataclasses
 import functools
 
 import keras
@@ -13,8 +14,22 @@ from sklearn.model_selection import GroupKFold
 from sklearn.preprocessing import MinMaxScaler
 
 import minimand
-from minimand.study import Candidate, LocalEngine, Metric, Study, StudyError, array_data, load_results, stream_data
+from minimand import Trainer
+from minimand.study import (
+    Candidate,
+    LocalEngine,
+    Metric,
+    Study,
+    StudyError,
+    array_data,
+    load_data,
+    load_results,
+    mlp,
+    stream_data,
+    write_page,
+)
 from minimand.study._engines import train
+from minimand.study._page import code_for
 from minimand.study._training import Work, measured, train_in_a_loop
 from tests.helpers import told
 from tests.small_networks import one_layer
@@ -273,6 +288,27 @@ def test_a_metric_of_ones_own_gives_the_verdict(random, tmp_path):
     assert "largest error" in results.verdict
     assert all(run.epochs[0]["worst"] > 0 for run in results.runs)
     assert load_results(tmp_path).metric.title == "largest error"
+    # Its numbers are not those of another function with the same key.
+    changed = dataclasses.replace(worst, function=lambda y, p, w: float(np.abs(y - p).min()))
+    with told(StudyError, ["different study", "own_metrics"]):
+        Study(one_layer, x, x[:, 0], metric=changed, select=worst, **arguments)
+
+
+@on_torch
+def test_the_page_has_the_columns_and_its_code_the_weights(random, tmp_path, monkeypatch):
+    x = columns(random)
+    weights = np.arange(len(x)) % 3.0
+    np.savetxt(tmp_path / "table.csv", np.c_[x, weights], delimiter=",", header="a,b,c,y,w", comments="")
+    data = load_data(tmp_path / "table.csv", target="y", weights="w")
+    results = Study(mlp, data, candidates=[], seeds=2, epochs=1, folder=tmp_path / "s", engine="local").run()
+    # The page tells what becomes of the features.
+    assert write_page(results, tmp_path / "s").read_text().count("<td>standardised, clipped</td>") == 3
+    passed = {}
+    monkeypatch.setattr(Trainer, "fit", lambda self, *inputs, **options: passed.update(options))
+    exec(compile(code_for(results.candidates[0], results), "winner", "exec"), {})
+    split = data.fold(0, count=2).split
+    np.testing.assert_array_equal(passed["sample_weight"], weights[split.train])
+    np.testing.assert_array_equal(passed["validation_data"][2], weights[split.validation])
 
 
 @on_torch

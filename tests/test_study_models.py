@@ -93,9 +93,7 @@ def test_a_module_beside_the_user_is_found(tmp_path, monkeypatch):
 @pytest.mark.parametrize(("outputs", "activation"), [(1, "linear"), (2, "softmax"), (7, "softmax")])
 def test_the_usual_network(outputs, activation):
     model = mlp((5,), outputs)
-    # Four waves for each feature, with a frequency and a phase each.
-    waves = 5 * 4
-    assert model.count_params() == 2 * waves + ((5 + waves) * 64 + 64) + (64 * 64 + 64) + (64 * outputs + outputs)
+    assert model.count_params() == (5 * 64 + 64) + (64 * 64 + 64) + (64 * outputs + outputs)
     assert model.layers[-1].activation is getattr(keras.activations, activation)
     assert [layer.rate for layer in model.layers if isinstance(layer, keras.layers.Dropout)] == [0.1, 0.1]
 

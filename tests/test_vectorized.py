@@ -5,12 +5,13 @@ import numpy as np
 import polars as pl
 import pytest
 
-from minimand.study import Candidate, Part, _vectorized, default_candidates, load_data, mlp
+from minimand.study import Candidate, Part, StudyError, _vectorized, default_candidates, load_data, mlp
 from minimand.study._engines import divided, train
 from minimand.study._problem import Problem
 from minimand.study._settings import Settings
 from minimand.study._training import Work, train_in_a_loop
 from minimand.study._vectorized import judge_of, trace
+from tests.helpers import told
 
 # Each test compiles whole studies.
 pytestmark = pytest.mark.slow
@@ -173,6 +174,14 @@ def test_seeds_are_divided_where_memory_is_short(monkeypatch):
     for part in train(problem, works, silent):
         for run in part:
             assert_equal_runs(run, whole[run.candidate, run.seed])
+
+
+def test_a_network_that_memory_does_not_hold_is_refused(monkeypatch):
+    problem = Problem(load_data("iris"), rectified, Settings(epochs=2))
+    weights = sum(values.nbytes for values in problem.weights(0))
+    monkeypatch.setattr(_vectorized, "_physical_memory", lambda: 150 * 3 * 4 + 3 * weights)
+    with told(StudyError, ["at least", "GiB", "batch_size=32"]):
+        divided(problem, default_candidates()[:1], range(2))
 
 
 def test_what_cannot_be_traced_is_trained_one_by_one_and_says_so(monkeypatch):

@@ -154,10 +154,14 @@ def study(
 @app.command()
 def inspect(data: Annotated[str, Argument(help="Table.")]) -> None:
     """Show what a study makes of each column of a table."""
-    found = inspection(typed(read_table(Path(data))))
-    table = Table(*found.columns, title=data, title_justify="left")
-    for row in found.iter_rows():
-        table.add_row(*(escape(str(cell)) for cell in row))
+    table = _table()
+    for name in ("column", "kind", "missing", "distinct", "example", "treatment"):
+        numbers = name in ("missing", "distinct")
+        table.add_column(name, justify="right" if numbers else "left", overflow="fold", no_wrap=numbers)
+    for row in inspection(typed(read_table(Path(data)))).iter_rows():
+        *cells, treatment, note = (escape(str(cell)) for cell in row)
+        note = note.removesuffix(", so the column is left out")
+        table.add_row(*cells, f"{treatment}: {note}" if note else treatment)
     Console(highlight=False).print(table)
 
 
@@ -195,9 +199,8 @@ def _show(results: Results, folder: Path, console: Console, as_json: bool = Fals
         # JSON has no NaN.
         print(json.dumps(json.loads(json.dumps(found), parse_constant=lambda constant: None), indent=2))
         return
-    # The table fits into 80 columns.
-    table = Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    table.add_column("candidate", no_wrap=True)
+    table = _table()
+    table.add_column("candidate", overflow="fold")
     titles = [metric.title.replace(" ", "\n") for metric in results.metrics]
     for title in (*titles, f"{results.metric.title} -\nbaseline's", "p", "time"):
         table.add_column(title, justify="right", no_wrap=True)
@@ -212,6 +215,11 @@ def _show(results: Results, folder: Path, console: Console, as_json: bool = Fals
         table.add_row(name, *(_number(means[metric.key]) for metric in results.metrics), "", "", "", style="dim")
     console.print(table)
     console.print(f"\n{escape(results.verdict)}\n\nReport: {page}", soft_wrap=True)
+
+
+def _table() -> Table:
+    """A table that fits into 80 columns."""
+    return Table(box=SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
 
 
 def _number(mean: float) -> str:

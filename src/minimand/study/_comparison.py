@@ -286,7 +286,9 @@ class Comparison:
                 f"a difference of {d.mean:+.3g} (its own 95 % interval is {d.interval}, p = {d.p_value:.2g}{several})."
             )
 
-        if self.better:
+        if not others:
+            verdict = "Only the baseline was trained."
+        elif self.better:
             best, *rest = self.better
             verdict = (
                 f"{best.candidate.name} beats the baseline on {title}: {best.means[key]:.4g} against "

@@ -19,7 +19,7 @@ from sklearn.preprocessing import StandardScaler
 
 from minimand.study._settings import StudyError
 from minimand.study._splits import Split, Splits, unseen_classes
-from minimand.study._tables import Column, TableEncoder, typed
+from minimand.study._tables import Column, TableEncoder, inspection, typed
 from minimand.study._targets import Target, target_of
 
 if TYPE_CHECKING:
@@ -71,8 +71,16 @@ class Fold:
         return [None if values is None else values[rows] for values in self.weights]
 
     def _y(self, rows: np.ndarray) -> Any:
-        parts = {name: values[rows] for name, values in zip(self.names, self.y, strict=True)}
-        return parts if self.names != ("",) else parts[""]
+        return self._by_output([values[rows] for values in self.y])
+
+    def _weights(self, rows: np.ndarray) -> Any:
+        if all(values is None for values in self.weights):
+            return None
+        ones = np.ones(len(rows), "float32")
+        return self._by_output([ones if values is None else values for values in self.weights_of(rows)])
+
+    def _by_output(self, parts: Sequence[np.ndarray]) -> Any:
+        return parts[0] if self.names == ("",) else dict(zip(self.names, parts, strict=True))
 
     @property
     def x_train(self) -> Any:
@@ -104,6 +112,16 @@ class Fold:
         """Targets of the test rows; a dictionary by output if there are several."""
         return self._y(self.split.test)
 
+    @property
+    def weights_train(self) -> Any:
+        """Weights of the training rows, as `sample_weight` of `fit`; None if there are none."""
+        return self._weights(self.split.train)
+
+    @property
+    def weights_validation(self) -> Any:
+        """Weights of the validation rows, as `sample_weight` of `fit`; None if there are none."""
+        return self._weights(self.split.validation)
+
 
 def take(structure: Any, rows: Any) -> Any:
     """These rows of each array or data frame of a structure."""
@@ -132,6 +150,7 @@ class Data:
         source: file, built-in data set or "arrays".
         arguments: arguments of `load_data` that the page shows in its code.
         notes: sentences about what was inferred or left out.
+        columns: for a table, the rows of `inspection`.
 
     Examples:
         >>> from minimand.study import load_data
@@ -153,11 +172,13 @@ class Data:
         source: str = "arrays",
         arguments: Mapping[str, Any] | None = None,
         notes: Sequence[str] = (),
+        columns: Sequence[Mapping[str, Any]] = (),
     ) -> None:
         self.name, self.x, self.targets, self.splits = name, x, tuple(targets), splits
         self.prepare, self.sample_weight = prepare, sample_weight
         self.stream, self._scaling = stream, scaling
         self.source, self.arguments, self.notes = source, dict(arguments or {}), tuple(notes)
+        self.columns = tuple(columns)
         self.rows = splits.rows
         self._made: dict[tuple[int, int], np.ndarray] = {}
 
@@ -290,9 +311,10 @@ class Data:
         hashes = self._hashes()
         shared = int(np.isin(hashes[first.test], hashes[np.concatenate(first[:2])]).sum())
         if shared:
+            advice = "Give --groups if rows belong together, or remove" if self.splits.kind == "random" else "Remove"
             notes.append(
                 f"{shared} of {len(first.test)} test rows of the first split are equal to training or validation rows. "
-                "Give --groups if rows belong together, or remove duplicates"
+                f"{advice} duplicates"
             )
         for target in self.targets:
             if target.has_classes and not target.positions:
@@ -301,7 +323,7 @@ class Data:
                     if len(missing := missing[missing >= 0]):
                         raise StudyError(
                             f"Split {number} has no training row of the class {target.classes[missing[0]]!r}, but "
-                            "validation or test rows of it. Merge rare classes, or use other splits."
+                            "validation or test rows of it. Merge or leave out rare classes, or use other splits."
                         )
         return notes
 
@@ -441,6 +463,7 @@ def array_data(
                 f"Every class needs at least {_MIN_ROWS_A_CLASS} rows to be in training, validation and test rows. "
                 f"These have fewer: {', '.join(rare)}. Merge or remove them, or give --task regression."
             )
+    columns: Sequence[Column] = ()
     if isinstance(x, pl.DataFrame):
         columns = typed(x)
         x = pl.DataFrame([column.values for column in columns if column.used])
@@ -465,6 +488,7 @@ def array_data(
         prepare=automatic if isinstance(prepare, str) and prepare == "auto" else prepare,
         sample_weight=weights,
         notes=[*notes, *(note for target in targets for note in target.notes)],
+        columns=inspection(columns).to_dicts(),
         **others,
     )
 

@@ -39,9 +39,14 @@ def model_function(specification: str) -> ModelFunction:
 
 
 def model_identity(function: ModelFunction) -> str:
-    """The function's name and a digest of its content, or the model's name and a digest."""
+    """The name and a digest of a function, or of the model that it copies."""
     if isinstance(function, Copies):
         return f"{function.model.name} ({function.identity()})"
+    return function_identity(function)
+
+
+def function_identity(function: Callable[..., Any]) -> str:
+    """The name of a function and a digest of its content."""
     # Addresses in memory differ between processes.
     content = re.sub(r" at 0x[0-9a-f]+", "", repr(_content(function)))
     digest = hashlib.sha256(content.encode()).hexdigest()[:8]

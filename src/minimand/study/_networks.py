@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 from collections.abc import Sequence
 from typing import Any
@@ -16,11 +15,9 @@ _LONGEST_SERIES = 128
 
 
 def mlp(input_shape: tuple[int, ...], outputs: int, activation: str | None = None) -> keras.Model:
-    """A network of two hidden layers with 64 rectified units each and dropout 0.1, for features and waves of them.
+    """A network of two hidden layers with 64 rectified units each and dropout 0.1.
 
-    Use it for tables whose features are standardised. Beside each feature x, the first hidden layer gets four waves
-    `cos(w x + b)` with learned w and b, with which a network follows steps and bends of single features. Initial
-    weights and dropout follow Python's `random`, as those of any Keras model do.
+    Use it for tables. Initial weights and dropout follow Python's `random`, as those of any Keras model do.
 
     Args:
         input_shape: (features,).
@@ -30,31 +27,23 @@ def mlp(input_shape: tuple[int, ...], outputs: int, activation: str | None = Non
     Returns:
         The network, not compiled.
 
-    Source: Gorishniy, Rubachev and Babenko, "On Embeddings for Numerical Features in Tabular Deep Learning", NeurIPS
-    2022, for periodic features; with a phase, as in Holzmueller, Grinsztajn and Steinwart, "Better by Default",
-    NeurIPS 2024.
-
     Examples:
         >>> from minimand.study import mlp
         >>> mlp((4,), 3).output_shape
         (None, 3)
     """
-    (features,) = input_shape
-    inputs = keras.Input(input_shape)
-    waves = layers.EinsumDense(
-        "ab,bc->abc",
-        (features, 4),
-        bias_axes="bc",
-        # Periods of about five standard deviations.
-        kernel_initializer=keras.initializers.RandomNormal(0.0, 1.2),
-        bias_initializer=keras.initializers.RandomUniform(-math.pi, math.pi),
-        name="waves",
-    )(inputs)
-    x = layers.Concatenate()([inputs, layers.Flatten()(ops.cos(waves))])
-    for _ in range(2):
-        x = layers.Dense(64, activation="relu")(x)
-        x = layers.Dropout(0.1, seed=_seed())(x)
-    return keras.Model(inputs, _last(outputs, activation)(x), name="mlp")
+    seeds = [_seed() for _ in range(2)]
+    return keras.Sequential(
+        [
+            keras.Input(input_shape),
+            layers.Dense(64, activation="relu"),
+            layers.Dropout(0.1, seed=seeds[0]),
+            layers.Dense(64, activation="relu"),
+            layers.Dropout(0.1, seed=seeds[1]),
+            _last(outputs, activation),
+        ],
+        name="mlp",
+    )
 
 
 def convnet(input_shape: tuple[int, ...], outputs: int, activation: str | None = None) -> keras.Model:

@@ -101,7 +101,7 @@ class Splits:
     def described(self) -> str:
         """The splits in words."""
         return {
-            "time": "windows that expand in time: training rows before validation rows, and these before test rows",
+            "time": "windows that expand in time (training rows before validation rows, and these before test rows)",
             "test": "random training and validation rows (75 % and 25 %), and the given test set",
             "cv": "the given splits, a quarter of whose training rows are validation rows",
             "groups": "random splits of groups (60 % training, 20 % validation, 20 % test)",

@@ -23,7 +23,14 @@ from minimand.study._data import Data, array_data
 from minimand.study._engines import Engine, divided, engine_named
 from minimand.study._files import load_data
 from minimand.study._metrics import Metric
-from minimand.study._models import Copies, ModelFunction, model_function, model_identity, takes_shapes
+from minimand.study._models import (
+    Copies,
+    ModelFunction,
+    function_identity,
+    model_function,
+    model_identity,
+    takes_shapes,
+)
 from minimand.study._networks import augmented_network, convnet, convnet_1d, mlp
 from minimand.study._page import write_page
 from minimand.study._problem import Problem, build_trainer
@@ -168,6 +175,7 @@ class Study:
             "backend": keras.backend.backend(),
             **settings_of_runs,
             "model": model_identity(self.build_model),
+            "own_metrics": [function_identity(m.function) for m in (metric, select) if isinstance(m, Metric)],
             "tuning": tuning and [tuning.trials, tuning.splits],
         }
         if folder is None:
@@ -280,6 +288,8 @@ class Study:
                 "inputs": problem.inputs,
                 "digest": self.storage.identity["data"],
                 "notes": self.notes,
+                "columns": data.columns,
+                "weighted": problem.fold(0).weights_train is not None,
                 "splits": splits.described,
             },
             "settings": dataclasses.asdict(settings),
@@ -287,7 +297,9 @@ class Study:
             "shown": metrics.shown,
             "model": {
                 "identity": self.storage.identity["model"],
-                "module": getattr(function, "__module__", ""),
+                "module": "minimand.study"
+                if function in (mlp, convnet, convnet_1d)
+                else getattr(function, "__module__", ""),
                 "name": getattr(function, "__qualname__", ""),
                 "takes_shapes": takes_shapes(function),
                 "units": list(problem.outputs.units),

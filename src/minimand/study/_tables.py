@@ -188,19 +188,19 @@ def _column(series: pl.Series, semicolons: bool) -> Column:
     missing, distinct = values.null_count(), values.drop_nulls().n_unique()
     present = len(values) - missing
     if not present:
-        treatment, reason = "all values missing", "all values are missing"
+        reason = "all values are missing"
     elif distinct == 1 and not missing:
-        treatment, reason = "constant", f"all values are {_shown(values)}"
+        reason = f"all values are {_shown(values)}"
     elif kind == "category" and distinct == present > max(2, missing):
-        treatment, reason = "all values distinct", f"all {present} values differ, as those of an identifier"
+        reason = f"all {present} values differ, as those of an identifier"
     elif kind == "number" and any(np.array_equal(values, np.arange(k, k + len(values))) for k in (0, 1)):
-        treatment, reason = "numbers the rows", "the values number the rows"
+        reason = "the values number the rows"
     else:
         if kind == "category" and distinct > max(_CATEGORIES, present / 2):
             note = _joined(note, f"{distinct} of {present} values differ; remove the column if it is an identifier")
         return Column(series.name, kind, values, missing, _treatment(kind, values), note, used=True)
     note = _joined(note, f"{reason}, so the column is left out")
-    return Column(series.name, kind, values, missing, f"left out: {treatment}", note, used=False)
+    return Column(series.name, kind, values, missing, "left out", note, used=False)
 
 
 def _treatment(kind: str, values: pl.Series) -> str:
@@ -213,13 +213,13 @@ def _treatment(kind: str, values: pl.Series) -> str:
         most = f"the {_CATEGORIES} most frequent of " if categories > _CATEGORIES else ""
         gaps = " and one for missing values" if values.null_count() else ""
         return f"{'one' if kind == 'category' else 'multi'}-hot, {most}{categories} categories{gaps}"
-    treatment = "standardised, outliers clipped"
+    treatment = "standardised, clipped"
     if kind == "date":
         parts = [name for name in _varying(_date_parts(values)) if name != "missing"]
         cycles = dict.fromkeys(name.partition(" as ")[0] for name in parts if " as " in name)
         plain = [name for name in parts if " as " not in name]
         treatment = ", ".join([*plain, f"cycles of {', '.join(cycles)}"] if cycles else plain)
-    return treatment + ("; missing values become the median, with an indicator" if values.null_count() else "")
+    return treatment + ("; the median if missing, and a mark" if values.null_count() else "")
 
 
 def _kind_and_values(series: pl.Series, semicolons: bool) -> tuple[str, pl.Series, str]:

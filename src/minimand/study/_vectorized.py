@@ -22,14 +22,15 @@ from minimand import backend
 from minimand.backend import Tensor
 from minimand.study._data import Fold, take
 from minimand.study._problem import Problem
+from minimand.study._settings import StudyError
 from minimand.study._training import ROWS, OnEpochs, Run, Work, epoch_record, run_of, validation_score
 
 # Bytes for the data, weights, gradients and so on of the runs that train at once.
 _MEMORY = 2**31
 # Progress is reported this many times in a training.
 _REPORTS = 10
-# So many epochs are timed when nothing else runs.
-_TIMED_EPOCHS = 5
+# Epochs are timed in blocks, at least so many when nothing is compiled.
+_TIMED_BLOCKS = 3
 # A program of more floating-point operations (seconds of a core) is worth a thorough compilation.
 _LONG = 1e11
 
@@ -63,8 +64,21 @@ def _memory(problem: Problem) -> _Memory:
                     shared += values.nbytes
                 else:
                     run += values.nbytes
+        # Data, weights, their gradients and those of the best epoch, and a prediction: one run needs more than that.
+        least, there = shared + 3 * weights + (step.peak if step else 0), _physical_memory()
+        if least > there:
+            raise StudyError(
+                f"One training of this network needs at least {least / 2**30:.1f} GiB of memory, but this machine has "
+                f"{there / 2**30:.1f} GiB. Pass a smaller network, or a smaller batch_size. Received: "
+                f"batch_size={problem.settings.batch_size}"
+            )
         problem.programs["memory"] = _Memory(shared, run, (step.peak if step else 0) // len(rows) + 1)
     return problem.programs["memory"]
+
+
+def _physical_memory() -> float:
+    """Bytes; infinite on Windows, where Python does not know it."""
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else math.inf
 
 
 def runs_at_once(problem: Problem) -> int:
@@ -117,7 +131,7 @@ def train_at_once(
                     training.result()
                     # The time of an epoch beside a compiler says nothing about the cost of a candidate. Runs that have
                     # no other time measure it when all are trained.
-                    if runs.seconds:
+                    if runs.timed:
                         yield list(runs.results())
                     else:
                         untimed.append(runs)
@@ -369,11 +383,14 @@ class _Runs:
         self._state = keras.tree.map_structure(lambda *values: np.stack(values), *states)
         self._lifted, self._numbers, self._program = self._programmed([traced.step for traced in group])
         count = len(self._runs)
-        scores, epochs = np.full(count, np.inf, "float32"), np.full(count, -1, "int32")
-        self._best = Best(self._lifted.step.network(self._state), scores, epochs, np.full(count, True))
+        scores, none = np.full(count, np.inf, "float32"), np.full(count, -1, "int32")
+        self._best = Best(self._lifted.step.network(self._state), scores, none, np.full(count, True))
         self._programs = self._judge.programs(self._best, self._fold)
         self._records: list[list[dict[str, Any]]] = [[] for _ in self._runs]
-        self.seconds: list[float] = []
+        epochs = range(problem.settings.epochs)
+        size = math.ceil(len(epochs) / _REPORTS)
+        self._blocks = [epochs[first : first + size] for first in epochs[::size]]
+        self._seconds: list[float] = []
 
     def _programmed(self, steps: Sequence[Any]) -> tuple[Any, list[Tensor], Any]:
         """The lifted step, its numbers for these runs, and the program of an epoch: an earlier one if it suits."""
@@ -435,17 +452,13 @@ class _Runs:
         Epochs are timed when it is quiet, and training ends when the study is over.
         """
         compiling.result()
-        count = self._problem.settings.epochs
-        block = math.ceil(count / _REPORTS)
-        for first in range(0, count, block):
+        for epochs in self._blocks:
             if over.is_set():
                 break
             timed = quiet.is_set()
-            epochs = range(first, min(first + block, count))
-            started = time.perf_counter()
-            every = keras.tree.map_structure(np.asarray, [self._train_epoch(epoch) for epoch in epochs])
+            every, seconds = self._train_block(epochs)
             if timed:
-                self.seconds.append((time.perf_counter() - started) / len(epochs))
+                self._seconds.append(seconds)
             for lane, (candidate, seed) in enumerate(self._runs):
                 records = self._records[lane]
                 before = len(records)
@@ -458,17 +471,21 @@ class _Runs:
             if not np.any(self._best.active):
                 break
 
+    @property
+    def timed(self) -> bool:
+        """Whether enough epochs ran when nothing was compiled."""
+        return len(self._seconds) >= min(_TIMED_BLOCKS, len(self._blocks))
+
     def results(self) -> Iterator[Run]:
         """The trained runs."""
         network, best = self._best.network, np.asarray(self._best.epoch)
         weights = [np.asarray(values).reshape(len(self._runs), -1) for values in network[0]]
         zeros = (np.concatenate(weights, axis=1) == 0).mean(axis=1)
         predictions = [np.asarray(each) for each in self._programs.testing(network, self._fold, self._judge.data)]
-        for _ in range(0 if self.seconds else _TIMED_EPOCHS):
-            started = time.perf_counter()
-            keras.tree.map_structure(np.asarray, self._train_epoch(0))
-            self.seconds.append(time.perf_counter() - started)
-        per_epoch = float(np.median(self.seconds)) / len(self._runs)
+        while not self.timed:
+            self._seconds.append(self._train_block(self._blocks[0])[1])
+        # Whatever else the machine does can only add to a time.
+        per_epoch = min(self._seconds) / len(self._runs)
         for lane, (candidate, seed) in enumerate(self._runs):
             count = len(self._problem.fold(seed).split.test)
             predicted = [values[lane, :count] for values in predictions]
@@ -476,6 +493,12 @@ class _Runs:
             measured["note"] = note_on_memory(self._problem)
             records = self._records[lane]
             yield run_of(self._problem, candidate, seed, records, int(best[lane]), predicted, **measured)
+
+    def _train_block(self, epochs: range) -> tuple[list[dict[str, np.ndarray]], float]:
+        """The logs of each epoch, and the mean time of an epoch."""
+        started = time.perf_counter()
+        every = keras.tree.map_structure(np.asarray, [self._train_epoch(epoch) for epoch in epochs])
+        return every, (time.perf_counter() - started) / len(epochs)
 
     def _train_epoch(self, epoch: int) -> dict[str, Tensor]:
         """The logs of an epoch, its score, and whether it counts."""
