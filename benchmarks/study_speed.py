@@ -41,14 +41,19 @@ def data_of(rows):
     return array_data(x, y, name=f"rows-{rows}")
 
 
+def network_of(rows):
+    from minimand.study import convnet, mlp
+
+    return convnet if rows == "images" else mlp
+
+
 def by_fit(candidates, rows, seeds, epochs):
     import keras
 
-    from minimand.study import Part, build_trainer, convnet, mlp
+    from minimand.study import Part, build_trainer
 
-    data = data_of(rows)
-    network = convnet if rows == "images" else mlp
-    loss = "MeanSquaredError" if data.outputs == 1 else "CategoricalCrossentropy"
+    data, network = data_of(rows), network_of(rows)
+    loss = Part("MeanSquaredError" if data.outputs == 1 else "CategoricalCrossentropy")
     started = time.perf_counter()
     for candidate in candidates:
         for seed in range(seeds):
@@ -57,9 +62,9 @@ def by_fit(candidates, rows, seeds, epochs):
             model = network(fold.input_shape, data.outputs)
             if candidate.name == "baseline":
                 trained = model
-                trained.compile(keras.optimizers.Adam(0.002), getattr(keras.losses, loss)())
+                trained.compile(keras.optimizers.Adam(0.002), loss.build())
             else:
-                trained = build_trainer(candidate, model, Part(loss))
+                trained = build_trainer(candidate, model, loss)
             validation = (fold.x_validation, fold.y_validation)
             trained.fit(x, y, epochs=epochs, batch_size=32, validation_data=validation, verbose=0)
             trained.predict(fold.x_test, verbose=0)
@@ -67,14 +72,13 @@ def by_fit(candidates, rows, seeds, epochs):
 
 
 def by_study(candidates, rows, seeds, epochs):
-    from minimand.study import convnet, mlp
     from minimand.study._engines import divided, train
     from minimand.study._problem import Problem
     from minimand.study._settings import Settings
 
     data = data_of(rows)
     started = time.perf_counter()
-    problem = Problem(data, convnet if rows == "images" else mlp, Settings(epochs=epochs))
+    problem = Problem(data, network_of(rows), Settings(epochs=epochs))
     for _ in train(problem, divided(problem, candidates, range(seeds)), lambda candidate, epochs: None):
         pass
     return time.perf_counter() - started

@@ -42,7 +42,7 @@ class Fold:
     Attributes:
         x: inputs of all rows, prepared by the training rows: an array or a structure of arrays.
         y: for each output, the targets of all rows in float32.
-        weights: for each output, (n, ...) weights of all rows and positions, or None.
+        weights: for each output, (n, ...) weights of all rows and positions; or None for each.
         split: row numbers of the parts.
         scaling: for each output, center and scale of its quantities in the target's units.
         names: name of each output; empty for the only one.
@@ -74,12 +74,9 @@ class Fold:
         return self._by_output([values[rows] for values in self.y])
 
     def _weights(self, rows: np.ndarray) -> Any:
-        if all(values is None for values in self.weights):
-            return None
-        ones = np.ones(len(rows), "float32")
-        return self._by_output([ones if values is None else values for values in self.weights_of(rows)])
+        return None if self.weights[0] is None else self._by_output(self.weights_of(rows))
 
-    def _by_output(self, parts: Sequence[np.ndarray]) -> Any:
+    def _by_output(self, parts: Sequence[Any]) -> Any:
         return parts[0] if self.names == ("",) else dict(zip(self.names, parts, strict=True))
 
     @property
@@ -360,15 +357,21 @@ def finished(values: Any) -> np.ndarray:
 
 
 def weighted(targets: Sequence[Target], weights: np.ndarray | None) -> list[np.ndarray | None]:
-    """For each target, the weights of its rows and positions, 0 where the label is ignored; None if all are 1."""
-    every = []
+    """For each target, the weights of its rows and positions, 0 where the label is ignored.
+
+    All are None if all weights of all targets are 1.
+    """
+    every: list[np.ndarray | None] = []
     for target in targets:
         known = target.known()
         if weights is None or known is None:
             every.append(known if weights is None else np.asarray(weights, "float32"))
         else:
             every.append(known * np.asarray(weights, "float32").reshape(-1, *(1 for _ in known.shape[1:])))
-    return every
+    if all(values is None for values in every):
+        return every
+    ones = np.ones(len(targets[0].values), "float32")
+    return [ones if values is None else values for values in every]
 
 
 def _dense(values: Any) -> np.ndarray:

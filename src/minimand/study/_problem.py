@@ -116,10 +116,9 @@ class Problem:
 
     def packed(self, y: Sequence[Any], weights: Sequence[Any]) -> tuple[Any, ...]:
         """Targets and, if there are any, weights of the outputs in the network's structure."""
-        if all(values is None for values in weights):
+        if weights[0] is None:
             return (self.outputs.pack(y),)
-        ones = np.ones(len(y[0]), "float32")
-        return self.outputs.pack(y), self.outputs.pack([ones if values is None else values for values in weights])
+        return self.outputs.pack(y), self.outputs.pack(weights)
 
     def alike(self, seeds: Sequence[int]) -> list[tuple[int, ...]]:
         """The seeds, grouped by the form of their folds, which rare categories and group sizes may change."""

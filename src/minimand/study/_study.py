@@ -289,7 +289,7 @@ class Study:
                 "digest": self.storage.identity["data"],
                 "notes": self.notes,
                 "columns": data.columns,
-                "weighted": problem.fold(0).weights_train is not None,
+                "weighted": problem.fold(0).weights[0] is not None,
                 "splits": splits.described,
             },
             "settings": dataclasses.asdict(settings),

@@ -56,6 +56,7 @@ class Column:
         kind: `"number"`, `"category"`, `"date"`, `"text"` or `"list"` (of categories).
         values: Float64, String, Date or Datetime (without a zone), String, or List(String); null where missing.
         missing: number of missing values.
+        distinct: number of distinct values, without missing ones.
         treatment: what the network gets of the column.
         note: what a user must be told about the column; often empty.
         used: False for a column that is left out of the features.
@@ -65,6 +66,7 @@ class Column:
     kind: str
     values: pl.Series
     missing: int
+    distinct: int
     treatment: str
     note: str
     used: bool
@@ -198,9 +200,9 @@ def _column(series: pl.Series, semicolons: bool) -> Column:
     else:
         if kind == "category" and distinct > max(_CATEGORIES, present / 2):
             note = _joined(note, f"{distinct} of {present} values differ; remove the column if it is an identifier")
-        return Column(series.name, kind, values, missing, _treatment(kind, values), note, used=True)
+        return Column(series.name, kind, values, missing, distinct, _treatment(kind, values), note, used=True)
     note = _joined(note, f"{reason}, so the column is left out")
-    return Column(series.name, kind, values, missing, "left out", note, used=False)
+    return Column(series.name, kind, values, missing, distinct, "left out", note, used=False)
 
 
 def _treatment(kind: str, values: pl.Series) -> str:
@@ -484,7 +486,7 @@ def inspection(columns: Iterable[Column]) -> pl.DataFrame:
             "column": column.name,
             "kind": column.kind,
             "missing": column.missing,
-            "distinct": column.values.drop_nulls().n_unique(),
+            "distinct": column.distinct,
             "example": _shown(column.values),
             "treatment": column.treatment,
             "note": column.note,

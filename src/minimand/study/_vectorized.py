@@ -473,7 +473,7 @@ class _Runs:
 
     @property
     def timed(self) -> bool:
-        """Whether enough epochs ran when nothing was compiled."""
+        """True if enough epochs ran when nothing was compiled."""
         return len(self._seconds) >= min(_TIMED_BLOCKS, len(self._blocks))
 
     def results(self) -> Iterator[Run]:
